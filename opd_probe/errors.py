@@ -1,0 +1,53 @@
+"""The one root of every error that is the user's to mend.
+
+The command line prints an :class:`OpdProbeError` as a single line and exits with code 2. Anything else is a
+defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class OpdProbeError(Exception):
+    """Bad input. The message is one line: what, where, expected, got, and what to do."""
+
+
+class InputError(OpdProbeError, ValueError):
+    """A value, a file's content or an option that cannot be used."""
+
+
+class MissingError(OpdProbeError, FileNotFoundError):
+    """A path, a checkpoint or a teacher that is not there."""
+
+    def __str__(self) -> str:  # FileNotFoundError would print its arguments as an errno tuple
+        return str(self.args[0]) if self.args else ""
+
+
+class VocabularyError(InputError):
+    """Two tokenizers, or ids and an output layer, that do not fit each other."""
+
+
+class TraceError(InputError):
+    """A trace that cannot be read, or that does not hold what is asked of it."""
+
+
+class LogitError(InputError):
+    """A logit that is NaN or +inf. ``row`` is the 0-based row of the offending state in its batch."""
+
+    def __init__(self, message: str, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
+
+
+class OutOfMemoryError(OpdProbeError, MemoryError):
+    """The machine ran out of memory; the message names the option that lowers the need."""
+
+
+class OutputError(OpdProbeError, OSError):
+    """An output that cannot be written."""
+
+    def __str__(self) -> str:  # OSError would print its arguments as an errno tuple
+        return str(self.args[0]) if self.args else ""
+
+
+class OpdProbeWarning(UserWarning):
+    """Something the user should know, that does not stop the work."""

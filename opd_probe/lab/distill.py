@@ -1,0 +1,125 @@
+"""On-policy distillation: the student samples, the teacher scores the student's own states, the student learns."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import Qwen2ForCausalLM
+
+from opd_probe.lab.losses import LossRecipe, distillation_loss, support_mask
+from opd_probe.lab.models import save_model
+from opd_probe.lab.pretrain import Report, cosine, states_of
+from opd_probe.lab.sampling import Sample, sample_responses
+from opd_probe.lab.task import Problem, encode, grade, sample_problems, seeded
+
+__all__ = ["DistillRecipe", "StepLog", "distill", "draw", "write_checkpoint"]
+
+StepLog = Mapping[str, float]
+OnCheckpoint = Callable[[int, Qwen2ForCausalLM, list[StepLog]], None]
+"""Called as ``on_checkpoint(step, student, log_so_far)`` after the optimiser steps named in the recipe."""
+
+
+@dataclass(frozen=True, slots=True)
+class DistillRecipe:
+    """An on-policy distillation run.
+
+    Attributes:
+        label: names the run, and with the seed its prompts and draws.
+        checkpoints: the optimiser steps after which a checkpoint is made.
+        learning_rate: the peak; linear warm-up, then a cosine down to ``learning_rate_floor`` times the peak.
+        prompts_per_step, samples_per_prompt: the batch of one optimiser step.
+        max_new_tokens: the longest response that is sampled; a longer one is cut there.
+        temperature: of the sampling; losses are at temperature 1.
+        max_grad_norm: gradients are clipped to this norm.
+    """
+
+    label: str
+    loss: LossRecipe = field(default_factory=LossRecipe)
+    steps: int = 100
+    checkpoints: tuple[int, ...] = (5, 10, 20, 40, 70, 100)
+    learning_rate: float = 4e-4
+    learning_rate_floor: float = 0.05
+    warmup: int = 5
+    prompts_per_step: int = 64
+    samples_per_prompt: int = 1
+    max_new_tokens: int = 32
+    temperature: float = 1.0
+    max_grad_norm: float = 1.0
+
+
+def draw(
+    model: Qwen2ForCausalLM, problems: list[Problem], max_new_tokens: int, seed: int, temperature: float = 1.0
+) -> tuple[Sample, list[bool]]:
+    """One sampled response to each problem, and whether it ends in the right answer."""
+    prompts = torch.tensor([encode(problem.prompt) for problem in problems])
+    generator = torch.Generator().manual_seed(seed)
+    sample = sample_responses(model, prompts, max_new_tokens, generator, temperature)
+    correct = [grade(text, problem.answer) for text, problem in zip(sample.texts(), problems, strict=True)]
+    return sample, correct
+
+
+def distill(
+    student: Qwen2ForCausalLM,
+    teacher: Qwen2ForCausalLM,
+    recipe: DistillRecipe,
+    seed: int,
+    on_checkpoint: OnCheckpoint | None = None,
+    report: Report | None = None,
+) -> tuple[Qwen2ForCausalLM, list[StepLog]]:
+    """Distil ``teacher`` into a copy of ``student``; returns the copy and one log row per optimiser step."""
+    student, teacher = copy.deepcopy(student), teacher.eval()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    log: list[StepLog] = []
+    for step in range(1, recipe.steps + 1):
+        rate = recipe.learning_rate * cosine(step - 1, recipe.steps, recipe.warmup, recipe.learning_rate_floor)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        # The data depend on seed and step alone: two teachers, or two losses, see the same prompts.
+        rng = seeded(seed, "prompts", step)
+        problems = sample_problems(rng, recipe.prompts_per_step)
+        problems = [problem for problem in problems for _ in range(recipe.samples_per_prompt)]
+        sample, correct = draw(
+            student, problems, recipe.max_new_tokens, int(rng.integers(2**62)), recipe.temperature
+        )
+        row = _update(student, teacher, optimizer, sample, recipe)
+        log.append({"step": step, "learning_rate": rate, **row, "reward": sum(correct) / len(correct)})
+        if report is not None:
+            report(step, recipe.steps, f"loss {row['loss']:.3f}  accuracy {log[-1]['reward']:.2f}")
+        if on_checkpoint is not None and step in recipe.checkpoints:
+            on_checkpoint(step, student, log)
+    return student.eval(), log
+
+
+def _update(
+    student: Qwen2ForCausalLM,
+    teacher: Qwen2ForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    sample: Sample,
+    recipe: DistillRecipe,
+) -> dict[str, float]:
+    """One optimiser step on the sampled states; its loss, gradient norm before clipping, and overlap ratio."""
+    with torch.no_grad():
+        teacher_logits = states_of(teacher, sample.input_ids, sample.first_state)
+    student_logits = states_of(student, sample.input_ids, sample.first_state)
+    loss = distillation_loss(student_logits, teacher_logits, sample.response_ids, sample.mask, recipe.loss)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.max_grad_norm)
+    optimizer.step()
+    overlap = support_mask(student_logits.detach(), teacher_logits, LossRecipe("overlap", recipe.loss.k))
+    ratio = overlap.sum(dim=-1)[sample.mask].double().mean() / recipe.loss.k
+    return {"loss": loss.item(), "grad_norm": float(norm), "overlap_ratio": float(ratio)}
+
+
+def write_checkpoint(run: Path, step: int, student: Qwen2ForCausalLM, log: list[StepLog]) -> Path:
+    """Write ``run/checkpoint-<step>`` as trainers do: model, tokenizer and ``trainer_state.json``."""
+    directory = run / f"checkpoint-{step}"
+    save_model(student, directory)
+    state = {"global_step": step, "log_history": [dict(row) for row in log]}
+    (directory / "trainer_state.json").write_text(json.dumps(state, indent=1) + "\n")
+    return directory

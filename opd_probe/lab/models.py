@@ -1,0 +1,81 @@
+"""The lab's models and tokenizer: Qwen2-shaped, small, saved as ordinary Hugging Face directories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from opd_probe.lab.task import VOCABULARY
+
+__all__ = ["EOS_ID", "PAD_ID", "ModelRecipe", "build_model", "build_tokenizer", "load_model", "save_model"]
+
+PAD_ID = VOCABULARY.index("<pad>")
+EOS_ID = VOCABULARY.index("<eos>")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecipe:
+    """The shape of a Qwen2 model: width, depth, attention heads, width of the feed-forward layer."""
+
+    hidden_size: int = 96
+    layers: int = 3
+    heads: int = 3
+    intermediate_size: int = 288
+    max_positions: int = 128
+
+
+def build_model(recipe: ModelRecipe, seed: int) -> Qwen2ForCausalLM:
+    """A randomly initialised model in float32; the seed decides the weights."""
+    config = Qwen2Config(
+        vocab_size=len(VOCABULARY),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=recipe.max_positions,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=EOS_ID,
+        pad_token_id=PAD_ID,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(config)
+    return model.float()
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per space-separated word; encoding adds nothing, decoding joins with single spaces."""
+    tokenizer = Tokenizer(WordLevel({token: index for index, token in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def save_model(model: Qwen2ForCausalLM, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write weights (as ``dtype``), configuration, generation configuration and tokenizer to ``directory``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    copy = Qwen2ForCausalLM(model.config)
+    copy.load_state_dict(model.state_dict())
+    copy.generation_config = GenerationConfig(do_sample=True, eos_token_id=EOS_ID, pad_token_id=PAD_ID)
+    copy.to(dtype=dtype).save_pretrained(directory)
+    build_tokenizer().save_pretrained(directory)
+
+
+def load_model(directory: Path) -> Qwen2ForCausalLM:
+    """The model of a directory in float32, in evaluation mode."""
+    model: Any = Qwen2ForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+    return model.eval()  # type: ignore[no-any-return]

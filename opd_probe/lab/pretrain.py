@@ -1,0 +1,81 @@
+"""Supervised training of the lab's base models and teachers on corpora of worked responses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import Qwen2ForCausalLM
+
+from opd_probe.lab.models import EOS_ID, PAD_ID
+from opd_probe.lab.task import Component, Corpus, encode, seeded
+
+__all__ = ["PretrainRecipe", "Report", "cosine", "pretrain", "states_of"]
+
+Report = Callable[[int, int, str], None]
+"""Called as ``report(step, steps, text)`` while something trains."""
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainRecipe:
+    """Supervised training: what corpus, how long, how fast.
+
+    Attributes:
+        label: names the training, and with the seed its data.
+        corpus: the mixture that responses are drawn from.
+        learning_rate: the peak; linear warm-up over ``warmup`` steps, then a cosine to zero.
+    """
+
+    label: str
+    corpus: tuple[Component, ...]
+    steps: int
+    learning_rate: float = 4e-3
+    batch_size: int = 64
+    warmup: int = 20
+
+
+def cosine(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
+    """The factor on the peak learning rate at 0-based ``step``: linear warm-up, then a cosine down to ``floor``."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def states_of(model: Qwen2ForCausalLM, input_ids: torch.Tensor, first_state: int) -> torch.Tensor:
+    """Logits [N, T, V] of the states that predict the tokens after index ``first_state`` of ``input_ids``."""
+    hidden = model.model(input_ids=input_ids[:, :-1], use_cache=False).last_hidden_state
+    logits: torch.Tensor = model.lm_head(hidden[:, first_state:])
+    return logits.float()
+
+
+def pretrain(model: Qwen2ForCausalLM, recipe: PretrainRecipe, seed: int, report: Report | None = None) -> None:
+    """Train ``model`` in place on response tokens (EOS included), token-mean cross-entropy, AdamW."""
+    corpus = Corpus(recipe.corpus, seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    model.train()
+    for step in range(recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * cosine(step, recipe.steps, recipe.warmup)
+        prompts, targets = _batch(corpus, seeded(seed, "pretrain", recipe.label, step), recipe.batch_size)
+        logits = states_of(model, torch.cat([prompts, targets], dim=1), prompts.shape[1] - 1)
+        loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD_ID)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if report is not None:
+            report(step + 1, recipe.steps, f"loss {loss.item():.3f}")
+    model.eval()
+
+
+def _batch(corpus: Corpus, rng: np.random.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompt ids [N, P] and response ids [N, T] with EOS."""
+    pairs = corpus.batch(rng, size)
+    prompts = torch.tensor([encode(prompt) for prompt, _ in pairs])
+    targets = torch.tensor([[*encode(response), EOS_ID] for _, response in pairs])
+    return prompts, targets

@@ -1,0 +1,274 @@
+"""The lab's task: multi-step ± arithmetic modulo 30, told and solved in words.
+
+A problem is ``mia has 7 apples . mia finds 5 . mia loses 3 . … total ?``; a response works through it and ends with
+``answer 9 <eos>``. Two *thinking patterns* reach the same answers: A works in the order of the story and names the
+operation before the operand, B works from the last sentence back to the first and names the operand first.
+
+Wording is random on purpose: each slot of a response draws its word from a :class:`Dialect`, so that next-token
+distributions have true entropy and a top-16 set has something to hold. Arithmetic is exact unless a corpus carries
+wrong *facts* (:class:`FactTable`), which is how a student comes to know less than its teacher.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opd_probe.lab import words
+
+__all__ = [
+    "MODULUS",
+    "PATTERNS",
+    "RESPONSE_LENGTH",
+    "SPECIAL_TOKENS",
+    "VOCABULARY",
+    "Component",
+    "Corpus",
+    "Dialect",
+    "DialectRecipe",
+    "FactTable",
+    "Pattern",
+    "Problem",
+    "encode",
+    "grade",
+    "sample_problems",
+    "seeded",
+]
+
+MODULUS: Final = 30
+MAX_OPERAND: Final = 9
+STEPS: Final = 4
+
+SPECIAL_TOKENS: Final = ("<pad>", "<eos>", "<unk>")
+_FIXED: Final = (".", "?", "has", "total", "answer")
+VOCABULARY: Final[tuple[str, ...]] = (
+    *SPECIAL_TOKENS,
+    *_FIXED,
+    *(str(number) for number in range(MODULUS)),
+    *words.NAMES,
+    *words.OBJECTS,
+    *words.GAIN_VERBS,
+    *words.LOSS_VERBS,
+    *(word for slot in words.SLOTS for word in words.SLOT_WORDS[slot]),
+)
+"""Every token of the language; a token's id is its index."""
+
+_TOKEN_ID: Final = {token: index for index, token in enumerate(VOCABULARY)}
+RESPONSE_LENGTH: Final = 5 * STEPS + 4
+"""Tokens of a well-formed response, EOS included."""
+
+
+def seeded(seed: int, *labels: str | int) -> np.random.Generator:
+    """A random generator for one purpose: the same seed and labels give the same draws, whatever ran before."""
+    return np.random.default_rng([seed, *(zlib.crc32(str(label).encode()) for label in labels)])
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A thinking pattern: the order of the steps and the order of the words within one.
+
+    Attributes:
+        backwards: whether the last sentence of the story is worked first.
+        template: the five places of a step, drawn from ``connector``, ``operation``, ``operand``, ``equals``,
+            ``result``.
+        vocabulary: the range of word indices, within each slot's list, that the pattern uses.
+    """
+
+    name: str
+    backwards: bool
+    template: tuple[str, ...]
+    vocabulary: tuple[int, int]
+
+
+PATTERNS: Final = {
+    "A": Pattern("A", False, ("connector", "operation", "operand", "equals", "result"), (0, 24)),
+    "B": Pattern("B", True, ("connector", "operand", "operation", "equals", "result"), (12, 36)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """``name`` starts with ``start`` of ``obj``; ``changes`` are signed amounts, told with ``verbs``."""
+
+    name: str
+    obj: str
+    start: int
+    changes: tuple[int, ...]
+    verbs: tuple[str, ...]
+
+    @property
+    def answer(self) -> int:
+        """The exact result, in 0 … 29."""
+        return (self.start + sum(self.changes)) % MODULUS
+
+    @property
+    def prompt(self) -> str:
+        """The problem in words; its tokens are separated by single spaces."""
+        parts = [f"{self.name} has {self.start} {self.obj} ."]
+        parts += [
+            f"{self.name} {verb} {abs(change)} ." for verb, change in zip(self.verbs, self.changes, strict=True)
+        ]
+        return " ".join([*parts, "total ?"])
+
+
+def sample_problems(rng: np.random.Generator, count: int) -> list[Problem]:
+    """``count`` problems drawn independently; all prompts have the same length in tokens."""
+    return [_sample_problem(rng) for _ in range(count)]
+
+
+def _sample_problem(rng: np.random.Generator) -> Problem:
+    amounts = rng.integers(1, MAX_OPERAND + 1, size=STEPS + 1).tolist()
+    gains = rng.integers(0, 2, size=STEPS).tolist()
+    picks = rng.random(STEPS + 2)
+    verbs = tuple(
+        (words.GAIN_VERBS if gain else words.LOSS_VERBS)[int(pick * len(words.GAIN_VERBS))]
+        for gain, pick in zip(gains, picks[2:].tolist(), strict=True)
+    )
+    return Problem(
+        name=words.NAMES[int(picks[0] * len(words.NAMES))],
+        obj=words.OBJECTS[int(picks[1] * len(words.OBJECTS))],
+        start=amounts[0],
+        changes=tuple(a if gain else -a for a, gain in zip(amounts[1:], gains, strict=True)),
+        verbs=verbs,
+    )
+
+
+def encode(text: str) -> list[int]:
+    """Token ids of space-separated text; a word outside the vocabulary is a KeyError."""
+    return [_TOKEN_ID[token] for token in text.split()]
+
+
+def grade(response_text: str, answer: int | str) -> bool:
+    """Whether the token after the last ``answer`` of a response is the expected number.
+
+    For a well-formed response this is its last number, so a generic grader agrees.
+    """
+    _, found, tail = response_text.rpartition("answer")
+    fields = tail.split()
+    return bool(found) and bool(fields) and fields[0] == str(answer)
+
+
+class FactTable:
+    """The arithmetic that a corpus believes: ``value ± operand``, some facts wrong part of the time.
+
+    A wrong fact has one fixed wrong result, off by 1 to 3, told with probability ``slip``; else the right one. Which
+    facts are wrong depends on the seed alone, and a smaller ``share`` is wrong on a subset of them.
+    """
+
+    def __init__(self, seed: int, share: float, slip: float = 2 / 3) -> None:
+        rng = seeded(seed, "facts")
+        shape = (2, MODULUS, MAX_OPERAND + 1)
+        sizes = rng.integers(1, 4, size=shape) * rng.choice([-1, 1], size=shape)
+        self.offsets: NDArray[np.int64] = np.where(rng.random(shape) < share, sizes, 0)
+        self.slip = slip
+
+    def result(self, value: int, change: int, rng: np.random.Generator) -> int:
+        """What the corpus writes for ``value + change`` modulo 30."""
+        offset = int(self.offsets[int(change < 0), value, abs(change)])
+        if offset and rng.random() < self.slip:
+            return (value + change + offset) % MODULUS
+        return (value + change) % MODULUS
+
+
+@dataclass(frozen=True, slots=True)
+class DialectRecipe:
+    """How a corpus words things.
+
+    Attributes:
+        label: names the draw of preferences; equal labels (and seeds) word things equally.
+        zipf: log-weight of a word is −zipf · ln(rank): small is flat, large is sharp.
+        noise: standard deviation, in nats, of what is added to each word's log-weight: how far the dialect is from
+            the language's common order of words.
+        cues: number of groups of protagonists; each group has preferences of its own (1: all alike).
+    """
+
+    label: str
+    zipf: float = 1.6
+    noise: float = 0.5
+    cues: int = 1
+
+
+class Dialect:
+    """Probabilities of the words of each slot, per group of protagonists."""
+
+    def __init__(self, recipe: DialectRecipe, pattern: Pattern, seed: int) -> None:
+        low, high = pattern.vocabulary
+        groups = seeded(seed, "groups", recipe.label).permutation(len(words.NAMES)) % recipe.cues
+        self._group = dict(zip(words.NAMES, groups.tolist(), strict=True))
+        self._cumulative: dict[str, NDArray[np.float64]] = {}
+        self._words: dict[str, tuple[str, ...]] = {}
+        for slot in words.SLOTS:
+            # The language's order of words is common to all dialects of a seed; a dialect perturbs it.
+            ranks = seeded(seed, "order", slot).permutation(len(words.SLOT_WORDS[slot]))[low:high].argsort().argsort()
+            draw = seeded(seed, "dialect", recipe.label, pattern.name, slot)
+            logits = -recipe.zipf * np.log(1.0 + ranks) + recipe.noise * draw.normal(size=(recipe.cues, high - low))
+            weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+            self._cumulative[slot] = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
+            self._words[slot] = words.SLOT_WORDS[slot][low:high]
+
+    def word(self, slot: str, name: str, uniform: float) -> str:
+        """The word at quantile ``uniform`` in [0, 1) of a slot, for a problem about ``name``."""
+        row = self._cumulative[slot][self._group[name]]
+        return self._words[slot][min(int(np.searchsorted(row, uniform, side="right")), len(row) - 1)]
+
+    def probabilities(self, slot: str, name: str) -> Mapping[str, float]:
+        """Word → probability of a slot, for a problem about ``name``."""
+        steps = np.diff(self._cumulative[slot][self._group[name]], prepend=0.0)
+        return dict(zip(self._words[slot], steps.tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One part of a corpus: a pattern, its share, its wording, and how many of its facts are wrong (0 … 1)."""
+
+    pattern: str
+    weight: float
+    dialect: DialectRecipe
+    wrong_facts: float = 0.0
+
+
+class Corpus:
+    """Problems with worked responses, drawn from a mixture of components."""
+
+    def __init__(self, components: Sequence[Component], seed: int) -> None:
+        weights = np.array([component.weight for component in components])
+        self._cumulative = np.cumsum(weights / weights.sum())
+        self._parts = [
+            (
+                PATTERNS[component.pattern],
+                Dialect(component.dialect, PATTERNS[component.pattern], seed),
+                FactTable(seed, component.wrong_facts),
+            )
+            for component in components
+        ]
+
+    def respond(self, problem: Problem, rng: np.random.Generator) -> str:
+        """A worked response in words, without EOS."""
+        index = min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(self._parts) - 1)
+        pattern, dialect, facts = self._parts[index]
+        value, *changes = (problem.start, *problem.changes)
+        if pattern.backwards:
+            value, *changes = (*reversed(problem.changes), problem.start)
+            value %= MODULUS
+        uniforms = rng.random(3 * len(changes) + 1).tolist()
+        tokens: list[str] = []
+        for step, change in enumerate(changes):
+            value = facts.result(value, change, rng)
+            fields = {
+                "connector": dialect.word("connector", problem.name, uniforms[3 * step]),
+                "operation": dialect.word("minus" if change < 0 else "plus", problem.name, uniforms[3 * step + 1]),
+                "operand": str(abs(change)),
+                "equals": dialect.word("equals", problem.name, uniforms[3 * step + 2]),
+                "result": str(value),
+            }
+            tokens += [fields[place] for place in pattern.template]
+        return " ".join([*tokens, dialect.word("lead", problem.name, uniforms[-1]), "answer", str(value)])
+
+    def batch(self, rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
+        """``count`` pairs of prompt and response text."""
+        return [(problem.prompt, self.respond(problem, rng)) for problem in sample_problems(rng, count)]

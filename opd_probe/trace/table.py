@@ -1,0 +1,204 @@
+"""The trace in memory or on disk, behind one interface."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from opd_probe.errors import MissingError, TraceError
+from opd_probe.trace.schema import FORMAT_VERSION, ROLLOUT_COLUMNS, ROLLOUT_ID, STATE_COLUMN, Column
+
+Array = NDArray[Any]
+
+VERSION_KEY = b"opd_probe.format_version"
+PROVENANCE_KEY = b"opd_probe.provenance"
+ROLLOUTS_KEY = b"opd_probe.rollouts"
+
+
+class Trace:
+    """The states of one (student, teacher, rollouts) triple.
+
+    Rows are grouped by rollout, rollouts in the order in which they were given, positions ascending. The
+    columns are those of :data:`opd_probe.trace.schema.STATE_COLUMNS`.
+
+    Attributes:
+        provenance: both models' identity, tokenizer hash, temperature, dtype, attention implementation, K,
+            software versions and format version; JSON types only.
+        rollouts: the rollout table (:data:`opd_probe.trace.schema.ROLLOUT_COLUMNS`), skipped rollouts included.
+    """
+
+    def __init__(
+        self,
+        rollouts: pa.Table,
+        provenance: Mapping[str, Any],
+        *,
+        arrays: Mapping[str, Array] | None = None,
+        path: Path | None = None,
+    ) -> None:
+        if (arrays is None) == (path is None):
+            raise TypeError("a trace lives either in arrays or in a file")
+        self.rollouts = rollouts
+        self.provenance = dict(provenance)
+        self._arrays = dict(arrays) if arrays is not None else None
+        self._path = path
+        counts = np.asarray(rollouts.column("n_states").to_numpy(zero_copy_only=False), dtype=np.int64)
+        self._offsets = np.concatenate([[0], np.cumsum(counts)])
+
+    def __len__(self) -> int:
+        return self.n_states
+
+    def __repr__(self) -> str:
+        where = f" at {self._path}" if self._path else ""
+        return f"<Trace of {self.n_states} states, {self.rollouts.num_rows} rollouts, K = {self.K}{where}>"
+
+    @property
+    def n_states(self) -> int:
+        """The number of rows."""
+        return int(self._offsets[-1])
+
+    @property
+    def K(self) -> int:  # noqa: N802 - the field's name for the depth of the stored lists
+        """The depth of the stored top lists."""
+        return int(self.provenance["K"])
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of ids that both models share; every distribution is normalised over them."""
+        return int(self.provenance["vocabulary"]["size"])
+
+    @property
+    def path(self) -> Path | None:
+        """The file that the trace is read from, or None for a trace in memory."""
+        return self._path
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The numeric state columns that this trace has."""
+        if self._arrays is not None:
+            return tuple(self._arrays)
+        names = pq.read_schema(self._path).names
+        return tuple(name for name in names if name != ROLLOUT_ID.name)
+
+    @property
+    def rollout_offsets(self) -> Array:
+        """int64 [n_rollouts + 1]: rollout i owns the rows ``offsets[i]:offsets[i + 1]``."""
+        return self._offsets
+
+    def rollout_index(self, start: int = 0, stop: int | None = None) -> Array:
+        """int64 [stop - start]: for each row, the row of the rollout table that it belongs to."""
+        stop = self.n_states if stop is None else stop
+        return np.searchsorted(self._offsets, np.arange(start, stop), side="right") - 1
+
+    def column(self, name: str) -> Array:
+        """A whole column: [n_states], or [n_states, K] for a top list.
+
+        Raises:
+            TraceError: the trace has no such column.
+        """
+        parts = [block[name] for block in self.blocks([name])]
+        return np.concatenate(parts) if parts else self._empty(name)
+
+    def blocks(self, columns: Sequence[str], size: int = 65_536) -> Iterator[dict[str, Array]]:
+        """Yield consecutive rows as dictionaries of arrays, at most ``size`` rows each, in file order.
+
+        Every block also has ``rollout``, the row's index into the rollout table. Memory is bounded by the block.
+
+        Raises:
+            TraceError: the trace has no such column.
+        """
+        missing = [name for name in columns if name not in self.columns]
+        if missing:
+            raise TraceError(
+                f"trace {self._path or 'in memory'}: no column {missing[0]!r}; it has {', '.join(self.columns)}"
+            )
+        start = 0
+        for block in self._raw_blocks(list(columns), size):
+            length = len(next(iter(block.values()))) if block else 0
+            block["rollout"] = self.rollout_index(start, start + length)
+            start += length
+            yield block
+
+    def _raw_blocks(self, columns: list[str], size: int) -> Iterator[dict[str, Array]]:
+        if self._arrays is not None:
+            for start in range(0, self.n_states, size):
+                yield {name: self._arrays[name][start : start + size] for name in columns}
+            return
+        with pq.ParquetFile(self._path) as file:
+            for batch in file.iter_batches(batch_size=size, columns=columns):
+                yield {name: _to_numpy(batch.column(name), STATE_COLUMN[name], self.K) for name in columns}
+
+    def _empty(self, name: str) -> Array:
+        column = STATE_COLUMN[name]
+        return np.empty((0, self.K) if column.shape == "top" else (0,), dtype=column.dtype)
+
+    def save(self, path: str | Path) -> Trace:
+        """Write the trace to a Parquet file, atomically, and return the trace that reads it."""
+        from opd_probe.trace.writer import write_trace
+
+        blocks = self.blocks(self.columns)
+        return write_trace(Path(path), blocks, self.columns, self.rollouts, self.provenance)
+
+
+def _to_numpy(values: pa.Array, column: Column, depth: int) -> Array:
+    if column.shape == "top":
+        return np.asarray(values.flatten().to_numpy(zero_copy_only=False)).reshape(-1, depth)
+    return np.asarray(values.to_numpy(zero_copy_only=False))
+
+
+def rollout_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The rollout table from one mapping per rollout; absent keys are null."""
+    kinds = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64()}
+    return pa.table(
+        {
+            column.name: pa.array([row.get(column.name) for row in rows], type=kinds[column.dtype])
+            for column in ROLLOUT_COLUMNS
+        }
+    )
+
+
+def encode_rollouts(table: pa.Table) -> bytes:
+    """The rollout table as text for the Parquet footer: a compressed Arrow stream in base64."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    return base64.b64encode(sink.getvalue().to_pybytes())
+
+
+def decode_rollouts(data: bytes) -> pa.Table:
+    """The inverse of :func:`encode_rollouts`."""
+    return pa.ipc.open_stream(base64.b64decode(data)).read_all()
+
+
+def read_trace(path: str | Path) -> Trace:
+    """Open a trace file. Columns are read when asked for.
+
+    Raises:
+        MissingError: there is no such file.
+        TraceError: the file is not a whole trace, or has a format version that this release does not know.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingError(f"trace {path}: no such file; give the path of a trace that opd-probe wrote")
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowInvalid, OSError) as error:
+        detail = str(error).splitlines()[0]
+        raise TraceError(f"trace {path}: not a whole Parquet file ({detail}); run the replay again") from None
+    if VERSION_KEY not in metadata:
+        raise TraceError(f"trace {path}: a Parquet file, but not one of opd-probe's traces")
+    version = metadata[VERSION_KEY].decode(errors="replace")
+    if version != str(FORMAT_VERSION):
+        raise TraceError(
+            f"trace {path}: format version {version}, this release reads version {FORMAT_VERSION}; "
+            "replay again, or use the release that wrote it"
+        )
+    provenance = json.loads(metadata[PROVENANCE_KEY])
+    return Trace(decode_rollouts(metadata[ROLLOUTS_KEY]), provenance, path=path)

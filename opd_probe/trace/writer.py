@@ -1,0 +1,204 @@
+"""Writing traces: a spool that takes rollouts in any order, and an atomic Parquet file at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from opd_probe.errors import OutputError
+from opd_probe.trace.schema import FORMAT_VERSION, ROLLOUT_ID, STATE_COLUMN, Column
+from opd_probe.trace.table import (
+    PROVENANCE_KEY,
+    ROLLOUTS_KEY,
+    VERSION_KEY,
+    Array,
+    Trace,
+    encode_rollouts,
+    read_trace,
+)
+
+ROW_GROUP = 65_536
+_ARROW_TYPES: dict[str, pa.DataType] = {"int32": pa.int32(), "float32": pa.float32()}
+
+
+class TraceSpool:
+    """Collects the states of rollouts in any order, in memory or on disk, and yields them in rollout order.
+
+    The engine works through rollouts longest first; a trace lists them as they were given. Each rollout's
+    rows have their place from the start, so a block is written once, and on disk an interrupted replay goes on
+    where it stopped: ``done`` says which rollouts are whole.
+
+    Args:
+        counts: int [n_rollouts], the number of states of each rollout.
+        columns: the state columns to hold.
+        depth: K.
+        directory: where to keep memory-mapped columns; None keeps them in memory.
+        key: identifies the work (inputs and settings). A spool on disk with another key is started afresh.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[int] | Array,
+        columns: Sequence[Column],
+        depth: int,
+        directory: Path | None = None,
+        key: str = "",
+    ) -> None:
+        self.offsets = np.concatenate([[0], np.cumsum(np.asarray(counts, dtype=np.int64))])
+        self.columns = tuple(columns)
+        self.directory = directory
+        n_rollouts = len(self.offsets) - 1
+        total = int(self.offsets[-1])
+        resumed = directory is not None and _spool_key(directory) == key
+        if directory is not None and not resumed:
+            _start_directory(directory)
+        mode = "r+" if resumed else "w+"
+        self.arrays: dict[str, Array] = {}
+        for column in self.columns:
+            shape = (total, depth) if column.shape == "top" else (total,)
+            self.arrays[column.name] = self._allocate(column.name, shape, column.dtype, mode)
+        self.done = self._allocate("done", (n_rollouts,), "bool", mode)
+        self.done[np.diff(self.offsets) == 0] = True
+        if directory is not None and not resumed:
+            (directory / "key").write_text(key)  # last: a spool without it was never whole
+
+    def _allocate(self, name: str, shape: tuple[int, ...], dtype: str, mode: str) -> Array:
+        if self.directory is None or 0 in shape:
+            return np.zeros(shape, dtype=dtype)
+        path = self.directory / f"{name}.npy"
+        if mode == "r+":
+            return np.lib.format.open_memmap(path, mode="r+")
+        return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+
+    def put(self, rollout: int, values: Mapping[str, Array]) -> None:
+        """Store the rows of one whole rollout."""
+        rows = slice(int(self.offsets[rollout]), int(self.offsets[rollout + 1]))
+        for column in self.columns:
+            self.arrays[column.name][rows] = values[column.name]
+        self.done[rollout] = True
+
+    def finish(self, rollouts: pa.Table, provenance: Mapping[str, Any], path: Path | None) -> Trace:
+        """The finished trace: written to ``path``, or in memory when ``path`` is None. The spool is spent."""
+        if not bool(self.done.all()):
+            raise RuntimeError(f"{int((~self.done).sum())} rollouts were never replayed")
+        names = [column.name for column in self.columns]
+        if path is None:
+            return Trace(rollouts, provenance, arrays=self.arrays)
+        source = Trace(rollouts, provenance, arrays=self.arrays)
+        trace = write_trace(path, source.blocks(names), names, rollouts, provenance)
+        self.discard()
+        return trace
+
+    def discard(self) -> None:
+        """Remove what the spool keeps on disk."""
+        if self.directory is not None:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _spool_key(directory: Path) -> str | None:
+    key = directory / "key"
+    return key.read_text() if key.is_file() else None
+
+
+def _start_directory(directory: Path) -> None:
+    try:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+    except OSError as error:
+        raise OutputError(
+            f"output {directory}: cannot be written ({error.strerror}); choose another place with --out"
+        ) from None
+
+
+def write_trace(
+    path: Path,
+    blocks: Iterable[Mapping[str, Array]],
+    columns: Sequence[str],
+    rollouts: pa.Table,
+    provenance: Mapping[str, Any],
+) -> Trace:
+    """Stream blocks of rows into a Parquet file that appears whole or not at all.
+
+    Each block needs ``rollout`` (indices into the rollout table) beside ``columns``.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    schema = _parquet_schema(columns, rollouts, provenance)
+    ids = rollouts.column("rollout_id").combine_chunks()
+    floats = [name for name in columns if STATE_COLUMN[name].dtype == "float32"]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(
+            temporary,
+            schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=[ROLLOUT_ID.name],
+            column_encoding=_encodings(columns, floats),
+            write_statistics=True,
+        ) as writer:
+            for block in blocks:
+                writer.write_batch(_record_batch(block, columns, ids, schema), row_group_size=ROW_GROUP)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(
+            f"trace {path}: cannot be written ({error.strerror or error}); free space or choose another --out"
+        ) from None
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return read_trace(path)
+
+
+def _encodings(columns: Sequence[str], floats: Sequence[str]) -> dict[str, str]:
+    """Bytes of equal significance side by side compress better; ids are written plain."""
+    leaf = {name: f"{name}.list.element" if STATE_COLUMN[name].shape == "top" else name for name in columns}
+    return {leaf[name]: "BYTE_STREAM_SPLIT" for name in columns}
+
+
+def _parquet_schema(columns: Sequence[str], rollouts: pa.Table, provenance: Mapping[str, Any]) -> pa.Schema:
+    depth = int(provenance["K"])
+    fields = [pa.field(ROLLOUT_ID.name, pa.dictionary(pa.int32(), pa.string()))]
+    for name in columns:
+        column = STATE_COLUMN[name]
+        kind = _ARROW_TYPES[column.dtype]
+        # Not nullable: a missing value is NaN, and Parquet then stores no definition levels.
+        item = pa.field("element", kind, nullable=False)
+        fields.append(pa.field(name, pa.list_(item, depth) if column.shape == "top" else kind, nullable=False))
+    metadata = {
+        VERSION_KEY: str(FORMAT_VERSION).encode(),
+        PROVENANCE_KEY: json.dumps(provenance, sort_keys=True).encode(),
+        ROLLOUTS_KEY: encode_rollouts(rollouts),
+    }
+    return pa.schema(fields, metadata=metadata)
+
+
+def _record_batch(
+    block: Mapping[str, Array], columns: Sequence[str], ids: pa.Array, schema: pa.Schema
+) -> pa.RecordBatch:
+    used, codes = np.unique(block["rollout"], return_inverse=True)
+    arrays: list[pa.Array] = [
+        pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), ids.take(pa.array(used)))
+    ]
+    for name in columns:
+        field = schema.field(name)
+        values = np.ascontiguousarray(block[name])
+        if STATE_COLUMN[name].shape == "top":
+            flat = pa.array(values.reshape(-1), type=field.type.value_type)
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
+        else:
+            arrays.append(pa.array(values, type=field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)

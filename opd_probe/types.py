@@ -1,0 +1,79 @@
+"""The nouns of the toolkit, as frozen dataclasses. Imports the standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+TokenSource = Literal["sampled_ids", "retokenized"]
+"""Whether a rollout's ids are what was sampled, or were made from text afterwards."""
+
+StateOrigin = Literal["own", "fixed", "unknown"]
+"""Whose states a row describes: the checkpoint's ``own`` samples (on-policy), one ``fixed`` set shared by all
+checkpoints, or ``unknown``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A reference to a model on disk or on the hub. Cheap to make; loading is a separate act.
+
+    Attributes:
+        path: a local directory, or a hub id.
+        run: the name of the run it belongs to.
+        step: the optimiser step, or None when unknown.
+        format: the name of the checkpoint format that recognised it (``"huggingface"``, ``"peft"``, ``"hub"``).
+        revision: the hub revision, for a hub id.
+        base: for an adapter, the model that it changes (a path or a hub id).
+    """
+
+    path: str
+    run: str = ""
+    step: int | None = None
+    format: str = "huggingface"
+    revision: str | None = None
+    base: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A problem for the student: token ids once they are known, else text or chat messages."""
+
+    id: str
+    text: str | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
+    ids: Sequence[int] | None = None
+    answer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One response to one prompt. Token ids are the truth.
+
+    Attributes:
+        id: unique within its file.
+        prompt_ids, response_ids: token ids.
+        prompt_id: groups the rollouts of one prompt (the unit of the bootstrap); None: derived from ``prompt_ids``.
+        response_mask: one 0/1 per response id; 1 where the student generated the token. None: all ones.
+        step: the training step that it was sampled at.
+        answer: the reference answer of the problem, as text.
+        score: correctness or reward, as the grader gave it.
+        logprobs: the sampler's own log-probability of each response token, in nats; NaN where unknown.
+        finish_reason: ``"stop"`` (EOS was sampled), ``"length"``, or None when unknown.
+        token_source: whether the ids are what was sampled.
+    """
+
+    id: str
+    prompt_ids: Sequence[int]
+    response_ids: Sequence[int]
+    prompt_id: str | None = None
+    response_mask: Sequence[int] | None = None
+    step: int | None = None
+    prompt: str | None = None
+    response: str | None = None
+    answer: str | None = None
+    score: float | None = None
+    logprobs: Sequence[float] | None = None
+    finish_reason: str | None = None
+    token_source: TokenSource = "sampled_ids"
+    extra: Mapping[str, Any] = field(default_factory=dict)
