@@ -1,0 +1,42 @@
+"""``opd-probe align``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from opd_probe.cli.options import takes_request
+from opd_probe.cli.session import finish, progress, quieten_libraries
+from opd_probe.run.request import Request
+
+
+class Axis(StrEnum):
+    """What the curves run over."""
+
+    step = "step"
+    position = "position"
+
+
+@takes_request
+def align(
+    request: Request,
+    x: Annotated[Axis, typer.Option("--x", help="Training step, or position in the response.")] = Axis.step,
+    bins: Annotated[int, typer.Option("--bins", min=1, help="Bins of --x position.")] = 20,
+) -> None:
+    """Alignment curves: overlap ratio and advantage, entropies and their gap, overlap masses, divergences.
+
+    Writes DIR/align.csv, DIR/align.pdf and .png. Traces that exist are re-used.
+
+    Example: opd-probe align --traces opd-probe-out --x position
+    """
+    quieten_libraries()
+    from opd_probe.run.commands import align as run
+
+    finish(run(request, progress, x=x.value, bins=bins))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("align")(align)

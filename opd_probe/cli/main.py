@@ -1,0 +1,118 @@
+"""``opd-probe``: the application, and how errors, warnings and interrupts reach the user.
+
+Only light modules are imported here, so that ``--help`` is immediate; each command imports what it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+
+from opd_probe.cli import align, mass, overlap, rollout, show
+from opd_probe.cli.arguments import spread
+from opd_probe.cli.session import progress
+from opd_probe.errors import OpdProbeError, OpdProbeWarning
+
+INTERRUPTED = 130
+BAD_INPUT = 2
+
+app = typer.Typer(
+    name="opd-probe",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Why is my on-policy distillation working, or not? Overlap, mass and alignment at student-visited states.",
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(version("opd-probe"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+for module in (overlap, mass, align, rollout, show):
+    module.register(app)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    with warnings.catch_warnings():
+        _show_warnings_as_lines()
+        try:
+            code = typer.main.get_command(app).main(
+                spread(words), prog_name="opd-probe", standalone_mode=False
+            )
+            return code if isinstance(code, int) else 0
+        except OpdProbeError as error:
+            return _fail(str(error))
+        except _usage_error() as error:
+            return _usage(error)
+        except (KeyboardInterrupt, typer.Abort):
+            progress.close()
+            progress.say("interrupted; finished traces are kept, run the same command to resume")
+            return INTERRUPTED
+        except BrokenPipeError:
+            # The reader of stdout has gone; what Python would flush at exit must not complain either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        finally:
+            progress.close()
+
+
+def _usage_error() -> Any:
+    """Click's base of usage errors, whether typer brings its own click or uses the installed one."""
+    return typer.BadParameter.__mro__[2]
+
+
+def _usage(error: Any) -> int:
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return BAD_INPUT  # the help has been printed
+    where = context.command_path if context is not None else "opd-probe"
+    return _fail(f"{error.format_message()} Try '{where} --help'.")
+
+
+def _fail(message: str) -> int:
+    progress.close()
+    progress.say(f"error: {' '.join(message.split())}")
+    return BAD_INPUT
+
+
+def _show_warnings_as_lines() -> None:
+    """Ours as one line each, once; those of libraries not at all unless Python was told to show them."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    warnings.filterwarnings("always", category=OpdProbeWarning)
+    shown: set[str] = set()
+    plain = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if not issubclass(category, OpdProbeWarning):
+            plain(message, category, *place, **more)
+            return
+        line = f"warning: {' '.join(str(message).split())}"
+        if line not in shown:
+            shown.add(line)
+            progress.say(line)
+
+    warnings.showwarning = show
+
+
+if __name__ == "__main__":
+    sys.exit(main())

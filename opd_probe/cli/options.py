@@ -1,0 +1,308 @@
+"""The options that ``overlap``, ``mass`` and ``align`` share, declared once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from opd_probe.run.request import DEFAULT_OUT, Request
+
+
+class Format(StrEnum):
+    """What is printed on stdout."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+class Average(StrEnum):
+    """How states are averaged."""
+
+    token = "token"
+    rollout = "rollout"
+
+
+class Dtype(StrEnum):
+    """In what precision weights are held."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float64 = "float64"
+
+
+_INPUT, _SAMPLING, _REPLAY, _RESULT = "Input", "Sampling", "Replay", "Result"
+
+
+def _option(*names: str, panel: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, show_default=False)
+
+
+Ckpts = Annotated[
+    list[str] | None,
+    _option(
+        "--ckpts",
+        panel=_INPUT,
+        metavar="PATH...",
+        help="Checkpoints or run directories (checkpoint-N, global_step_N, step_N), as many as follow: --ckpts runs/*, "
+        "also a quoted pattern, or hub ids. A run directory may hold opd-probe.yaml.",
+    ),
+]
+Traces = Annotated[
+    list[str] | None,
+    _option(
+        "--traces",
+        panel=_INPUT,
+        metavar="PATH...",
+        help="Instead of --ckpts: stored traces, or directories that hold them. No model is run.",
+    ),
+]
+Teacher = Annotated[
+    list[str] | None,
+    _option(
+        "--teacher", panel=_INPUT, metavar="MODEL", help="Path or hub id; repeat it for several teachers."
+    ),
+]
+Rollouts = Annotated[
+    str | None,
+    _option(
+        "--rollouts",
+        panel=_INPUT,
+        metavar="FILE",
+        help="Responses to replay (.jsonl or .parquet with prompt_ids and response_ids). When they carry a step, "
+        "each checkpoint gets those of its own.",
+    ),
+]
+Prompts = Annotated[
+    str | None,
+    _option(
+        "--prompts",
+        panel=_INPUT,
+        metavar="FILE",
+        help="Prompts (.jsonl with prompt or messages, or verl's .parquet): each checkpoint samples its own responses.",
+    ),
+]
+Tokenizer = Annotated[
+    str | None,
+    _option(
+        "--tokenizer", panel=_INPUT, metavar="PATH", help="The tokenizer, for checkpoints saved without one."
+    ),
+]
+Base = Annotated[
+    str | None,
+    _option(
+        "--base",
+        panel=_INPUT,
+        metavar="MODEL",
+        help="The model under PEFT adapters (default: as the adapter says).",
+    ),
+]
+K = Annotated[
+    int | None, _option("--k", panel=_RESULT, metavar="N", help="Size of the top-k sets (default: 16).")
+]
+TraceK = Annotated[
+    int | None,
+    _option(
+        "--trace-k",
+        panel=_REPLAY,
+        metavar="N",
+        help="Depth of the stored lists; every k up to it needs no new replay (default: 64, capped at the vocabulary).",
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    _option("--temperature", panel=_REPLAY, metavar="T", help="Of both scored distributions (default: 1)."),
+]
+SampleTemperature = Annotated[
+    float | None,
+    _option(
+        "--sample-temperature", panel=_SAMPLING, metavar="T", help="Of sampling, with --prompts (default: 1)."
+    ),
+]
+MaxNewTokens = Annotated[
+    int | None,
+    _option(
+        "--max-new-tokens", panel=_SAMPLING, metavar="N", help="Longest sampled response (default: 1024)."
+    ),
+]
+NumRollouts = Annotated[
+    int | None,
+    _option(
+        "--num-rollouts", panel=_SAMPLING, metavar="N", help="Sampled responses per prompt (default: 4)."
+    ),
+]
+MaxStates = Annotated[
+    int | None,
+    _option(
+        "--max-states",
+        panel=_REPLAY,
+        metavar="N",
+        help="Replay a seeded sample of whole rollouts with at most so many states (default: all).",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    _option("--seed", panel=_SAMPLING, metavar="N", help="Of sampling and intervals (default: 0)."),
+]
+DtypeOption = Annotated[
+    Dtype | None, _option("--dtype", panel=_REPLAY, help="Precision of the weights (default: as stored).")
+]
+Device = Annotated[
+    str | None,
+    _option(
+        "--device",
+        panel=_REPLAY,
+        metavar="NAME",
+        help="cpu, cuda, cuda:1, ... (default: cuda if there is one).",
+    ),
+]
+BatchTokens = Annotated[
+    int | None,
+    _option(
+        "--batch-tokens",
+        panel=_REPLAY,
+        metavar="N",
+        help="Tokens per batch; lower it when memory is short (default: 16384).",
+    ),
+]
+AverageOption = Annotated[
+    Average | None,
+    _option(
+        "--average", panel=_RESULT, help="Mean over all states, or over rollouts' means (default: token)."
+    ),
+]
+Jsd = Annotated[
+    bool | None,
+    _option(
+        "--jsd/--no-jsd", panel=_REPLAY, help="Measure the Jensen-Shannon divergence too (one more pass)."
+    ),
+]
+StepOffset = Annotated[
+    int | None,
+    _option(
+        "--step-offset",
+        panel=_INPUT,
+        metavar="N",
+        help="The checkpoint of step S gets the rollouts of step S + N (default: 0).",
+    ),
+]
+AllowSpecialMismatch = Annotated[
+    bool | None,
+    _option(
+        "--allow-special-mismatch/--no-allow-special-mismatch",
+        panel=_INPUT,
+        help="Leave out ids that are special tokens of different names in the two tokenizers, instead of refusing.",
+    ),
+]
+Out = Annotated[
+    str | None,
+    _option(
+        "--out", panel=_RESULT, metavar="DIR", help=f"Traces, tables and figures (default: {DEFAULT_OUT})."
+    ),
+]
+FormatOption = Annotated[
+    Format | None,
+    _option(
+        "--format",
+        panel=_RESULT,
+        help="Of stdout (default: table). JSON has no infinity: an infinite value is null and its name is listed in the row's "
+        "'infinite'; an undefined one is null.",
+    ),
+]
+DryRun = Annotated[
+    bool | None,
+    _option(
+        "--dry-run",
+        panel=_RESULT,
+        help="Say how many states, bytes and how much time it would take; run no model.",
+    ),
+]
+
+
+def build_request(
+    ckpts: Ckpts = None,
+    traces: Traces = None,
+    teacher: Teacher = None,
+    rollouts: Rollouts = None,
+    prompts: Prompts = None,
+    tokenizer: Tokenizer = None,
+    base: Base = None,
+    step_offset: StepOffset = None,
+    allow_special_mismatch: AllowSpecialMismatch = None,
+    sample_temperature: SampleTemperature = None,
+    max_new_tokens: MaxNewTokens = None,
+    num_rollouts: NumRollouts = None,
+    seed: Seed = None,
+    trace_k: TraceK = None,
+    temperature: Temperature = None,
+    max_states: MaxStates = None,
+    jsd: Jsd = None,
+    dtype: DtypeOption = None,
+    device: Device = None,
+    batch_tokens: BatchTokens = None,
+    k: K = None,
+    average: AverageOption = None,
+    out: Out = None,
+    format: FormatOption = None,
+    dry_run: DryRun = None,
+) -> Request:
+    """The request that the shared options describe. Its parameters *are* those options."""
+    return Request(
+        ckpts=tuple(ckpts or ()),
+        traces=tuple(traces or ()),
+        teachers=tuple(teacher or ()),
+        rollouts=rollouts,
+        prompts=prompts,
+        tokenizer=tokenizer,
+        base=base,
+        options={
+            "k": k,
+            "trace_k": trace_k,
+            "temperature": temperature,
+            "sample_temperature": sample_temperature,
+            "max_new_tokens": max_new_tokens,
+            "num_rollouts": num_rollouts,
+            "max_states": max_states,
+            "seed": seed,
+            "dtype": str(dtype) if dtype else None,
+            "device": device,
+            "batch_tokens": batch_tokens,
+            "average": str(average) if average else None,
+            "jsd": jsd,
+            "step_offset": step_offset,
+            "allow_special_mismatch": allow_special_mismatch,
+        },
+        out=out,
+        format=str(format) if format else None,
+        dry_run=dry_run,
+    )
+
+
+def takes_request(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command ``command(request, **own)`` the shared options, followed by its own keyword parameters."""
+    shared = inspect.signature(build_request, eval_str=True).parameters
+    own = {
+        name: parameter
+        for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
+        if name != "request"
+    }
+
+    def wrapper(**values: Any) -> None:
+        request = build_request(**{name: values.pop(name) for name in shared})
+        command(request, **values)
+
+    functools.update_wrapper(wrapper, command)
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in (*own.values(), *shared.values())
+    ]
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del wrapper.__wrapped__  # type: ignore[attr-defined]
+    return wrapper

@@ -1,0 +1,28 @@
+"""``opd-probe overlap``."""
+
+from __future__ import annotations
+
+import typer
+
+from opd_probe.cli.options import takes_request
+from opd_probe.cli.session import finish, progress, quieten_libraries
+from opd_probe.run.request import Request
+
+
+@takes_request
+def overlap(request: Request) -> None:
+    """Replay student-visited states through student and teacher, and follow the overlap of their top-k sets.
+
+    Writes DIR/overlap.csv, DIR/overlap.pdf and .png, and the traces under DIR/traces, which later commands re-use.
+
+    Example: opd-probe overlap --ckpts runs/* --teacher big-model --prompts problems.jsonl
+    """
+    quieten_libraries()
+    from opd_probe.run.commands import overlap as run
+
+    finish(run(request, progress))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("overlap")(overlap)

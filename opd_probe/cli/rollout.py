@@ -1,0 +1,66 @@
+"""``opd-probe rollout``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from opd_probe.cli import options
+from opd_probe.cli.session import finish, progress, quieten_libraries
+
+
+def rollout(
+    ckpts: options.Ckpts = None,
+    prompts: options.Prompts = None,
+    teacher: options.Teacher = None,
+    tokenizer: options.Tokenizer = None,
+    base: options.Base = None,
+    allow_special_mismatch: options.AllowSpecialMismatch = None,
+    sample_temperature: options.SampleTemperature = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    num_rollouts: options.NumRollouts = None,
+    seed: options.Seed = None,
+    dtype: options.DtypeOption = None,
+    device: options.Device = None,
+    batch_tokens: options.BatchTokens = None,
+    format: options.FormatOption = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out", metavar="FILE", help="The .jsonl or .parquet file to write.", rich_help_panel="Result"
+        ),
+    ] = None,
+) -> None:
+    """Sample responses from the checkpoints of one run and store them with their token ids.
+
+    Each rollout carries the step of its checkpoint. With a teacher, ids that it does not share are never sampled.
+
+    Example: opd-probe rollout --ckpts runs/a/checkpoint-100 --prompts problems.jsonl --out rollouts.jsonl
+    """
+    quieten_libraries()
+    from opd_probe.run.commands import sample
+
+    request = options.build_request(
+        ckpts=ckpts,
+        prompts=prompts,
+        teacher=teacher,
+        tokenizer=tokenizer,
+        base=base,
+        allow_special_mismatch=allow_special_mismatch,
+        sample_temperature=sample_temperature,
+        max_new_tokens=max_new_tokens,
+        num_rollouts=num_rollouts,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        batch_tokens=batch_tokens,
+        format=format,
+        out=out,
+    )
+    finish(sample(request, progress))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("rollout")(rollout)

@@ -1,0 +1,1 @@
+"""The order of stages: what to measure, where rollouts come from, what is written. No tensor maths."""

@@ -1,0 +1,71 @@
+"""Names of runs and teachers, unique and short, and the file names made from them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_STEP_NAME = re.compile(r"(?:checkpoint-|global_step_|step_)(\d+)")
+_REVISION_STEP = re.compile(r"(?:checkpoint|global_step|step)[-_]?(\d+)")
+
+
+def looks_like_hub_id(value: str) -> bool:
+    """Whether the value has the form ``org/name`` or ``org/name@revision``."""
+    return _HUB_ID.fullmatch(value) is not None
+
+
+def step_of_name(name: str) -> int | None:
+    """N of ``checkpoint-N``, ``global_step_N`` or ``step_N``; None for any other name."""
+    match = _STEP_NAME.fullmatch(name)
+    return int(match.group(1)) if match else None
+
+
+def step_of_revision(revision: str | None) -> int | None:
+    """The step that a hub revision such as ``checkpoint-500`` or ``step500`` names, or None."""
+    match = _REVISION_STEP.fullmatch(revision or "")
+    return int(match.group(1)) if match else None
+
+
+def unique_names(parts: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Short names that differ: the last component, lengthened by parents where two are equal.
+
+    Args:
+        parts: for each key, the components of its path, outermost first.
+    """
+    depth = {key: 1 for key in parts}
+    while True:
+        names = {key: "/".join(parts[key][-depth[key] :]) for key in parts}
+        groups: dict[str, list[str]] = defaultdict(list)
+        for key, name in names.items():
+            groups[name].append(key)
+        clashing = [key for group in groups.values() if len(group) > 1 for key in group]
+        longer = [key for key in clashing if depth[key] < len(parts[key])]
+        if not longer:
+            return names
+        for key in longer:
+            depth[key] += 1
+
+
+def path_parts(path: str | Path) -> tuple[str, ...]:
+    """The components of an absolute path without its root."""
+    return tuple(part for part in Path(path).parts if part != Path(path).anchor)
+
+
+def file_names(names: Sequence[str]) -> dict[str, str]:
+    """For each name, one path component that is safe everywhere; different names get different ones.
+
+    ``/`` becomes ``--``; where that is not reversible, a few digits of the name's hash are appended.
+    """
+    result: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in names:
+        safe = re.sub(r"[^\w.@+-]", "_", name.replace("/", "--")).strip(".") or "_"
+        if safe.casefold() in taken:
+            safe = f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        taken.add(safe.casefold())
+        result[name] = safe
+    return result

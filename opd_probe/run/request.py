@@ -1,0 +1,35 @@
+"""What a user asked for, before anything is looked up. Light: the command line builds it without pydantic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+DEFAULT_OUT = "opd-probe-out"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The arguments of ``overlap``, ``mass``, ``align`` and ``rollout``.
+
+    Attributes:
+        ckpts: checkpoints, run directories, patterns, hub ids.
+        traces: trace files or directories of them; then no model is touched.
+        teachers: paths or hub ids; empty: the manifests name them.
+        rollouts, prompts: files; None: the manifests name them.
+        options: options by name (``Options`` in ``run/settings.py``); absent or None: not given.
+        out, format, dry_run: None: not given.
+    """
+
+    ckpts: tuple[str, ...] = ()
+    traces: tuple[str, ...] = ()
+    teachers: tuple[str, ...] = ()
+    rollouts: str | None = None
+    prompts: str | None = None
+    tokenizer: str | None = None
+    base: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    out: str | None = None
+    format: str | None = None
+    dry_run: bool | None = None
