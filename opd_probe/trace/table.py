@@ -65,7 +65,7 @@ class Trace:
         return int(self._offsets[-1])
 
     @property
-    def K(self) -> int:  # noqa: N802 - the field's name for the depth of the stored lists
+    def K(self) -> int:
         """The depth of the stored top lists."""
         return int(self.provenance["K"])
 

@@ -1,0 +1,120 @@
+"""Divergences and rewards (Eq. 2-5). ``reverse`` is KL(student ‖ teacher), ``forward`` KL(teacher ‖ student)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from opd_probe.metrics.overlap import IDS, STUDENT, TEACHER, kl_on_overlap
+from opd_probe.metrics.registry import register
+from opd_probe.metrics.view import Floats, TopView, renormalised_kl
+
+
+@register(
+    "reverse_kl",
+    unit="nats",
+    source="Eq. 2, 4",
+    definition="KL(p ‖ q) over the full shared vocabulary",
+    needs=("reverse_kl",),
+    depends_on_k=False,
+)
+def reverse_kl(view: TopView) -> Floats:
+    return view.scalar("reverse_kl")
+
+
+@register(
+    "forward_kl",
+    unit="nats",
+    source="Eq. 2, 4",
+    definition="KL(q ‖ p) over the full shared vocabulary",
+    needs=("forward_kl",),
+    depends_on_k=False,
+)
+def forward_kl(view: TopView) -> Floats:
+    return view.scalar("forward_kl")
+
+
+@register(
+    "jsd",
+    unit="nats",
+    source="Eq. 4",
+    definition="Jensen-Shannon divergence over the full shared vocabulary; null unless the replay was asked for it",
+    needs=("jsd",),
+    depends_on_k=False,
+)
+def jsd(view: TopView) -> Floats:
+    return view.scalar("jsd")
+
+
+@register(
+    "sampled_reward",
+    unit="nats",
+    source="Eq. 3",
+    definition="log q(ŷ) − log p(ŷ) of the sampled token; null when it lies outside the shared vocabulary",
+    needs=("student_logprob", "teacher_logprob"),
+    depends_on_k=False,
+)
+def sampled_reward(view: TopView) -> Floats:
+    with np.errstate(invalid="ignore"):
+        return view.scalar("teacher_logprob") - view.scalar("student_logprob")
+
+
+@register(
+    "topk_reverse_kl_student",
+    unit="nats",
+    source="Eq. 5",
+    definition="KL(p̄ ‖ q̄), both renormalised on S_p",
+    needs=STUDENT,
+    trivial_at_one=True,
+)
+def topk_reverse_kl_student(view: TopView) -> Floats:
+    log_p = view.student_logprobs
+    return renormalised_kl(log_p, view.teacher_logprobs_on_student, np.ones(log_p.shape, dtype=bool))
+
+
+@register(
+    "topk_reverse_kl_teacher",
+    unit="nats",
+    source="Eq. 5",
+    definition="KL(p̄ ‖ q̄), both renormalised on S_q",
+    needs=TEACHER,
+    trivial_at_one=True,
+)
+def topk_reverse_kl_teacher(view: TopView) -> Floats:
+    log_q = view.teacher_logprobs
+    return renormalised_kl(view.student_logprobs_on_teacher, log_q, np.ones(log_q.shape, dtype=bool))
+
+
+@register(
+    "topk_reverse_kl_overlap",
+    unit="nats",
+    source="Eq. 5, §4.2",
+    definition="KL(p̄ ‖ q̄), both renormalised on S_p ∩ S_q; null on an empty overlap",
+    needs=IDS + STUDENT,
+    trivial_at_one=True,
+)
+def topk_reverse_kl_overlap(view: TopView) -> Floats:
+    return kl_on_overlap(view)
+
+
+@register(
+    "topk_reverse_kl_non_overlap",
+    unit="nats",
+    source="Eq. 5, §4.2",
+    definition="KL(p̄ ‖ q̄), both renormalised on the symmetric difference S_p △ S_q; null when S_p = S_q",
+    needs=IDS + STUDENT + TEACHER,
+)
+def topk_reverse_kl_non_overlap(view: TopView) -> Floats:
+    support = np.concatenate([~view.in_overlap, view.teacher_only], axis=1)
+    return renormalised_kl(*view.union_logprobs, support)
+
+
+@register(
+    "topk_reverse_kl_union",
+    unit="nats",
+    source="Eq. 5",
+    definition="KL(p̄ ‖ q̄), both renormalised on S_p ∪ S_q",
+    needs=IDS + STUDENT + TEACHER,
+)
+def topk_reverse_kl_union(view: TopView) -> Floats:
+    support = np.concatenate([np.ones_like(view.in_overlap), view.teacher_only], axis=1)
+    return renormalised_kl(*view.union_logprobs, support)

@@ -1,0 +1,62 @@
+"""How much probability the top tokens hold, and how many tokens it takes to hold 97 % and 99 %."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from opd_probe.metrics.registry import register
+from opd_probe.metrics.view import Floats, TopView
+
+THRESHOLDS = (0.97, 0.99)
+
+
+@register(
+    "student_topk_mass",
+    unit="probability",
+    source="§2",
+    definition="sum of p over S_p",
+    needs=("student_top_logprobs",),
+)
+def student_topk_mass(view: TopView) -> Floats:
+    total: Floats = np.exp(view.student_logprobs).sum(1)
+    return total
+
+
+@register(
+    "teacher_topk_mass",
+    unit="probability",
+    source="§2",
+    definition="sum of q over S_q",
+    needs=("teacher_top_logprobs",),
+)
+def teacher_topk_mass(view: TopView) -> Floats:
+    total: Floats = np.exp(view.teacher_logprobs).sum(1)
+    return total
+
+
+def tokens_to_reach(view: TopView, column: str, threshold: float) -> Floats:
+    """The smallest number of top tokens whose probabilities sum to ``threshold``, [n]; NaN beyond the trace's K."""
+    cumulative = np.cumsum(np.exp(np.asarray(view.block[column], dtype=np.float64)), axis=1)
+    reached = cumulative >= threshold
+    return np.where(reached[:, -1], reached.argmax(axis=1) + 1.0, np.nan)
+
+
+def _register_tokens_to_reach(side: str, threshold: float) -> None:
+    column = f"{side}_top_logprobs"
+
+    @register(
+        f"{side}_k_for_{threshold}",
+        unit="tokens",
+        source="§2",
+        definition=f"the smallest k whose top-k holds {threshold:.0%} of the {side}'s mass; null beyond the trace's K",
+        needs=(column,),
+        depends_on_k=False,
+        summary="quantiles",
+    )
+    def k_for(view: TopView) -> Floats:
+        return tokens_to_reach(view, column, threshold)
+
+
+for _side in ("student", "teacher"):
+    for _threshold in THRESHOLDS:
+        _register_tokens_to_reach(_side, _threshold)

@@ -1,0 +1,84 @@
+"""Overlap sets, their mass and their advantage (Eq. 6, 7, 9, 10, Fig. 19)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from opd_probe.metrics.registry import register
+from opd_probe.metrics.view import Floats, TopView, renormalise, renormalised_kl
+
+IDS = ("student_top_ids", "teacher_top_ids")
+STUDENT = ("student_top_logprobs", "teacher_logprobs_at_student_top")
+TEACHER = ("teacher_top_logprobs", "student_logprobs_at_teacher_top")
+
+
+def _mass(logs: Floats, support: Floats | np.ndarray) -> Floats:
+    total: Floats = np.where(support, np.exp(logs), 0.0).sum(1)
+    return total
+
+
+@register("overlap_ratio", unit="share", source="Eq. 6", definition="|S_p ∩ S_q| / k", needs=IDS)
+def overlap_ratio(view: TopView) -> Floats:
+    return view.overlap_size / view.k
+
+
+@register(
+    "overlap_advantage",
+    unit="nats",
+    source="Eq. 7",
+    definition="mean over the overlap O of p̄ (log q̄ − log p̄), both renormalised on O: −KL(p̄ ‖ q̄) / |O|",
+    needs=IDS + STUDENT,
+    trivial_at_one=True,
+)
+def overlap_advantage(view: TopView) -> Floats:
+    size = np.where(view.overlap_size > 0, view.overlap_size, np.nan)
+    return -kl_on_overlap(view) / size
+
+
+def kl_on_overlap(view: TopView) -> Floats:
+    """KL(p̄ ‖ q̄) renormalised on S_p ∩ S_q, [n]; NaN where the overlap is empty."""
+    return renormalised_kl(view.student_logprobs, view.teacher_logprobs_on_student, view.in_overlap)
+
+
+@register(
+    "student_overlap_mass",
+    unit="probability",
+    source="Eq. 9",
+    definition="sum of p over S_p ∩ S_q, not renormalised; 0 on an empty overlap",
+    needs=(*IDS, "student_top_logprobs"),
+)
+def student_overlap_mass(view: TopView) -> Floats:
+    return _mass(view.student_logprobs, view.in_overlap)
+
+
+@register(
+    "teacher_overlap_mass",
+    unit="probability",
+    source="Eq. 10",
+    definition="sum of q over S_p ∩ S_q, not renormalised; 0 on an empty overlap",
+    needs=(*IDS, "teacher_logprobs_at_student_top"),
+)
+def teacher_overlap_mass(view: TopView) -> Floats:
+    return _mass(view.teacher_logprobs_on_student, view.in_overlap)
+
+
+@register(
+    "extreme_advantage_gap",
+    unit="probability",
+    source="Fig. 19",
+    definition="p(v*) − q(v*) at the overlap token v* with the largest |p̄ (log q̄ − log p̄)|; ties to the lower id",
+    needs=IDS + STUDENT,
+)
+def extreme_advantage_gap(view: TopView) -> Floats:
+    log_p, log_q, overlap = view.student_logprobs, view.teacher_logprobs_on_student, view.in_overlap
+    with np.errstate(invalid="ignore", divide="ignore"):
+        log_p_bar, log_q_bar = renormalise(log_p, overlap), renormalise(log_q, overlap)
+        p_bar = np.exp(log_p_bar)
+        size = np.where(p_bar > 0, p_bar * np.abs(log_q_bar - log_p_bar), 0.0)
+    undefined = ~overlap.any(1) | np.isnan(np.where(overlap, log_q, 0.0)).any(1)
+    size = np.where(overlap, size, -1.0)
+    largest = size == size.max(1, keepdims=True)
+    ids = np.where(largest, view.block["student_top_ids"][:, : view.k].astype(np.int64), np.iinfo(np.int64).max)
+    at = np.argmin(ids, axis=1)[:, None]
+    gap = np.exp(np.take_along_axis(log_p, at, 1)) - np.exp(np.take_along_axis(log_q, at, 1))
+    return np.where(undefined, np.nan, gap[:, 0])

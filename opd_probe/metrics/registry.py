@@ -1,0 +1,65 @@
+"""The registry of per-state metrics: each is declared once, with its unit, its source and its function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from opd_probe.metrics.view import Floats, TopView
+
+MetricFunction = Callable[[TopView], Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A quantity with one value per state.
+
+    Attributes:
+        name: the column's name.
+        unit: ``"nats"``, ``"probability"``, ``"share"`` or ``"tokens"``.
+        source: where the definition comes from; equations are those of arXiv 2604.13016.
+        definition: the formula in words.
+        needs: the trace columns that it reads.
+        depends_on_k: whether the value changes with k.
+        summary: ``"mean"``, or ``"quantiles"`` for counts of tokens (median, 90th percentile, share beyond K).
+        trivial_at_one: whether a single token makes it 0 whatever the models say.
+        function: the view of a block of n states in, [n] out; NaN where it is undefined.
+    """
+
+    name: str
+    unit: str
+    source: str
+    definition: str
+    needs: tuple[str, ...]
+    function: MetricFunction
+    depends_on_k: bool = True
+    summary: str = "mean"
+    trivial_at_one: bool = False
+
+
+METRICS: dict[str, Metric] = {}
+"""Every registered metric by name, in the order of the tables."""
+
+
+def register(
+    name: str,
+    *,
+    unit: str,
+    source: str,
+    definition: str,
+    needs: tuple[str, ...],
+    depends_on_k: bool = True,
+    summary: str = "mean",
+    trivial_at_one: bool = False,
+) -> Callable[[MetricFunction], MetricFunction]:
+    """Enter a function into :data:`METRICS` under ``name``."""
+
+    def enter(function: MetricFunction) -> MetricFunction:
+        if name in METRICS:
+            raise ValueError(f"metric {name!r} is registered twice")
+        METRICS[name] = Metric(
+            name, unit, source, definition, needs, function, depends_on_k, summary, trivial_at_one
+        )
+        return function
+
+    return enter

@@ -1,0 +1,147 @@
+"""The stored top lists of a block of states, cut at k, with what several metrics share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+
+class TopView:
+    """A block of n states of a trace, seen at k.
+
+    Top lists are in rank order, so that the top-k of a trace is its first k entries. Everything is float64.
+
+    Args:
+        block: arrays by column name, as a trace yields them.
+        k: the size of both top sets, at most the K of the trace.
+    """
+
+    def __init__(self, block: Mapping[str, NDArray[Any]], k: int) -> None:
+        self.block = block
+        self.k = k
+
+    def scalar(self, name: str) -> Floats:
+        """A stored column with one value per state, [n]; all NaN when the trace lacks it."""
+        if name not in self.block:
+            return np.full(len(self.block["position"]), np.nan)
+        return np.asarray(self.block[name], dtype=np.float64)
+
+    def _top(self, name: str) -> Floats:
+        return np.asarray(self.block[name][:, : self.k], dtype=np.float64)
+
+    @cached_property
+    def student_logprobs(self) -> Floats:
+        """log p on S_p, [n, k]."""
+        return self._top("student_top_logprobs")
+
+    @cached_property
+    def teacher_logprobs_on_student(self) -> Floats:
+        """log q on S_p, [n, k]."""
+        return self._top("teacher_logprobs_at_student_top")
+
+    @cached_property
+    def teacher_logprobs(self) -> Floats:
+        """log q on S_q, [n, k]."""
+        return self._top("teacher_top_logprobs")
+
+    @cached_property
+    def student_logprobs_on_teacher(self) -> Floats:
+        """log p on S_q, [n, k]."""
+        return self._top("student_logprobs_at_teacher_top")
+
+    @cached_property
+    def _match(self) -> Ints:
+        return match_ranks(self.block["student_top_ids"][:, : self.k], self.block["teacher_top_ids"][:, : self.k])
+
+    @cached_property
+    def in_overlap(self) -> Bools:
+        """Which tokens of S_p are in S_q too, [n, k]."""
+        return self._match < self.k
+
+    @cached_property
+    def teacher_only(self) -> Bools:
+        """Which tokens of S_q are not in S_p, [n, k]."""
+        only = np.ones(self._match.shape, dtype=bool)
+        rows, columns = np.nonzero(self.in_overlap)
+        only[rows, self._match[rows, columns]] = False
+        return only
+
+    @cached_property
+    def overlap_size(self) -> Floats:
+        """|S_p ∩ S_q|, [n]."""
+        size: Floats = self.in_overlap.sum(1).astype(np.float64)
+        return size
+
+    @cached_property
+    def union_logprobs(self) -> tuple[Floats, Floats]:
+        """log p and log q on S_p followed by S_q, [n, 2k] each; a mask picks the tokens that are meant."""
+        p = np.concatenate([self.student_logprobs, self.student_logprobs_on_teacher], axis=1)
+        q = np.concatenate([self.teacher_logprobs_on_student, self.teacher_logprobs], axis=1)
+        return p, q
+
+
+def match_ranks(left: NDArray[Any], right: NDArray[Any]) -> Ints:
+    """For each id of ``left`` its 0-based rank in the same row of ``right``, or the width of ``right``.
+
+    Args:
+        left: int [n, i], right: int [n, j]; ids within a row are distinct and non-negative.
+
+    Returns:
+        int64 [n, i].
+    """
+    n, width = right.shape
+    if n == 0 or width == 0:
+        return np.full(left.shape, width, dtype=np.int64)
+    span = max(int(left.max(initial=0)), int(right.max(initial=0))) + 1
+    base = np.arange(n, dtype=np.int64)[:, None] * span
+    order = np.argsort(right, axis=1, kind="stable")
+    # Row by row ascending, and rows ascending: one sorted list for one binary search over all rows.
+    known = (np.take_along_axis(right, order, 1) + base).reshape(-1)
+    wanted = (left + base).reshape(-1)
+    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    ranks = np.where(known[place] == wanted, order.reshape(-1)[place], width)
+    return ranks.reshape(left.shape)
+
+
+def renormalised_kl(log_p: Floats, log_q: Floats, support: Bools) -> Floats:
+    """KL(p̄ ‖ q̄) with both distributions renormalised on a support, in nats: [n].
+
+    Summed as p̄ (e^-x - 1 + x), x = log p̄ - log q̄, whose terms are never negative, so that no rounding makes the
+    sum negative. NaN where the support is empty, a probability on it is unknown (NaN), or one side has no
+    mass there; +inf where p̄ > 0 and q̄ = 0.
+
+    Args:
+        log_p, log_q: [n, m] log-probabilities, not renormalised. support: bool [n, m].
+    """
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        log_p = renormalise(log_p, support)
+        log_q = renormalise(log_q, support)
+        p, q = np.exp(log_p), np.exp(log_q)
+        x = log_p - log_q
+        near = np.abs(x) < 0.5
+        terms = p * x
+        terms += q
+        terms -= p
+        small = x[near]
+        terms[near] = p[near] * (np.expm1(-small) + small)
+        nothing = p == 0  # 0 log 0 = 0, whatever q is
+        terms[nothing] = np.where(support, q, 0.0)[nothing]
+        total: Floats = np.where(support, terms, 0.0).sum(1)
+    return np.where(support.any(1), total, np.nan)
+
+
+def renormalise(logs: Floats, support: Bools) -> Floats:
+    """Log-probabilities renormalised on a support, -inf off it: [n, m]."""
+    masked = np.where(support, logs, -np.inf)
+    top = masked.max(axis=1, keepdims=True)
+    masked -= top
+    masked -= np.log(np.exp(masked).sum(1, keepdims=True))
+    return masked

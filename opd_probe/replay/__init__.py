@@ -1,0 +1,1 @@
+"""Replay: alignment, batching and both forward passes. Yields states; knows nothing of where they are written."""

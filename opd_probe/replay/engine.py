@@ -1,0 +1,206 @@
+"""The replay engine: both models over the same student-visited states, yielding what a trace stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from opd_probe.errors import LogitError, OutOfMemoryError
+from opd_probe.replay.batching import batches
+from opd_probe.replay.scoring import Columns, StateScorer, VocabularyMap, rows_of
+from opd_probe.replay.sequences import StateSequence, build_sequence, check_sequences
+from opd_probe.stats.projection import OutputProjection
+from opd_probe.types import Rollout
+
+BATCH_TOKENS = 8192
+"""Default token budget of a batch, padding included."""
+
+Progress = Callable[[int, int], None]
+"""Called with (states done, states in all)."""
+
+
+class Layer(Protocol):
+    """A model's output layer: logits = softcap(scale · hidden · weightᵀ + bias)."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+
+class ReplayModel(Protocol):
+    """What the engine needs of a loaded model."""
+
+    name: str
+    width: int
+    max_positions: int | None
+
+    @property
+    def output_layer(self) -> Layer: ...
+    @property
+    def device(self) -> torch.device: ...
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """Inputs of the output layer, [B, T, d], for right-padded ids [B, T]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaySettings:
+    """What shapes the numbers (k, temperature, jsd) and what only shapes the work (batch_tokens, chunk)."""
+
+    k: int
+    temperature: float = 1.0
+    jsd: bool = False
+    batch_tokens: int = BATCH_TOKENS
+    chunk: int | None = None
+
+
+class Replay:
+    """One student and one teacher over one list of rollouts.
+
+    Args:
+        student, teacher: loaded models.
+        rollouts: all rollouts; those without a state are left out, see :func:`skip_reason`.
+        shared_ids: int64, ascending: the ids that both models share.
+
+    Raises:
+        InputError: see :func:`opd_probe.replay.sequences.check_sequences`.
+    """
+
+    def __init__(
+        self,
+        student: ReplayModel,
+        teacher: ReplayModel,
+        rollouts: Sequence[Rollout],
+        shared_ids: NDArray[np.int64],
+        settings: ReplaySettings,
+    ) -> None:
+        self.student, self.teacher, self.rollouts, self.settings = student, teacher, rollouts, settings
+        self.shared_ids = shared_ids
+        built = (build_sequence(index, rollout) for index, rollout in enumerate(rollouts))
+        self.sequences = [sequence for sequence in built if sequence is not None]
+        check_sequences(rollouts, self.sequences, [student, teacher])
+
+    @property
+    def state_counts(self) -> list[int]:
+        """The number of states of every rollout, 0 for a skipped one."""
+        counts = [0] * len(self.rollouts)
+        for sequence in self.sequences:
+            counts[sequence.rollout] = len(sequence.positions)
+        return counts
+
+    def states(
+        self, done: NDArray[np.bool_] | None = None, progress: Progress | None = None
+    ) -> Iterator[tuple[int, Columns]]:
+        """Yield (rollout index, columns of its states), longest sequences first.
+
+        The values depend on neither the batch, its padding nor the chunk, beyond the rounding of the models'
+        own matrix products.
+
+        Args:
+            done: bool [n_rollouts], rollouts to leave out.
+            progress: called after each batch.
+
+        Raises:
+            LogitError: a model returned a logit that is NaN or +inf; names the rollout and the position.
+            OutOfMemoryError: names the option that lowers the need.
+        """
+        total = sum(len(sequence.positions) for sequence in self.sequences)
+        todo = [s for s in self.sequences if done is None or not done[s.rollout]]
+        finished = total - sum(len(sequence.positions) for sequence in todo)
+        if progress is not None:
+            progress(finished, total)
+        if not todo:
+            return
+        scorer = self._scorer()
+        for group in batches([len(s.input_ids) for s in todo], self.settings.batch_tokens):
+            members = [todo[index] for index in group]
+            with _memory_advice():
+                columns = self._score(scorer, members)
+            start = 0
+            for sequence in members:
+                stop = start + len(sequence.positions)
+                values = rows_of(columns, slice(start, stop))
+                values["position"] = sequence.positions.astype(np.int32)
+                values["sampler_logprob"] = sequence.sampler_logprobs
+                yield sequence.rollout, values
+                start = stop
+            finished += start
+            if progress is not None:
+                progress(finished, total)
+
+    def _scorer(self) -> StateScorer:
+        settings = self.settings
+        ids = torch.from_numpy(self.shared_ids)
+
+        def projection(layer: Layer) -> OutputProjection:
+            return OutputProjection(layer.weight, layer.bias, ids, layer.scale, layer.softcap)
+
+        vocabulary = VocabularyMap(self.shared_ids, max(self.student.width, self.teacher.width), self.student.device)
+        return StateScorer(
+            projection(self.student.output_layer),
+            projection(self.teacher.output_layer),
+            vocabulary,
+            settings.k,
+            temperature=settings.temperature,
+            jsd=settings.jsd,
+            chunk=settings.chunk,
+        )
+
+    @torch.inference_mode()
+    def _score(self, scorer: StateScorer, members: Sequence[StateSequence]) -> Columns:
+        student = _state_hidden(self.student, members)
+        teacher = _state_hidden(self.teacher, members)
+        tokens = torch.from_numpy(np.concatenate([s.token_ids for s in members])).to(student.device)
+        try:
+            return scorer.score(student, teacher, tokens)
+        except LogitError as error:
+            raise self._located(error, members) from None
+
+    def _located(self, error: LogitError, members: Sequence[StateSequence]) -> LogitError:
+        row = error.row or 0
+        for sequence in members:
+            if row < len(sequence.positions):
+                rollout = self.rollouts[sequence.rollout]
+                where = f"rollout {rollout.id!r}, position {int(sequence.positions[row])}"
+                return LogitError(f"{where}: {error}; expected finite logits; check the checkpoint's weights", row)
+            row -= len(sequence.positions)
+        return error
+
+
+def _state_hidden(model: ReplayModel, members: Sequence[StateSequence]) -> Tensor:
+    """Hidden states that predict the states' tokens, [N, d], members one after another.
+
+    Right padding needs no attention mask: a causal model never looks at what comes later.
+    """
+    longest = max(len(s.input_ids) for s in members)
+    ids = np.zeros((len(members), longest), dtype=np.int64)
+    index = []
+    for row, sequence in enumerate(members):
+        ids[row, : len(sequence.input_ids)] = sequence.input_ids
+        index.append(row * longest + sequence.state_index)
+    hidden = model.hidden(torch.from_numpy(ids).to(model.device))
+    flat = torch.from_numpy(np.concatenate(index)).to(hidden.device)
+    return hidden.flatten(0, 1).index_select(0, flat)
+
+
+@contextmanager
+def _memory_advice() -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        refused = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text
+        if not refused or isinstance(error, OutOfMemoryError):
+            raise
+        raise OutOfMemoryError(
+            "out of memory in a replay; lower --batch-tokens (what a batch of sequences needs), or load the "
+            "weights in a smaller type with --dtype bfloat16"
+        ) from None

@@ -1,0 +1,1 @@
+"""Tensor maths: logits or hidden states in, statistics out. Imports torch alone."""

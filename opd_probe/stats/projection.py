@@ -1,0 +1,77 @@
+"""From hidden states to float32 logits over the shared vocabulary, a chunk at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from opd_probe.stats.pair import Scratch
+
+
+class OutputProjection:
+    """A model's output layer, with the shared ids first and the others behind them.
+
+    Args:
+        weight: [W, d], any floating type.
+        bias: [W] or None.
+        shared_ids: the S shared ids, ascending.
+        scale: multiplies the product (Cohere's ``logit_scale``, one over Granite's ``logits_scaling``).
+        softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2), or None.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        shared_ids: Sequence[int] | Tensor,
+        scale: float = 1.0,
+        softcap: float | None = None,
+    ) -> None:
+        ids = torch.as_tensor(shared_ids, dtype=torch.int64, device=weight.device)
+        self.shared = int(ids.numel())
+        self.width = int(weight.shape[0])
+        self.scale, self.softcap = scale, softcap
+        if self.shared and int(ids[-1]) != self.shared - 1:
+            others = torch.ones(self.width, dtype=torch.bool, device=weight.device)
+            others[ids] = False
+            order = torch.cat([ids, torch.nonzero(others).flatten()])
+            weight = weight[order]
+            bias = None if bias is None else bias[order]
+        self.bias = None if bias is None else bias.float()
+        self._on_cpu = weight.device.type == "cpu"
+        # A CPU product of bf16 matrices comes out in bf16, which ties at rank k; multiplied as float32 it does not.
+        self.weight = weight.float() if self._on_cpu else weight
+
+    def logits(self, hidden: Tensor, scratch: Scratch, name: str) -> tuple[Tensor, Tensor]:
+        """float32 logits of a chunk of hidden states [T, d]: over the shared ids [T, S], and over the rest.
+
+        Both are views of one buffer of ``scratch`` that the next call under the same ``name`` overwrites.
+        """
+        out = scratch.take(name, (hidden.shape[0], self.width), torch.float32, hidden.device)
+        weight = self.weight.t()
+        if hidden.dtype == weight.dtype == torch.float32 or self._on_cpu:
+            torch.mm(hidden.float(), weight, out=out)
+        else:
+            torch.mm(hidden.to(weight.dtype), weight, out_dtype=torch.float32, out=out)
+        if self.scale != 1.0:
+            out.mul_(self.scale)
+        if self.bias is not None:
+            out.add_(self.bias)
+        if self.softcap is not None:
+            out.div_(self.softcap).tanh_().mul_(self.softcap)
+        return out[:, : self.shared], out[:, self.shared :]
+
+
+def mass_outside(rest: Tensor, log_partition: Tensor, temperature: float = 1.0) -> Tensor:
+    """The probability outside the shared ids, before renormalisation: float32 [T], 0 where there is no rest.
+
+    Args:
+        rest: [T, R] logits of the ids that are not shared.
+        log_partition: [T] log sum exp of the logits of the shared ids, at the same temperature.
+    """
+    if rest.shape[1] == 0:
+        return torch.zeros_like(log_partition, dtype=torch.float32)
+    outside = torch.logsumexp(rest.float() / temperature, dim=-1)
+    return torch.sigmoid(outside - log_partition).float()

@@ -1,0 +1,64 @@
+"""Exact top-k over a vocabulary, ties to the lower id."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 64
+"""Ids per block. The k-th largest block maximum bounds the k-th logit from below, so k blocks hold the top k."""
+
+_LOW = 0xFFFFFFFF
+
+
+def _sort_keys(values: Tensor, ids: Tensor) -> Tensor:
+    """int64 keys whose descending order is (value descending, id ascending); no two keys are equal.
+
+    Comparing keys instead of values makes the result independent of how a sort treats ties.
+    """
+    bits = (values + 0.0).view(torch.int32)  # + 0.0 turns -0.0, which equals 0.0, into 0.0
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # two's complement order of IEEE floats
+    return (ordered.to(torch.int64) << 32) + (_LOW - ids)
+
+
+def _top_ids(values: Tensor, ids: Tensor, k: int) -> Tensor:
+    keys = torch.topk(_sort_keys(values, ids), k, dim=-1, sorted=True).values
+    return _LOW - (keys & _LOW)
+
+
+def block_maxima(logits: Tensor) -> Tensor:
+    """The maximum of each run of :data:`BLOCK` ids: [..., V] -> [..., ceil(V / BLOCK)], NaN where one is NaN."""
+    width = logits.shape[-1]
+    whole = width // BLOCK * BLOCK
+    maxima: Tensor = logits[..., :whole].unflatten(-1, (whole // BLOCK, BLOCK)).amax(-1)
+    if whole == width:
+        return maxima
+    return torch.cat([maxima, logits[..., whole:].amax(-1, keepdim=True)], dim=-1)
+
+
+def exact_topk(logits: Tensor, k: int, maxima: Tensor | None = None) -> Tensor:
+    """The ids of the k largest logits in rank order; among equal logits the lower id comes first.
+
+    Looks only into the k blocks with the largest maxima: an id outside them has k ids ahead of it, one at
+    least in each of those blocks (blocks of equal maximum are taken in id order, so this holds for ties too).
+
+    Args:
+        logits: float32 [T, V] without NaN.
+        k: 1 <= k <= V.
+        maxima: what :func:`block_maxima` gave for ``logits``, when it is at hand.
+
+    Returns:
+        int64 [T, k].
+    """
+    width = logits.shape[-1]
+    all_ids = torch.arange(width, device=logits.device)
+    if width <= 2 * k * BLOCK:
+        return _top_ids(logits, all_ids, k)
+    maxima = block_maxima(logits) if maxima is None else maxima
+    blocks = _top_ids(maxima, all_ids[: maxima.shape[-1]], k)
+    candidates = (blocks.unsqueeze(-1) * BLOCK + all_ids[:BLOCK]).flatten(1)
+    beyond = candidates >= width  # the last block may be a short one
+    values = torch.gather(logits, 1, candidates.clamp(max=width - 1))
+    # An id that does not exist must lose even against -inf, which a masked vocabulary may hold.
+    candidates = torch.where(beyond, width + candidates, candidates)
+    return _top_ids(values.masked_fill(beyond, -torch.inf), candidates, k)
