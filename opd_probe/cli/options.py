@@ -211,8 +211,8 @@ FormatOption = Annotated[
     _option(
         "--format",
         panel=_RESULT,
-        help="Of stdout (default: table). JSON has no infinity: an infinite value is null and its name is listed in the row's "
-        "'infinite'; an undefined one is null.",
+        help="Of stdout (default: table). JSON has no infinity: an infinite value is null, and the row's "
+        "'infinite' names it with its sign; an undefined value is null.",
     ),
 ]
 DryRun = Annotated[

@@ -49,8 +49,7 @@ def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(buffer, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        infinite = row.get("infinite", ())
-        writer.writerow({name: "inf" if name in infinite else row.get(name) for name in names})
+        writer.writerow({name: row.get(name) for name in names} | row.get("infinite", {}))
     write(buffer.getvalue())
 
 
@@ -75,8 +74,8 @@ def _print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> N
 
 def _cell(row: Mapping[str, Any], name: str) -> str:
     value = row.get(name)
-    if name in row.get("infinite", ()):
-        return "inf"
+    if name in row.get("infinite", {}):
+        return str(row["infinite"][name])
     if value is None:
         return "-"
     if isinstance(value, float):

@@ -48,11 +48,14 @@ class _Group:
     hub: list[Checkpoint] = field(default_factory=list)
 
 
-def discover(arguments: Sequence[str]) -> list[Run]:
+def discover(arguments: Sequence[str], *, base: str | None = None) -> list[Run]:
     """The runs that the arguments of ``--ckpts`` name, ordered by name.
 
     Each argument is a checkpoint, a run directory, a pattern, or a hub id. Files, directories without a
     checkpoint and final weights beside step directories are skipped with a warning; duplicates count once.
+
+    Args:
+        base: the model under adapters; it wins over the manifests' ``base``.
 
     Raises:
         MissingError: a path that does not exist, or a pattern that matches nothing.
@@ -76,7 +79,7 @@ def discover(arguments: Sequence[str]) -> list[Run]:
         _warn(f"skipped {problem}")
     if files:
         _warn(f"skipped {_listed([str(file) for file in files])}: not a directory")
-    return sorted(_name_runs(list(groups.values())), key=lambda run: run.name)
+    return sorted(_name_runs(list(groups.values()), base), key=lambda run: run.name)
 
 
 def _expand(arguments: Sequence[str]) -> list[Path | str]:
@@ -188,11 +191,11 @@ def _listed(names: Sequence[str]) -> str:
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 
 
-def _name_runs(groups: Sequence[_Group]) -> list[Run]:
+def _name_runs(groups: Sequence[_Group], base: str | None) -> list[Run]:
     """Split off what shares a directory by chance, then name each run and read its manifest."""
     parted = [part for group in groups for part in _part(group)]
     names = unique_names({str(index): group.parts for index, group in enumerate(parted)})
-    return [_make_run(names[str(index)], group) for index, group in enumerate(parted)]
+    return [_make_run(names[str(index)], group, base) for index, group in enumerate(parted)]
 
 
 def _part(group: _Group) -> list[_Group]:
@@ -214,9 +217,9 @@ def _part(group: _Group) -> list[_Group]:
     ]
 
 
-def _make_run(name: str, group: _Group) -> Run:
+def _make_run(name: str, group: _Group, base: str | None) -> Run:
     manifest, manifest_path = _find_manifest(group)
-    base = manifest.base if manifest else None
+    base = base or (manifest.base if manifest else None)
     checkpoints = [replace(checkpoint, run=name) for checkpoint in group.hub]
     checkpoints += [resolve_checkpoint(path, run=name, base=base) for path in group.members.values()]
     _refuse_equal_steps(name, checkpoints)

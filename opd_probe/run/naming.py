@@ -36,7 +36,7 @@ def unique_names(parts: Mapping[str, Sequence[str]]) -> dict[str, str]:
     Args:
         parts: for each key, the components of its path, outermost first.
     """
-    depth = {key: 1 for key in parts}
+    depth = dict.fromkeys(parts, 1)
     while True:
         names = {key: "/".join(parts[key][-depth[key] :]) for key in parts}
         groups: dict[str, list[str]] = defaultdict(list)

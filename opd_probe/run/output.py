@@ -1,0 +1,70 @@
+"""Everything that lands in ``--out``: checked for writability first, and each file whole or not there at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opd_probe.errors import OutputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def check_writable(directory: Path) -> None:
+    """Fail before any work when a directory cannot be made or written to. Creates nothing.
+
+    Raises:
+        OutputError: says why.
+    """
+    place = directory.absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise OutputError(f"output {directory}: {place} is not a directory; choose another place with --out")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"output {directory}: no permission to write in {place}; choose another place with --out"
+        )
+
+
+def check_file_writable(path: Path) -> None:
+    """As :func:`check_writable`, for a file that is to be written.
+
+    Raises:
+        OutputError: says why.
+    """
+    if path.is_dir():
+        raise OutputError(f"output {path}: is a directory; give a file name with --out")
+    check_writable(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(
+            f"output {path}: cannot be written ({error.strerror}); free space or choose another place with --out"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write ``stem.pdf`` and ``stem.png``."""
+    from opd_probe.plots import render
+
+    return [
+        write_bytes(stem.with_name(f"{stem.name}.pdf"), render(figure, "pdf")),
+        write_bytes(stem.with_name(f"{stem.name}.png"), render(figure, "png")),
+    ]

@@ -1,0 +1,194 @@
+"""What a request amounts to: every run with its teachers, settings and source of rollouts, all inputs checked."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from opd_probe.errors import InputError, MissingError, OpdProbeWarning
+from opd_probe.models.checkpoints import resolve_checkpoint
+from opd_probe.run.discovery import Run, discover, is_hub_id
+from opd_probe.run.manifest import MANIFEST_NAME, Manifest
+from opd_probe.run.naming import file_names, path_parts, step_of_name, unique_names
+from opd_probe.run.output import check_writable
+from opd_probe.run.request import DEFAULT_OUT, Request
+from opd_probe.run.settings import Options, Settings, agree, parse_options, settle
+from opd_probe.types import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A teacher under the name that rows and figures give it."""
+
+    name: str
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a run's rollouts come from."""
+
+    kind: Literal["rollouts", "prompts"]
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """One run, ready to be measured.
+
+    Attributes:
+        folder: the run's directory name under ``traces`` and ``rollouts``.
+        teacher_folders: likewise, by teacher name.
+    """
+
+    run: Run
+    teachers: tuple[Teacher, ...]
+    settings: Settings
+    source: Source
+    tokenizer: str | None
+    folder: str
+    teacher_folders: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All runs of a command and what holds for the whole of it."""
+
+    runs: tuple[RunPlan, ...]
+    out: Path
+    format: str
+    dry_run: bool
+
+
+def make_plan(request: Request) -> Plan:
+    """Look up everything that a request names, without loading a model or creating a file.
+
+    Raises:
+        MissingError: a path, a teacher, or a source of rollouts that is not there.
+        InputError: anything else that cannot be used.
+        OutputError: the output cannot be written.
+    """
+    given = parse_options(request.options)
+    runs = discover(request.ckpts, base=_model_path("--base", request.base))
+    teachers = _find_teachers(request, runs)
+    tokenizer = _model_path("--tokenizer", request.tokenizer)
+    folders = file_names([run.name for run in runs])
+    teacher_folders = file_names(sorted({t.name for found in teachers.values() for t in found}))
+    plans = tuple(
+        RunPlan(
+            run=run,
+            teachers=teachers[run.name],
+            settings=settle(given, run.manifest, where=f"run {run.name}"),
+            source=_find_source(request, run),
+            tokenizer=tokenizer or (run.manifest.tokenizer if run.manifest else None),
+            folder=folders[run.name],
+            teacher_folders=teacher_folders,
+        )
+        for run in runs
+    )
+    out = Path(request.out or _agreed("out", runs) or DEFAULT_OUT)
+    check_writable(out)
+    dry_run = request.dry_run if request.dry_run is not None else bool(_agreed("dry_run", runs))
+    return Plan(plans, out, request.format or _agreed("format", runs) or "table", dry_run)
+
+
+def sampling_settings(request: Request, run: Run) -> tuple[Settings, Options]:
+    """The settings of one run for a command that only samples."""
+    given = parse_options(request.options)
+    return settle(given, run.manifest, where=f"run {run.name}"), given
+
+
+def _agreed(name: str, runs: Iterable[Run]) -> Any:
+    return agree(
+        name,
+        [
+            (run.manifest_path, getattr(run.manifest, name))
+            for run in runs
+            if run.manifest and run.manifest_path
+        ],
+    )
+
+
+def _model_path(option: str, value: str | None) -> str | None:
+    """A model or tokenizer that an option names: a local path or a hub id.
+
+    Raises:
+        MissingError: neither.
+    """
+    if value is None:
+        return None
+    local = Path(value).expanduser()
+    if local.exists():
+        return str(local)
+    if is_hub_id(value):
+        return value
+    raise MissingError(f"{option} {value}: no such path, and not a hub id (org/name)")
+
+
+def _find_teachers(request: Request, runs: Sequence[Run]) -> dict[str, tuple[Teacher, ...]]:
+    """Each run's teachers under names that are unique over all runs; the command line's replace the manifests'."""
+    sources: dict[str, list[str]] = {}
+    for run in runs:
+        named = [_model_path("--teacher", value) or value for value in request.teachers]
+        named = named or list((run.manifest.teacher if run.manifest else None) or [])
+        if not named:
+            place = run.manifest_path or f"<run>/{MANIFEST_NAME}"
+            raise MissingError(
+                f"run {run.name}: no teacher; name one with --teacher PATH_OR_HUB_ID, or with a line "
+                f"'teacher: PATH_OR_HUB_ID' in {place}"
+            )
+        sources[run.name] = list({_identity(value): value for value in reversed(named)}.values())[::-1]
+    distinct = {_identity(value): value for values in sources.values() for value in values}
+    names = unique_names({key: _teacher_parts(key, value) for key, value in distinct.items()})
+    found = {
+        key: Teacher(names[key], resolve_checkpoint(value, run=names[key])) for key, value in distinct.items()
+    }
+    return {
+        run: tuple(sorted((found[_identity(v)] for v in values), key=lambda t: t.name))
+        for run, values in sources.items()
+    }
+
+
+def _identity(model: str) -> str:
+    return str(Path(model).resolve()) if Path(model).exists() else f"hub:{model}"
+
+
+def _teacher_parts(identity: str, model: str) -> tuple[str, ...]:
+    """Path components of a teacher; a step directory's name says nothing without its run's."""
+    if identity.startswith("hub:"):
+        return (model,)
+    parts = path_parts(os.path.abspath(model))
+    if len(parts) > 1 and step_of_name(parts[-1]) is not None:
+        return (*parts[:-2], f"{parts[-2]}/{parts[-1]}")
+    return parts
+
+
+def _find_source(request: Request, run: Run) -> Source:
+    if request.rollouts and request.prompts:
+        raise InputError("--rollouts and --prompts: both are given; keep one of them")
+    manifest = run.manifest or Manifest()
+    for kind, option, entry in (
+        ("rollouts", request.rollouts, None),
+        ("prompts", request.prompts, None),
+        ("rollouts", None, manifest.rollouts),
+        ("prompts", None, manifest.prompts),
+    ):
+        if option and not Path(option).is_file():
+            what = "is a directory" if Path(option).is_dir() else "no such file"
+            raise MissingError(f"--{kind} {option}: {what}")
+        if path := option or entry:
+            return Source("rollouts" if kind == "rollouts" else "prompts", path)
+    place = run.manifest_path or f"<run>/{MANIFEST_NAME}"
+    raise MissingError(
+        f"run {run.name}: neither rollouts nor prompts; give --rollouts FILE to replay stored responses or --prompts "
+        f"FILE to sample new ones, or name one of them in {place}"
+    )
+
+
+def warn(message: str) -> None:
+    """Tell the user something that does not stop the work."""
+    warnings.warn(message, OpdProbeWarning, stacklevel=2)

@@ -1,0 +1,101 @@
+"""Which of a file's rollouts belong to a checkpoint, and a seeded sample of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from opd_probe.errors import InputError
+from opd_probe.types import Checkpoint, Rollout, StateOrigin
+
+
+def check_steps(rollouts: Sequence[Rollout], path: str) -> bool:
+    """Whether the rollouts of a file carry steps.
+
+    Raises:
+        InputError: some do and some do not.
+    """
+    without = [rollout for rollout in rollouts if rollout.step is None]
+    if without and len(without) < len(rollouts):
+        raise InputError(
+            f"rollouts {path}: rollout {without[0].id!r} has no step while others have one; give all of them a step or none"
+        )
+    return not without
+
+
+def of_checkpoint(
+    rollouts: Sequence[Rollout],
+    checkpoint: Checkpoint,
+    checkpoints: Sequence[Checkpoint],
+    offset: int,
+    path: str,
+) -> list[Rollout]:
+    """The rollouts of one checkpoint: those of its step plus ``offset``, or all when they carry no step.
+
+    Args:
+        checkpoints: all of the run, for the message.
+
+    Raises:
+        InputError: the rollouts carry steps and none is of this checkpoint's; shows both lists.
+    """
+    if not check_steps(rollouts, path):
+        return list(rollouts)
+    wanted = None if checkpoint.step is None else checkpoint.step + offset
+    chosen = [rollout for rollout in rollouts if rollout.step == wanted]
+    if not chosen:
+        have = _steps(c.step for c in checkpoints)
+        found = _steps(rollout.step for rollout in rollouts)
+        shift = f" with --step-offset {offset}" if offset else ""
+        raise InputError(
+            f"rollouts {path}: none for step {_name(checkpoint.step)} of run {checkpoint.run}{shift}; the checkpoints are "
+            f"of steps {have}, the rollouts of steps {found}; shift them with --step-offset or leave checkpoints out"
+        )
+    return chosen
+
+
+def origin(stepped: bool, n_checkpoints: int) -> StateOrigin:
+    """Whose states rollouts from a file are.
+
+    Args:
+        stepped: whether each checkpoint got the rollouts of its own step.
+        n_checkpoints: how many checkpoints, over all runs, the file's rollouts are used for.
+    """
+    if stepped:
+        return "own"
+    return "fixed" if n_checkpoints > 1 else "unknown"
+
+
+def count_states(rollout: Rollout) -> int:
+    """The number of response tokens that the student generated."""
+    if rollout.response_mask is not None:
+        return sum(1 for bit in rollout.response_mask if bit)
+    return len(rollout.response_ids)
+
+
+def at_most(rollouts: Sequence[Rollout], max_states: int | None, seed: int) -> list[Rollout]:
+    """A seeded sample of whole rollouts with at most ``max_states`` states, at least one rollout, in file order.
+
+    Rollouts are drawn one after another until the next would exceed the limit.
+    """
+    if max_states is None:
+        return list(rollouts)
+    chosen: list[int] = []
+    total = 0
+    for index in np.random.default_rng(seed).permutation(len(rollouts)):
+        states = count_states(rollouts[index])
+        if total and total + states > max_states:
+            break
+        chosen.append(int(index))
+        total += states
+    return [rollouts[index] for index in sorted(chosen)]
+
+
+def _steps(values: Iterable[int | None]) -> str:
+    steps = set(values)
+    known = sorted(step for step in steps if step is not None)
+    return ", ".join([*map(str, known), *(["unknown"] if None in steps else [])])
+
+
+def _name(step: int | None) -> str:
+    return "unknown" if step is None else str(step)

@@ -1,0 +1,51 @@
+"""Rows for stdout and for CSV files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opd_probe.run.output import write_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+INFINITE = "infinite"
+"""The key of a JSON row that maps its infinite fields to ``"inf"`` or ``"-inf"``; only rows that have one carry it."""
+
+
+def json_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row in JSON types: NaN becomes None, and so does an infinity, which :data:`INFINITE` then names."""
+    clean: dict[str, Any] = {}
+    infinite: dict[str, str] = {}
+    for name, value in row.items():
+        value = _plain(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            if math.isinf(value):
+                infinite[name] = "inf" if value > 0 else "-inf"
+            value = None
+        clean[name] = value
+    return clean | ({INFINITE: infinite} if infinite else {})
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars as Python's own."""
+    return value.item() if hasattr(value, "item") and not isinstance(value, (str, bytes)) else value
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> Path:
+    """Write a table; NaN is an empty field."""
+    return write_bytes(path, table.to_csv(index=False, lineterminator="\n").encode())
+
+
+def sort_key(row: Mapping[str, Any]) -> tuple[str, str, bool, int]:
+    """Rows go by run, teacher and numeric step; an unknown step comes first."""
+    step = row["step"]
+    return row["run"], row["teacher"], step is not None, step or 0
+
+
+def present(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Those columns that say something in at least one row."""
+    return tuple(name for name in columns if any(row.get(name) is not None for row in rows))
