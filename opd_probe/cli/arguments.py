@@ -1,4 +1,4 @@
-"""``--ckpts runs/*``: the shell turns one pattern into many words after one option; typer wants one option per word."""
+"""``--ckpts runs/*``: the shell makes many words after one option; typer wants it before each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MANY = ("--ckpts", "--traces")
 
 
 def spread(argv: Sequence[str]) -> list[str]:
-    """Repeat an option of :data:`MANY` before each of its values: ``--ckpts a b`` becomes ``--ckpts a --ckpts b``.
+    """Repeat an option of :data:`MANY` before each value: ``--ckpts a b`` becomes ``--ckpts a --ckpts b``.
 
     Raises:
         InputError: the option is followed by no value.

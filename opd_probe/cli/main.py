@@ -27,7 +27,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    help="Why is my on-policy distillation working, or not? Overlap, mass and alignment at student-visited states.",
+    help="Why is my on-policy distillation working, or not? Overlap, mass and alignment at student-visited "
+    "states.",
 )
 
 

@@ -50,8 +50,8 @@ Ckpts = Annotated[
         "--ckpts",
         panel=_INPUT,
         metavar="PATH...",
-        help="Checkpoints or run directories (checkpoint-N, global_step_N, step_N), as many as follow: --ckpts runs/*, "
-        "also a quoted pattern, or hub ids. A run directory may hold opd-probe.yaml.",
+        help="Checkpoints or run directories (checkpoint-N, global_step_N, step_N), as many as follow: "
+        "--ckpts runs/*, also a quoted pattern, or hub ids. A run directory may hold opd-probe.yaml.",
     ),
 ]
 Traces = Annotated[
@@ -75,8 +75,8 @@ Rollouts = Annotated[
         "--rollouts",
         panel=_INPUT,
         metavar="FILE",
-        help="Responses to replay (.jsonl or .parquet with prompt_ids and response_ids). When they carry a step, "
-        "each checkpoint gets those of its own.",
+        help="Responses to replay (.jsonl or .parquet with prompt_ids and response_ids). When they carry a "
+        "step, each checkpoint gets those of its own.",
     ),
 ]
 Prompts = Annotated[
@@ -85,7 +85,8 @@ Prompts = Annotated[
         "--prompts",
         panel=_INPUT,
         metavar="FILE",
-        help="Prompts (.jsonl with prompt or messages, or verl's .parquet): each checkpoint samples its own responses.",
+        help="Prompts (.jsonl with prompt or messages, or verl's .parquet): each checkpoint samples its own "
+        "responses.",
     ),
 ]
 Tokenizer = Annotated[
@@ -112,7 +113,8 @@ TraceK = Annotated[
         "--trace-k",
         panel=_REPLAY,
         metavar="N",
-        help="Depth of the stored lists; every k up to it needs no new replay (default: 64, capped at the vocabulary).",
+        help="Depth of the stored lists; every k up to it needs no new replay (default: 64, capped at the "
+        "vocabulary).",
     ),
 ]
 Temperature = Annotated[
@@ -197,7 +199,7 @@ AllowSpecialMismatch = Annotated[
     _option(
         "--allow-special-mismatch/--no-allow-special-mismatch",
         panel=_INPUT,
-        help="Leave out ids that are special tokens of different names in the two tokenizers, instead of refusing.",
+        help="Leave out ids that are special tokens of different names in the two tokenizers; do not refuse.",
     ),
 ]
 Out = Annotated[
@@ -285,7 +287,7 @@ def build_request(
 
 
 def takes_request(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command ``command(request, **own)`` the shared options, followed by its own keyword parameters."""
+    """Give ``command(request, **own)`` the shared options, after its own keyword parameters."""
     shared = inspect.signature(build_request, eval_str=True).parameters
     own = {
         name: parameter

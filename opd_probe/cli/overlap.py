@@ -13,7 +13,7 @@ from opd_probe.run.request import Request
 def overlap(request: Request) -> None:
     """Replay student-visited states through student and teacher, and follow the overlap of their top-k sets.
 
-    Writes DIR/overlap.csv, DIR/overlap.pdf and .png, and the traces under DIR/traces, which later commands re-use.
+    Writes DIR/overlap.csv, DIR/overlap.pdf and .png, and under DIR/traces what later commands re-use.
 
     Example: opd-probe overlap --ckpts runs/* --teacher big-model --prompts problems.jsonl
     """

@@ -34,7 +34,7 @@ def rollout(
 ) -> None:
     """Sample responses from the checkpoints of one run and store them with their token ids.
 
-    Each rollout carries the step of its checkpoint. With a teacher, ids that it does not share are never sampled.
+    Each rollout carries the step of its checkpoint. Ids that a teacher does not share are never sampled.
 
     Example: opd-probe rollout --ckpts runs/a/checkpoint-100 --prompts problems.jsonl --out rollouts.jsonl
     """

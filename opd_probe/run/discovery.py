@@ -27,7 +27,7 @@ class Run:
     """One distillation run: its name, its checkpoints in order of step, and what its manifest says.
 
     Attributes:
-        checkpoints: ordered by step; with the manifest's ``student`` as step 0 when the run was given as a directory.
+        checkpoints: ordered by step; the manifest's ``student`` is step 0 of a run given as a directory.
         manifest_path: where the manifest is, or would be; None for a run on the hub.
     """
 
@@ -90,7 +90,7 @@ def _expand(arguments: Sequence[str]) -> list[Path | str]:
         if path.exists():
             items.append(path)
         elif glob.has_magic(argument):
-            matches = sorted(glob.glob(str(path), recursive=True))
+            matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
             if not matches:
                 raise MissingError(f"--ckpts {argument}: the pattern matches nothing; expected {ACCEPTED}")
             items.extend(Path(match) for match in matches)
@@ -122,7 +122,7 @@ def _add_hub(groups: dict[str, _Group], hub_id: str) -> None:
 
 def _add_directory(groups: dict[str, _Group], path: Path) -> str | None:
     """Take in one existing directory; returns what was found instead when it has no checkpoint."""
-    absolute = Path(os.path.abspath(path))
+    absolute = Path(os.path.normpath(path.absolute()))
     children = (
         sorted(child for child in absolute.iterdir() if child.is_dir()) if os.access(path, os.R_OK) else []
     )
@@ -164,8 +164,8 @@ def describe(path: Path) -> str:
         inner = [child] if step_of_name(path.name) is not None else [child / "actor"]
         for actor in inner:
             if actor.name == "actor" and actor.is_dir():
-                where = actor.relative_to(path)
-                return f"{path}: found {where}, verl's sharded layout, which is not supported yet; expected {ACCEPTED}"
+                found = f"found {actor.relative_to(path)}, verl's sharded layout, which is not supported yet"
+                return f"{path}: {found}; expected {ACCEPTED}"
     runs = [child.name for child in sorted(path.iterdir()) if child.is_dir() and _holds_checkpoints(child)]
     if runs:
         return f"{path}: no checkpoint in it, but in {_listed(runs)} below it; give {path}/*"
@@ -199,7 +199,7 @@ def _name_runs(groups: Sequence[_Group], base: str | None) -> list[Run]:
 
 
 def _part(group: _Group) -> list[_Group]:
-    """Drop final weights beside step directories; models that merely lie side by side become runs of their own."""
+    """Drop final weights beside step directories; models that only lie side by side are runs of their own."""
     stepped = {key: path for key, path in group.members.items() if step_of_name(path.name) is not None}
     other = {key: path for key, path in group.members.items() if key not in stepped}
     if stepped:

@@ -1,4 +1,4 @@
-"""Everything that lands in ``--out``: checked for writability first, and each file whole or not there at all."""
+"""Everything that lands in ``--out``: checked for writability first, each file whole or not there at all."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def write_bytes(path: Path, content: bytes) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise OutputError(
-            f"output {path}: cannot be written ({error.strerror}); free space or choose another place with --out"
+            f"output {path}: cannot be written ({error.strerror}); free space or choose another --out"
         ) from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a request amounts to: every run with its teachers, settings and source of rollouts, all inputs checked."""
+"""What a request amounts to: every run with its teachers, settings and source of rollouts, all checked."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _model_path(option: str, value: str | None) -> str | None:
 
 
 def _find_teachers(request: Request, runs: Sequence[Run]) -> dict[str, tuple[Teacher, ...]]:
-    """Each run's teachers under names that are unique over all runs; the command line's replace the manifests'."""
+    """Each run's teachers under names unique over all runs; the command line's replace the manifests'."""
     sources: dict[str, list[str]] = {}
     for run in runs:
         named = [_model_path("--teacher", value) or value for value in request.teachers]
@@ -161,7 +161,7 @@ def _teacher_parts(identity: str, model: str) -> tuple[str, ...]:
     """Path components of a teacher; a step directory's name says nothing without its run's."""
     if identity.startswith("hub:"):
         return (model,)
-    parts = path_parts(os.path.abspath(model))
+    parts = path_parts(os.path.normpath(Path(model).absolute()))
     if len(parts) > 1 and step_of_name(parts[-1]) is not None:
         return (*parts[:-2], f"{parts[-2]}/{parts[-1]}")
     return parts
@@ -184,8 +184,8 @@ def _find_source(request: Request, run: Run) -> Source:
             return Source("rollouts" if kind == "rollouts" else "prompts", path)
     place = run.manifest_path or f"<run>/{MANIFEST_NAME}"
     raise MissingError(
-        f"run {run.name}: neither rollouts nor prompts; give --rollouts FILE to replay stored responses or --prompts "
-        f"FILE to sample new ones, or name one of them in {place}"
+        f"run {run.name}: neither rollouts nor prompts; give --rollouts FILE to replay stored responses or "
+        f"--prompts FILE to sample new ones, or name one of them in {place}"
     )
 
 

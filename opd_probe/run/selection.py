@@ -19,7 +19,8 @@ def check_steps(rollouts: Sequence[Rollout], path: str) -> bool:
     without = [rollout for rollout in rollouts if rollout.step is None]
     if without and len(without) < len(rollouts):
         raise InputError(
-            f"rollouts {path}: rollout {without[0].id!r} has no step while others have one; give all of them a step or none"
+            f"rollouts {path}: rollout {without[0].id!r} has no step while others have one; give all of "
+            "them a step or none"
         )
     return not without
 
@@ -48,8 +49,9 @@ def of_checkpoint(
         found = _steps(rollout.step for rollout in rollouts)
         shift = f" with --step-offset {offset}" if offset else ""
         raise InputError(
-            f"rollouts {path}: none for step {_name(checkpoint.step)} of run {checkpoint.run}{shift}; the checkpoints are "
-            f"of steps {have}, the rollouts of steps {found}; shift them with --step-offset or leave checkpoints out"
+            f"rollouts {path}: none for step {_name(checkpoint.step)} of run {checkpoint.run}{shift}; the "
+            f"checkpoints are of steps {have}, the rollouts of steps {found}; shift them with --step-offset "
+            "or leave checkpoints out"
         )
     return chosen
 
@@ -74,7 +76,7 @@ def count_states(rollout: Rollout) -> int:
 
 
 def at_most(rollouts: Sequence[Rollout], max_states: int | None, seed: int) -> list[Rollout]:
-    """A seeded sample of whole rollouts with at most ``max_states`` states, at least one rollout, in file order.
+    """A seeded sample of whole rollouts with at most ``max_states`` states, but at least one, in file order.
 
     Rollouts are drawn one after another until the next would exceed the limit.
     """

@@ -42,7 +42,7 @@ class Options(_Strict):
 
 
 class CommandOptions(_Strict):
-    """Options of the whole command rather than of one run. In manifests they hold when all manifests agree."""
+    """Options of the whole command. Those in manifests hold when all manifests agree."""
 
     out: Annotated[str, Field(min_length=1)] | None = None
     format: Literal["table", "json", "csv"] | None = None

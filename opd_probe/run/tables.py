@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 INFINITE = "infinite"
-"""The key of a JSON row that maps its infinite fields to ``"inf"`` or ``"-inf"``; only rows that have one carry it."""
+"""The key under which a JSON row maps its infinite fields, if any, to ``"inf"`` or ``"-inf"``."""
 
 
 def json_row(row: Mapping[str, Any]) -> dict[str, Any]:

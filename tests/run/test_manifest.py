@@ -23,7 +23,8 @@ def test_paths_resolve_against_the_file_and_hub_ids_stay(tmp_path: Path) -> None
     manifest = read_manifest(
         write(
             run,
-            "teacher: [../../models/big, Qwen/Qwen2.5-7B]\nstudent: org/name\nprompts: prompts.jsonl\nout: results\n",
+            "teacher: [../../models/big, Qwen/Qwen2.5-7B]\nstudent: org/name\n"
+            "prompts: prompts.jsonl\nout: results\n",
         )
     )
     assert manifest.teacher == [str(tmp_path / "models" / "big"), "Qwen/Qwen2.5-7B"]
@@ -36,7 +37,8 @@ def test_options_and_one_teacher(tmp_path: Path) -> None:
     manifest = read_manifest(
         write(
             tmp_path,
-            "teacher: org/t\nk: 4\ntemperature: 1\nmax_states: 100\njsd: true\naverage: rollout\nformat: json",
+            "teacher: org/t\nk: 4\ntemperature: 1\nmax_states: 100\njsd: true\n"
+            "average: rollout\nformat: json",
         )
     )
     assert manifest.teacher == ["org/t"]

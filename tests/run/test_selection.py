@@ -29,11 +29,9 @@ def test_without_steps_every_checkpoint_gets_all() -> None:
 
 
 def test_a_checkpoint_without_rollouts_shows_both_lists() -> None:
-    with pytest.raises(
-        InputError, match=r"step 10 of run a.*steps 5, 10, the rollouts of steps 5, 7;.*--step-offset"
-    ):
+    with pytest.raises(InputError, match=r"step 10 of run a.*steps 5, 10, the rollouts of steps 5, 7;"):
         of_checkpoint(rollouts([7, 5]), CKPTS[1], CKPTS, 0, "f")
-    with pytest.raises(InputError, match="step unknown.*steps unknown"):
+    with pytest.raises(InputError, match=r"step unknown.*steps unknown"):
         of_checkpoint(rollouts([7, 5]), Checkpoint("m", "a", None), [Checkpoint("m", "a", None)], 0, "f")
 
 

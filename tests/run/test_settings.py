@@ -45,5 +45,5 @@ def test_manifests_must_agree_on_what_holds_for_the_whole_command() -> None:
     one, two = Path("a"), Path("b")
     assert agree("out", [(one, None), (two, "x")]) == "x"
     assert agree("out", [(one, None)]) is None
-    with pytest.raises(InputError, match="differ in 'dry_run'.*--dry-run"):
+    with pytest.raises(InputError, match=r"differ in 'dry_run'.*--dry-run"):
         agree("dry_run", [(one, True), (two, False)])
