@@ -1,1 +1,77 @@
-"""placeholder"""
+"""opd-probe: why is my on-policy distillation working, or not?
+
+The names below are the public interface. They are imported on first use, so that ``import opd_probe`` loads
+neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opd_probe.curves import mass_curve, position_curve, summarize
+    from opd_probe.errors import OpdProbeError, OpdProbeWarning
+    from opd_probe.metrics.states import state_metrics
+    from opd_probe.plots import plot_alignment, plot_mass, plot_overlap
+    from opd_probe.replay.logits import trace_logits
+    from opd_probe.run.replay import replay
+    from opd_probe.trace import Trace, read_trace
+    from opd_probe.types import Checkpoint, Prompt, Rollout
+
+try:
+    __version__ = version("opd-probe")
+except PackageNotFoundError:  # a source tree on sys.path that was never installed
+    __version__ = "0+unknown"
+
+_HOME = {
+    "Checkpoint": "opd_probe.types",
+    "OpdProbeError": "opd_probe.errors",
+    "OpdProbeWarning": "opd_probe.errors",
+    "Prompt": "opd_probe.types",
+    "Rollout": "opd_probe.types",
+    "Trace": "opd_probe.trace",
+    "mass_curve": "opd_probe.curves",
+    "plot_alignment": "opd_probe.plots",
+    "plot_mass": "opd_probe.plots",
+    "plot_overlap": "opd_probe.plots",
+    "position_curve": "opd_probe.curves",
+    "read_trace": "opd_probe.trace",
+    "replay": "opd_probe.run.replay",
+    "state_metrics": "opd_probe.metrics.states",
+    "summarize": "opd_probe.curves",
+    "trace_logits": "opd_probe.replay.logits",
+}
+
+__all__ = [
+    "Checkpoint",
+    "OpdProbeError",
+    "OpdProbeWarning",
+    "Prompt",
+    "Rollout",
+    "Trace",
+    "mass_curve",
+    "plot_alignment",
+    "plot_mass",
+    "plot_overlap",
+    "position_curve",
+    "read_trace",
+    "replay",
+    "state_metrics",
+    "summarize",
+    "trace_logits",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'opd_probe' has no attribute {name!r}")
+    # A subpackage shares its name with the function that it holds; the function is what users mean.
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

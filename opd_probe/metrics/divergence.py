@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from opd_probe.metrics.overlap import IDS, STUDENT, TEACHER, kl_on_overlap
+from opd_probe.metrics.overlap import IDS, STUDENT, TEACHER
 from opd_probe.metrics.registry import register
 from opd_probe.metrics.view import Floats, TopView, renormalised_kl
 
@@ -67,8 +67,7 @@ def sampled_reward(view: TopView) -> Floats:
     trivial_at_one=True,
 )
 def topk_reverse_kl_student(view: TopView) -> Floats:
-    log_p = view.student_logprobs
-    return renormalised_kl(log_p, view.teacher_logprobs_on_student, np.ones(log_p.shape, dtype=bool))
+    return renormalised_kl(view.student_logprobs, view.teacher_logprobs_on_student)
 
 
 @register(
@@ -80,8 +79,7 @@ def topk_reverse_kl_student(view: TopView) -> Floats:
     trivial_at_one=True,
 )
 def topk_reverse_kl_teacher(view: TopView) -> Floats:
-    log_q = view.teacher_logprobs
-    return renormalised_kl(view.student_logprobs_on_teacher, log_q, np.ones(log_q.shape, dtype=bool))
+    return renormalised_kl(view.student_logprobs_on_teacher, view.teacher_logprobs)
 
 
 @register(
@@ -93,7 +91,7 @@ def topk_reverse_kl_teacher(view: TopView) -> Floats:
     trivial_at_one=True,
 )
 def topk_reverse_kl_overlap(view: TopView) -> Floats:
-    return kl_on_overlap(view)
+    return view.kl_on_overlap
 
 
 @register(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from opd_probe.metrics.registry import register
-from opd_probe.metrics.view import Floats, TopView, renormalise, renormalised_kl
+from opd_probe.metrics.view import Floats, TopView
 
 IDS = ("student_top_ids", "teacher_top_ids")
 STUDENT = ("student_top_logprobs", "teacher_logprobs_at_student_top")
@@ -32,12 +32,7 @@ def overlap_ratio(view: TopView) -> Floats:
 )
 def overlap_advantage(view: TopView) -> Floats:
     size = np.where(view.overlap_size > 0, view.overlap_size, np.nan)
-    return -kl_on_overlap(view) / size
-
-
-def kl_on_overlap(view: TopView) -> Floats:
-    """KL(p̄ ‖ q̄) renormalised on S_p ∩ S_q, [n]; NaN where the overlap is empty."""
-    return renormalised_kl(view.student_logprobs, view.teacher_logprobs_on_student, view.in_overlap)
+    return 0.0 - view.kl_on_overlap / size
 
 
 @register(
@@ -71,10 +66,10 @@ def teacher_overlap_mass(view: TopView) -> Floats:
 )
 def extreme_advantage_gap(view: TopView) -> Floats:
     log_p, log_q, overlap = view.student_logprobs, view.teacher_logprobs_on_student, view.in_overlap
-    with np.errstate(invalid="ignore", divide="ignore"):
-        log_p_bar, log_q_bar = renormalise(log_p, overlap), renormalise(log_q, overlap)
-        p_bar = np.exp(log_p_bar)
-        size = np.where(p_bar > 0, p_bar * np.abs(log_q_bar - log_p_bar), 0.0)
+    shift = view.overlap_log_partitions
+    with np.errstate(invalid="ignore"):
+        size = np.exp(log_p - shift[0]) * np.abs((log_q - shift[1]) - (log_p - shift[0]))
+    size[np.isneginf(log_p)] = 0.0  # 0 log 0 = 0
     undefined = ~overlap.any(1) | np.isnan(np.where(overlap, log_q, 0.0)).any(1)
     size = np.where(overlap, size, -1.0)
     largest = size == size.max(1, keepdims=True)

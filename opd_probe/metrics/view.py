@@ -81,6 +81,19 @@ class TopView:
         return size
 
     @cached_property
+    def kl_on_overlap(self) -> Floats:
+        """KL(p̄ ‖ q̄) renormalised on S_p ∩ S_q, [n]; NaN where the overlap is empty."""
+        return renormalised_kl(self.student_logprobs, self.teacher_logprobs_on_student, self.in_overlap)
+
+    @cached_property
+    def overlap_log_partitions(self) -> tuple[Floats, Floats]:
+        """log of the mass of p and of q on S_p ∩ S_q, [n, 1] each; -inf where the overlap is empty."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            log_p = _partition(self.student_logprobs, self.in_overlap)[1]
+            log_q = _partition(self.teacher_logprobs_on_student, self.in_overlap)[1]
+        return log_p[:, None], log_q[:, None]
+
+    @cached_property
     def union_logprobs(self) -> tuple[Floats, Floats]:
         """log p and log q on S_p followed by S_q, [n, 2k] each; a mask picks the tokens that are meant."""
         p = np.concatenate([self.student_logprobs, self.student_logprobs_on_teacher], axis=1)
@@ -111,37 +124,29 @@ def match_ranks(left: NDArray[Any], right: NDArray[Any]) -> Ints:
     return ranks.reshape(left.shape)
 
 
-def renormalised_kl(log_p: Floats, log_q: Floats, support: Bools) -> Floats:
+def renormalised_kl(log_p: Floats, log_q: Floats, support: Bools | None = None) -> Floats:
     """KL(p̄ ‖ q̄) with both distributions renormalised on a support, in nats: [n].
 
-    Summed as p̄ (e^-x - 1 + x), x = log p̄ - log q̄, whose terms are never negative, so that no rounding makes the
-    sum negative. NaN where the support is empty, a probability on it is unknown (NaN), or one side has no
-    mass there; +inf where p̄ > 0 and q̄ = 0.
+    NaN where the support is empty, a probability on it is unknown (NaN), or one side has no mass there; +inf
+    where p̄ > 0 and q̄ = 0. Not clamped: rounding can leave −1e-16 where both agree.
 
     Args:
-        log_p, log_q: [n, m] log-probabilities, not renormalised. support: bool [n, m].
+        log_p, log_q: [n, m] log-probabilities, not renormalised.
+        support: bool [n, m]; None for all of them.
     """
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        log_p = renormalise(log_p, support)
-        log_q = renormalise(log_q, support)
-        p, q = np.exp(log_p), np.exp(log_q)
-        x = log_p - log_q
-        near = np.abs(x) < 0.5
-        terms = p * x
-        terms += q
-        terms -= p
-        small = x[near]
-        terms[near] = p[near] * (np.expm1(-small) + small)
-        nothing = p == 0  # 0 log 0 = 0, whatever q is
-        terms[nothing] = np.where(support, q, 0.0)[nothing]
-        total: Floats = np.where(support, terms, 0.0).sum(1)
-    return np.where(support.any(1), total, np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p, log_zp = _partition(log_p, support)
+        _, log_zq = _partition(log_q, support)
+        terms = log_p - log_q
+        terms *= p
+        terms[p == 0] = 0.0  # 0 log 0 = 0, whatever q is
+        kl: Floats = terms.sum(1) / p.sum(1) - (log_zp - log_zq)
+    return kl
 
 
-def renormalise(logs: Floats, support: Bools) -> Floats:
-    """Log-probabilities renormalised on a support, -inf off it: [n, m]."""
-    masked = np.where(support, logs, -np.inf)
+def _partition(logs: Floats, support: Bools | None) -> tuple[Floats, Floats]:
+    """exp of the logs, scaled to a largest value of 1 and 0 off the support, [n, m]; and the log of their sum, [n]."""
+    masked = logs if support is None else np.where(support, logs, -np.inf)
     top = masked.max(axis=1, keepdims=True)
-    masked -= top
-    masked -= np.log(np.exp(masked).sum(1, keepdims=True))
-    return masked
+    values = np.exp(masked - top)
+    return values, np.log(values.sum(1)) + top[:, 0]
