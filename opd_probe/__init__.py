@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from opd_probe.errors import OpdProbeError, OpdProbeWarning
     from opd_probe.metrics.states import state_metrics
     from opd_probe.plots import plot_alignment, plot_mass, plot_overlap
-    from opd_probe.replay.logits import trace_logits
+    from opd_probe.engine.logits import trace_logits
     from opd_probe.run.replay import replay
     from opd_probe.trace import Trace, read_trace
     from opd_probe.types import Checkpoint, Prompt, Rollout
@@ -41,7 +41,7 @@ _HOME = {
     "replay": "opd_probe.run.replay",
     "state_metrics": "opd_probe.metrics.states",
     "summarize": "opd_probe.curves",
-    "trace_logits": "opd_probe.replay.logits",
+    "trace_logits": "opd_probe.engine.logits",
 }
 
 __all__ = [
@@ -67,7 +67,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'opd_probe' has no attribute {name!r}")
-    # A subpackage shares its name with the function that it holds; the function is what users mean.
+
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -17,10 +17,10 @@ from opd_probe.errors import InputError, OpdProbeWarning, OutputError, TraceErro
 from opd_probe.models.checkpoints import weights_digest
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, template_digest, tokenizer_digest
-from opd_probe.replay.engine import BATCH_TOKENS, Progress, Replay, ReplaySettings
-from opd_probe.replay.logits import check_temperature
-from opd_probe.replay.provenance import software
-from opd_probe.replay.sequences import skip_reason
+from opd_probe.engine.replay import BATCH_TOKENS, Progress, Replay, ReplaySettings
+from opd_probe.engine.logits import check_temperature
+from opd_probe.engine.provenance import software
+from opd_probe.engine.sequences import skip_reason
 from opd_probe.rollouts.files import encode_rollouts, prompt_key, read_rollouts, rollouts_digest, rollouts_from_dicts
 from opd_probe.rollouts.grading import grade
 from opd_probe.trace import Trace, TraceSpool, read_trace, rollout_table

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from opd_probe.errors import LogitError, OutOfMemoryError
-from opd_probe.replay.batching import batches
-from opd_probe.replay.scoring import Columns, StateScorer, VocabularyMap, rows_of
-from opd_probe.replay.sequences import StateSequence, build_sequence, check_sequences
+from opd_probe.engine.batching import batches
+from opd_probe.engine.scoring import Columns, StateScorer, VocabularyMap, rows_of
+from opd_probe.engine.sequences import StateSequence, build_sequence, check_sequences
 from opd_probe.stats.projection import OutputProjection
 from opd_probe.types import Rollout
 
@@ -71,7 +71,7 @@ class Replay:
         shared_ids: int64, ascending: the ids that both models share.
 
     Raises:
-        InputError: see :func:`opd_probe.replay.sequences.check_sequences`.
+        InputError: see :func:`opd_probe.engine.sequences.check_sequences`.
     """
 
     def __init__(
