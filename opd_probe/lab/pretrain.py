@@ -53,10 +53,14 @@ def states_of(model: Qwen2ForCausalLM, input_ids: torch.Tensor, first_state: int
     return logits.float()
 
 
-def pretrain(model: Qwen2ForCausalLM, recipe: PretrainRecipe, seed: int, report: Report | None = None) -> None:
+def pretrain(
+    model: Qwen2ForCausalLM, recipe: PretrainRecipe, seed: int, report: Report | None = None
+) -> None:
     """Train ``model`` in place on response tokens (EOS included), token-mean cross-entropy, AdamW."""
     corpus = Corpus(recipe.corpus, seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01
+    )
     model.train()
     for step in range(recipe.steps):
         for group in optimizer.param_groups:

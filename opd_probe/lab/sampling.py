@@ -41,9 +41,7 @@ class Sample:
     def texts(self) -> list[str]:
         """The responses in words, without EOS and padding."""
         lengths = self.mask.sum(dim=1).tolist()
-        return [
-            response_text(ids[:n]) for ids, n in zip(self.response_ids.tolist(), lengths, strict=True)
-        ]
+        return [response_text(ids[:n]) for ids, n in zip(self.response_ids.tolist(), lengths, strict=True)]
 
 
 def response_text(ids: Sequence[int]) -> str:

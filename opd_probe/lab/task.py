@@ -5,8 +5,9 @@ A problem is ``mia has 7 apples . mia finds 5 . mia loses 3 . … total ?``; a r
 operation before the operand, B works from the last sentence back to the first and names the operand first.
 
 Wording is random on purpose: each slot of a response draws its word from a :class:`Dialect`, so that next-token
-distributions have true entropy and a top-16 set has something to hold. Arithmetic is exact unless a corpus carries
-wrong *facts* (:class:`FactTable`), which is how a student comes to know less than its teacher.
+distributions have true entropy and a top-16 set has something to hold. Arithmetic is exact but for
+rare slips, unless a corpus carries *misconceptions* (:class:`Arithmetic`), which is how a student comes to know less
+than its teacher.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ __all__ = [
     "RESPONSE_LENGTH",
     "SPECIAL_TOKENS",
     "VOCABULARY",
+    "Arithmetic",
     "Component",
     "Corpus",
     "Dialect",
     "DialectRecipe",
-    "FactTable",
     "Pattern",
     "Problem",
     "encode",
@@ -41,8 +42,10 @@ __all__ = [
 ]
 
 MODULUS: Final = 30
-MAX_OPERAND: Final = 9
+MAX_OPERAND: Final = 5
 STEPS: Final = 4
+SLIP_REACH: Final = 8
+_SLIP_QUANTILES: Final = np.cumsum(1 / np.arange(1, SLIP_REACH)) / np.sum(1 / np.arange(1, SLIP_REACH + 1))
 
 SPECIAL_TOKENS: Final = ("<pad>", "<eos>", "<unk>")
 _FIXED: Final = (".", "?", "has", "total", "answer")
@@ -111,7 +114,8 @@ class Problem:
         """The problem in words; its tokens are separated by single spaces."""
         parts = [f"{self.name} has {self.start} {self.obj} ."]
         parts += [
-            f"{self.name} {verb} {abs(change)} ." for verb, change in zip(self.verbs, self.changes, strict=True)
+            f"{self.name} {verb} {abs(change)} ."
+            for verb, change in zip(self.verbs, self.changes, strict=True)
         ]
         return " ".join([*parts, "total ?"])
 
@@ -153,26 +157,33 @@ def grade(response_text: str, answer: int | str) -> bool:
     return bool(found) and bool(fields) and fields[0] == str(answer)
 
 
-class FactTable:
-    """The arithmetic that a corpus believes: ``value ± operand``, some facts wrong part of the time.
+class Arithmetic:
+    """The arithmetic that a corpus believes: ``value ± operand`` modulo 30, with misconceptions and slips.
 
-    A wrong fact has one fixed wrong result, off by 1 to 3, told with probability ``slip``; else the right one. Which
-    facts are wrong depends on the seed alone, and a smaller ``share`` is wrong on a subset of them.
+    A *misconception* is an operation (+7, say) that the corpus mostly gets wrong: with probability ``belief`` its
+    result is off by one fixed amount. Which operations, and by how much, depends on the seed alone. A *slip* is a rare
+    near miss at distance 1 to ``SLIP_REACH``, the nearer the likelier (∝ 1/distance), that every corpus makes: it gives
+    the distribution of a result a tail that is worth knowing.
     """
 
-    def __init__(self, seed: int, share: float, slip: float = 2 / 3) -> None:
-        rng = seeded(seed, "facts")
-        shape = (2, MODULUS, MAX_OPERAND + 1)
-        sizes = rng.integers(1, 4, size=shape) * rng.choice([-1, 1], size=shape)
-        self.offsets: NDArray[np.int64] = np.where(rng.random(shape) < share, sizes, 0)
-        self.slip = slip
+    def __init__(self, seed: int, misconceptions: int, slips: float, belief: float = 2 / 3) -> None:
+        rng = seeded(seed, "arithmetic")
+        signed = [sign * operand for operand in range(1, MAX_OPERAND + 1) for sign in (1, -1)]
+        order = rng.permutation(len(signed)).tolist()
+        amounts = (rng.integers(1, 4, size=len(signed)) * rng.choice([-1, 1], size=len(signed))).tolist()
+        self.offsets = {signed[index]: amounts[index] for index in order[:misconceptions]}
+        self.slips = slips
+        self.belief = belief
 
     def result(self, value: int, change: int, rng: np.random.Generator) -> int:
-        """What the corpus writes for ``value + change`` modulo 30."""
-        offset = int(self.offsets[int(change < 0), value, abs(change)])
-        if offset and rng.random() < self.slip:
-            return (value + change + offset) % MODULUS
-        return (value + change) % MODULUS
+        """What the corpus writes for ``value + change``."""
+        offset = 0
+        if change in self.offsets and rng.random() < self.belief:
+            offset = self.offsets[change]
+        if rng.random() < self.slips:
+            distance = 1 + int(np.searchsorted(_SLIP_QUANTILES, rng.random(), side="right"))
+            offset += distance if rng.random() < 0.5 else -distance
+        return (value + change + offset) % MODULUS
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +215,16 @@ class Dialect:
         self._words: dict[str, tuple[str, ...]] = {}
         for slot in words.SLOTS:
             # The language's order of words is common to all dialects of a seed; a dialect perturbs it.
-            ranks = seeded(seed, "order", slot).permutation(len(words.SLOT_WORDS[slot]))[low:high].argsort().argsort()
+            ranks = (
+                seeded(seed, "order", slot)
+                .permutation(len(words.SLOT_WORDS[slot]))[low:high]
+                .argsort()
+                .argsort()
+            )
             draw = seeded(seed, "dialect", recipe.label, pattern.name, slot)
-            logits = -recipe.zipf * np.log(1.0 + ranks) + recipe.noise * draw.normal(size=(recipe.cues, high - low))
+            logits = -recipe.zipf * np.log(1.0 + ranks) + recipe.noise * draw.normal(
+                size=(recipe.cues, high - low)
+            )
             weights = np.exp(logits - logits.max(axis=1, keepdims=True))
             self._cumulative[slot] = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
             self._words[slot] = words.SLOT_WORDS[slot][low:high]
@@ -224,12 +242,16 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One part of a corpus: a pattern, its share, its wording, and how many of its facts are wrong (0 … 1)."""
+    """One part of a corpus: a pattern, its share, its wording, and how well it calculates.
+
+    ``misconceptions`` counts the operations, of 18, that it mostly gets wrong; ``slips`` is the share of near misses.
+    """
 
     pattern: str
     weight: float
     dialect: DialectRecipe
-    wrong_facts: float = 0.0
+    misconceptions: int = 0
+    slips: float = 0.04
 
 
 class Corpus:
@@ -242,7 +264,7 @@ class Corpus:
             (
                 PATTERNS[component.pattern],
                 Dialect(component.dialect, PATTERNS[component.pattern], seed),
-                FactTable(seed, component.wrong_facts),
+                Arithmetic(seed, component.misconceptions, component.slips),
             )
             for component in components
         ]
@@ -250,7 +272,7 @@ class Corpus:
     def respond(self, problem: Problem, rng: np.random.Generator) -> str:
         """A worked response in words, without EOS."""
         index = min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(self._parts) - 1)
-        pattern, dialect, facts = self._parts[index]
+        pattern, dialect, arithmetic = self._parts[index]
         value, *changes = (problem.start, *problem.changes)
         if pattern.backwards:
             value, *changes = (*reversed(problem.changes), problem.start)
@@ -258,10 +280,12 @@ class Corpus:
         uniforms = rng.random(3 * len(changes) + 1).tolist()
         tokens: list[str] = []
         for step, change in enumerate(changes):
-            value = facts.result(value, change, rng)
+            value = arithmetic.result(value, change, rng)
             fields = {
                 "connector": dialect.word("connector", problem.name, uniforms[3 * step]),
-                "operation": dialect.word("minus" if change < 0 else "plus", problem.name, uniforms[3 * step + 1]),
+                "operation": dialect.word(
+                    "minus" if change < 0 else "plus", problem.name, uniforms[3 * step + 1]
+                ),
                 "operand": str(abs(change)),
                 "equals": dialect.word("equals", problem.name, uniforms[3 * step + 2]),
                 "result": str(value),

@@ -1,0 +1,138 @@
+"""The task: problems, patterns, grader, and the tokenizer that carries its words."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from opd_probe.lab import words
+from opd_probe.lab.models import EOS_ID, build_tokenizer
+from opd_probe.lab.task import (
+    MODULUS,
+    PATTERNS,
+    RESPONSE_LENGTH,
+    VOCABULARY,
+    Arithmetic,
+    Component,
+    Corpus,
+    Dialect,
+    DialectRecipe,
+    encode,
+    grade,
+    sample_problems,
+    seeded,
+)
+
+PLAIN = DialectRecipe("plain")
+
+
+def last_number(text: str) -> str:
+    return re.findall(r"\d+", text)[-1]
+
+
+def test_no_word_occurs_twice_and_top_16_is_a_small_part_of_the_vocabulary() -> None:
+    assert len(set(VOCABULARY)) == len(VOCABULARY)
+    assert 500 <= len(VOCABULARY) <= 1000
+    assert all(len(words.SLOT_WORDS[slot]) == 36 for slot in words.SLOTS)
+
+
+@given(seed=st.integers(0, 10_000))
+def test_both_patterns_reach_the_answer_of_the_story(seed: int) -> None:
+    (problem,) = sample_problems(seeded(seed, "test"), 1)
+    for pattern in PATTERNS:
+        corpus = Corpus([Component(pattern, 1.0, PLAIN, slips=0.0)], seed)
+        response = corpus.respond(problem, seeded(seed, "response"))
+        assert grade(response, problem.answer)
+        assert last_number(response) == str(problem.answer)
+        assert len(response.split()) + 1 == RESPONSE_LENGTH
+
+
+def test_answer_is_the_sum_told_in_the_prompt() -> None:
+    for problem in sample_problems(seeded(0, "test"), 50):
+        total = 0
+        for sentence in problem.prompt.split(" . ")[:-1]:
+            _, verb, amount = sentence.split()[:3]
+            total += -int(amount) if verb in words.LOSS_VERBS else int(amount)
+        assert total % MODULUS == problem.answer
+
+
+def test_patterns_work_in_opposite_orders() -> None:
+    (problem,) = sample_problems(seeded(3, "test"), 1)
+    corpora = {p: Corpus([Component(p, 1.0, PLAIN, slips=0.0)], 0) for p in PATTERNS}
+    forwards = corpora["A"].respond(problem, seeded(0, "x")).split()
+    backwards = corpora["B"].respond(problem, seeded(0, "x")).split()
+    assert [forwards[5 * i + 2] for i in range(4)] == [str(abs(change)) for change in problem.changes]
+    reverse = [*(abs(change) for change in reversed(problem.changes[:-1])), problem.start]
+    assert [backwards[5 * i + 1] for i in range(4)] == [str(number) for number in reverse]
+
+
+@pytest.mark.parametrize(
+    ("response", "verdict"),
+    [
+        ("then add 3 makes 7 finally answer 7", True),
+        ("then add 3 makes 7 finally answer 8", False),
+        ("answer 8 answer 7", True),
+        ("then add 3 makes 7", False),
+        ("finally answer", False),
+        ("", False),
+        ("answer 17", False),
+    ],
+)
+def test_grader_reads_the_token_after_the_last_answer(response: str, verdict: bool) -> None:
+    assert grade(response, 7) is verdict
+    assert grade(response, "7") is verdict
+
+
+def test_misconceptions_are_wrong_two_times_in_three_and_slips_are_near() -> None:
+    arithmetic = Arithmetic(0, misconceptions=4, slips=0.0)
+    assert len(arithmetic.offsets) == 4
+    rng = seeded(0, "draws")
+    change, offset = next(iter(arithmetic.offsets.items()))
+    results = [arithmetic.result(10, change, rng) for _ in range(2000)]
+    assert set(results) == {(10 + change) % MODULUS, (10 + change + offset) % MODULUS}
+    assert np.mean(np.array(results) != (10 + change) % MODULUS) == pytest.approx(2 / 3, abs=0.05)
+    slips = Arithmetic(0, misconceptions=0, slips=1.0)
+    distances = [abs(slips.result(15, 1, rng) - 16) for _ in range(2000)]
+    assert min(distances) == 1
+    assert max(distances) == 8
+
+
+def test_fewer_misconceptions_are_a_subset() -> None:
+    assert Arithmetic(5, 2, 0.0).offsets.items() <= Arithmetic(5, 6, 0.0).offsets.items()
+
+
+def test_dialect_draws_words_with_its_probabilities() -> None:
+    dialect = Dialect(DialectRecipe("cued", cues=3), PATTERNS["B"], seed=1)
+    name = words.NAMES[0]
+    expected = dialect.probabilities("equals", name)
+    assert sum(expected.values()) == pytest.approx(1.0)
+    assert set(expected) == set(words.SLOT_WORDS["equals"][12:])
+    drawn = [dialect.word("equals", name, u) for u in seeded(0, "u").random(20_000)]
+    for word, probability in expected.items():
+        assert drawn.count(word) / len(drawn) == pytest.approx(probability, abs=0.02)
+    assert len({tuple(dialect.probabilities("equals", other).values()) for other in words.NAMES}) == 3
+
+
+def test_same_seed_same_corpus() -> None:
+    component = Component("A", 1.0, PLAIN, misconceptions=3)
+    first, second = (Corpus([component], 7).batch(seeded(7, "b"), 20) for _ in range(2))
+    assert first == second
+    assert first != Corpus([component], 8).batch(seeded(7, "b"), 20)
+
+
+def test_tokenizer_gives_exactly_the_ids_of_the_words(tmp_path: Path) -> None:
+    build_tokenizer().save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    for problem in sample_problems(seeded(0, "test"), 20):
+        ids = tokenizer(problem.prompt)["input_ids"]
+        assert ids == encode(problem.prompt)
+        assert tokenizer.decode(ids) == problem.prompt
+        assert tokenizer.decode([*ids, EOS_ID], skip_special_tokens=True) == problem.prompt
+    assert tokenizer.eos_token_id == EOS_ID
+    assert len(tokenizer) == len(VOCABULARY)
