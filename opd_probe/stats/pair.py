@@ -158,19 +158,30 @@ def _row_maximum(logits: Tensor, maxima: Tensor, side: str) -> Tensor:
 
 def _moments(a: Tensor, b: Tensor, scratch: Scratch) -> Tensor:
     """float64 [6, T]: sum e^a, sum e^b, E_p[a], E_q[b], E_p[a - b], E_q[a - b]."""
+    n, width = a.shape
+    moments = torch.empty((6, n), dtype=torch.float64, device=a.device)
+    # On a CPU a few rows at a time keep the four buffers in its caches: 0.6 instead of 1 ms per 150,000 ids.
+    tile = max(1, CACHED_VALUES // width) if a.device.type == "cpu" else n
+    for start in range(0, n, tile):
+        rows = slice(start, start + tile)
+        _tile_moments(a[rows], b[rows], scratch, moments[:, rows])
+    moments[2:] /= moments[[0, 1, 0, 1]]
+    return moments
+
+
+CACHED_VALUES = 320_000
+"""Values per buffer of a tile on a CPU."""
+
+
+def _tile_moments(a: Tensor, b: Tensor, scratch: Scratch, out: Tensor) -> None:
     p = torch.exp(a, out=scratch.like("p", a))
     q = torch.exp(b, out=scratch.like("q", b))
-    za, zb = p.sum(-1), q.sum(-1)
     d = torch.sub(a, b, out=scratch.like("d", a))
     product = scratch.like("product", a)
-
-    def dot(x: Tensor, y: Tensor) -> Tensor:
-        # A batched matrix product would be as fast, but accumulates naively: 3e-4 of the value at V = 150,000.
-        return torch.mul(x, y, out=product).sum(-1)
-
-    sums = torch.stack([dot(p, a), dot(q, b), dot(p, d), dot(q, d)]).double()
-    za, zb = za.double(), zb.double()
-    return torch.cat([torch.stack([za, zb]), sums / torch.stack([za, zb, za, zb])])
+    out[0], out[1] = p.sum(-1), q.sum(-1)
+    # A batched matrix product would be as fast, but accumulates naively: 3e-4 of the value at V = 150,000.
+    for row, (weights, values) in enumerate(((p, a), (q, b), (p, d), (q, d)), start=2):
+        out[row] = torch.mul(weights, values, out=product).sum(-1)
 
 
 def _masked_moments(a: Tensor, b: Tensor) -> Tensor:

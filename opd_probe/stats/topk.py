@@ -22,8 +22,22 @@ def _sort_keys(values: Tensor, ids: Tensor) -> Tensor:
 
 
 def _top_ids(values: Tensor, ids: Tensor, k: int) -> Tensor:
-    keys = torch.topk(_sort_keys(values, ids), k, dim=-1, sorted=True).values
-    return _LOW - (keys & _LOW)
+    """The ids of the k largest values of each row, in rank order, equal values by ascending id: [T, k].
+
+    Args:
+        values: float32 [T, m]. ids: int64 [T, m] or [m], distinct within a row.
+    """
+    ids = ids.expand(values.shape)
+    within = min(k + 1, values.shape[-1])
+    top, place = torch.topk(values, within, dim=-1, sorted=True)
+    result = torch.gather(ids, 1, place[:, :k])
+    # How topk breaks ties is not defined. Rows where a tie could matter, rare in float32, are done by unique keys.
+    tied = (top[:, 1:] == top[:, :-1]).any(-1)
+    if bool(tied.any()):
+        rows = torch.nonzero(tied).flatten()
+        keys = torch.topk(_sort_keys(values[rows], ids[rows]), k, dim=-1, sorted=True).values
+        result[rows] = _LOW - (keys & _LOW)
+    return result
 
 
 def block_maxima(logits: Tensor) -> Tensor:

@@ -1,0 +1,52 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types docs bench lab-bases lab-signatures clean
+
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "opd-probe needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
+	@touch $@
+
+demo: $(INSTALLED) ## train two small distillation runs and look into them: figures and a table in opd-probe-out/
+	$(BIN)/python -m opd_probe.lab demo --out runs
+	$(BIN)/opd-probe overlap --ckpts runs/* --out opd-probe-out
+	$(BIN)/opd-probe mass --ckpts runs/* --out opd-probe-out
+	$(BIN)/opd-probe align --ckpts runs/* --out opd-probe-out
+
+test: $(INSTALLED) ## run the tests
+	$(BIN)/python -m pytest -q
+
+check: lint types test ## what CI runs: linter, types, tests
+
+lint: $(INSTALLED) ## ruff
+	$(BIN)/ruff check opd_probe tests benchmarks
+	$(BIN)/ruff format --check opd_probe tests benchmarks
+
+types: $(INSTALLED) ## mypy, strict
+	$(BIN)/mypy
+
+docs: $(INSTALLED) ## build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(INSTALLED) ## time replay against the floor and against the naive way
+	$(BIN)/python -m benchmarks.replay
+
+lab-bases: $(INSTALLED) ## retrain the small base models that the package ships
+	$(BIN)/python -m opd_probe.lab bases
+
+lab-signatures: $(INSTALLED) ## reproduce the lab's table of signatures over three seeds
+	$(BIN)/python -m opd_probe.lab signatures
+
+clean: ## remove the environment and everything that the commands above made
+	rm -rf $(VENV) runs opd-probe-out lab-cache site .pytest_cache .mypy_cache .ruff_cache .hypothesis

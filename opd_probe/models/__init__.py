@@ -1,0 +1,1 @@
+"""Models: recognising checkpoints, loading them, their vocabularies, and sampling from them."""

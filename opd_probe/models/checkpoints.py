@@ -1,0 +1,126 @@
+"""From a path or a hub id to a :class:`Checkpoint`, without loading anything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from opd_probe.errors import InputError, MissingError
+from opd_probe.models.formats import FORMATS, Format
+from opd_probe.types import Checkpoint
+
+STEP_DIRECTORY = re.compile(r"^(?:checkpoint-|global_step_|step_)(\d+)$")
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?$")
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*$")
+
+
+def checkpoint_format(path: str | Path) -> Format | None:
+    """The format that recognises a local directory, or None."""
+    path = Path(path)
+    if not path.is_dir():
+        return None
+    return next((known for known in FORMATS if known.recognises(path)), None)
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a local directory holds a checkpoint of a known format."""
+    return checkpoint_format(path) is not None
+
+
+def looks_like_hub_id(name: str) -> bool:
+    """Whether a string has the form ``org/name`` or ``org/name@revision``."""
+    return _HUB_ID.match(name) is not None
+
+
+def resolve_checkpoint(path: str | Path, *, run: str = "", base: str | None = None) -> Checkpoint:
+    """The checkpoint at a local directory, or on the hub when there is no such directory.
+
+    Args:
+        base: for an adapter, the base model to use in place of the one that its configuration names.
+
+    Raises:
+        MissingError: no such directory, and not of the form of a hub id.
+        InputError: a directory or a file that is no checkpoint; says what was found and what is accepted.
+    """
+    local = Path(path)
+    if not local.exists():
+        if looks_like_hub_id(str(path)):
+            name, _, revision = str(path).partition("@")
+            return Checkpoint(name, run=run, format="hub", revision=revision or None, base=base)
+        raise MissingError(f"checkpoint {path}: no such directory, and not a hub id of the form org/name")
+    known = checkpoint_format(local)
+    if known is None:
+        raise InputError(f"checkpoint {path}: {describe(local)}; expected {accepted()}")
+    return Checkpoint(
+        str(local), run=run, step=step_of(local), format=known.name, base=base or known.base(local)
+    )
+
+
+def accepted() -> str:
+    """What a checkpoint directory may hold, in words."""
+    return ", or ".join(known.accepted for known in FORMATS)
+
+
+def describe(path: Path) -> str:
+    """What is at a path that is no checkpoint, in words."""
+    if path.is_file():
+        return "is a file"
+    names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in path.iterdir())
+    if not names:
+        return "is an empty directory"
+    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    return f"holds no checkpoint (found {shown})"
+
+
+def step_of(path: Path) -> int | None:
+    """The optimiser step: ``global_step`` of trainer_state.json, else the number in the directory's name."""
+    state = path / "trainer_state.json"
+    if state.is_file():
+        try:
+            step = json.loads(state.read_text()).get("global_step")
+        except (ValueError, AttributeError):
+            raise InputError(f"{state}: not valid JSON; remove it to take the step from the name") from None
+        if isinstance(step, int):
+            return step
+    match = STEP_DIRECTORY.match(path.resolve().name)
+    return int(match.group(1)) if match else None
+
+
+def weights_digest(source: Any) -> str:
+    """sha256 over everything that shapes a model's numbers: weights, config, and for an adapter its base.
+
+    Args:
+        source: a directory, a hub id, a :class:`Checkpoint`, or a model in memory (its parameters are hashed).
+    """
+    if isinstance(source, (str, Path)):
+        source = resolve_checkpoint(source)
+    if isinstance(source, Checkpoint):
+        return _checkpoint_digest(source)
+    from opd_probe.models.loading import LoadedModel, state_digest
+
+    if isinstance(source, LoadedModel):
+        return weights_digest(source.checkpoint) if source.checkpoint is not None else state_digest(source.model)
+    return state_digest(source)
+
+
+def _checkpoint_digest(checkpoint: Checkpoint) -> str:
+    digest = hashlib.sha256()
+    if checkpoint.format == "hub":
+        from opd_probe.models.loading import hub_snapshot
+
+        checkpoint = resolve_checkpoint(hub_snapshot(checkpoint))
+    path = Path(checkpoint.path)
+    known = checkpoint_format(path)
+    if known is None:
+        raise InputError(f"checkpoint {path}: {describe(path)}; expected {accepted()}")
+    files = [*known.weight_files(path), *(path / name for name in ("config.json", "adapter_config.json"))]
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as handle:
+                digest.update(hashlib.file_digest(handle, "sha256").digest())
+    if checkpoint.base is not None:
+        digest.update(weights_digest(checkpoint.base).encode())
+    return digest.hexdigest()

@@ -1,0 +1,49 @@
+"""PEFT adapters: small weights that change a base model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from opd_probe.errors import InputError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+ACCEPTED = f"{CONFIG} with {WEIGHTS}"
+
+
+def recognises(path: Path) -> bool:
+    """adapter_config.json beside adapter weights in safetensors."""
+    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The adapter's one file; the base model has its own."""
+    return [path / WEIGHTS]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The adapter's configuration.
+
+    Raises:
+        InputError: it is not a JSON object.
+    """
+    try:
+        config = json.loads((path / CONFIG).read_text())
+    except ValueError as error:
+        raise InputError(f"{path / CONFIG}: not valid JSON ({error}); save the adapter again") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path / CONFIG}: expected a JSON object")
+    return config
+
+
+def base(path: Path) -> str | None:
+    """The base model: a path, made absolute when it exists relative to the adapter or to here, or a hub id."""
+    name = read_config(path).get("base_model_name_or_path")
+    if not name:
+        return None
+    for candidate in (path / name, Path(name)):
+        if candidate.is_dir():
+            return str(candidate.resolve())
+    return str(name)

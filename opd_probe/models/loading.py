@@ -1,0 +1,370 @@
+"""Loading models: safetensors only, no foreign code, one line when it fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from opd_probe.errors import InputError, MissingError, OpdProbeError, OutOfMemoryError
+from opd_probe.models.checkpoints import checkpoint_format, resolve_checkpoint
+from opd_probe.models.vocabulary import load_tokenizer
+from opd_probe.types import Checkpoint
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+_CHECK_IDS = 8
+
+
+@dataclass
+class OutputLayer:
+    """logits = softcap · tanh((scale · hidden · weightᵀ + bias) / softcap), without the last step when it is None.
+
+    ``weight`` is [W, d], ``bias`` [W] or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The obvious float32 product, for checks: [..., d] -> [..., W]."""
+        logits = hidden.float() @ self.weight.float().t() * self.scale
+        if self.bias is not None:
+            logits = logits + self.bias.float()
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+@dataclass
+class LoadedModel:
+    """A model ready to be replayed.
+
+    Attributes:
+        model: in evaluation mode.
+        name: for messages and labels.
+        tokenizer: None for a model in memory that came without one.
+        identity: JSON values that say what was loaded, for provenance.
+        output_layer: what turns hidden states into logits.
+        checkpoint: where it came from; None for a model in memory.
+        eos_ids: end-of-sequence ids of generation_config and tokenizer together.
+    """
+
+    model: PreTrainedModel
+    name: str
+    tokenizer: PreTrainedTokenizerBase | None
+    identity: dict[str, Any]
+    output_layer: OutputLayer
+    checkpoint: Checkpoint | None = None
+    eos_ids: tuple[int, ...] = ()
+    _backbone: Any = field(default=None, repr=False)
+
+    @property
+    def width(self) -> int:
+        """The width W of the output layer."""
+        return int(self.output_layer.weight.shape[0])
+
+    @property
+    def max_positions(self) -> int | None:
+        """How many positions the model was built for, when it says."""
+        value = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return int(value) if isinstance(value, int) else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs go."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its weights."""
+        return self.output_layer.weight.dtype
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """Inputs of the output layer, [B, T, d], for ids [B, T] padded on the right.
+
+        Without an attention mask: a causal model at a real token never sees what is right of it.
+        """
+        output = self._backbone(input_ids=input_ids, use_cache=False)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+
+def load_model(
+    source: Any,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    tokenizer: Any = None,
+    trust_remote_code: bool = False,
+    base: str | None = None,
+) -> LoadedModel:
+    """Load a causal language model for replay.
+
+    Args:
+        source: a directory, a hub id, a :class:`Checkpoint`, a transformers model, or a :class:`LoadedModel`
+            (returned as it is).
+        dtype: one of ``float32``, ``bfloat16``, ``float16``, ``float64``; None: as stored.
+        device: None: a GPU when there is one, else the CPU. A model in memory stays where it is.
+        tokenizer: a path, a hub id or a tokenizer, in place of the one beside the weights.
+        trust_remote_code: let the directory run its own code.
+        base: for an adapter, the base model in place of the one that it names.
+
+    Raises:
+        MissingError: nothing at that path, or a base model or hub id that cannot be had.
+        InputError: files that cannot be used, or a model whose logits this toolkit does not reproduce.
+    """
+    if isinstance(source, LoadedModel):
+        return source
+    _check_dtype(dtype)
+    if isinstance(source, (str, Path)):
+        source = resolve_checkpoint(source, base=base)
+    if isinstance(source, Checkpoint):
+        target = _device(device)
+        model = _load_checkpoint(source, dtype, target, trust_remote_code)
+        beside = tokenizer if tokenizer is not None else _tokenizer_place(source)
+        return _wrap(model, source, load_tokenizer(beside, required=tokenizer is not None))
+    if not hasattr(source, "get_output_embeddings"):
+        raise InputError(f"model of type {type(source).__name__}: expected a path, a hub id or a transformers model")
+    return _wrap(source, None, load_tokenizer(tokenizer, required=True) if tokenizer is not None else None)
+
+
+def _check_dtype(dtype: str | None) -> None:
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+
+
+def _device(device: str | None) -> torch.device:
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {device!r}: not available here ({_first_line(error)}); try --device cpu") from None
+    return chosen
+
+
+def _load_checkpoint(
+    checkpoint: Checkpoint, dtype: str | None, device: torch.device, trust_remote_code: bool
+) -> PreTrainedModel:
+    if checkpoint.format == "hub":
+        checkpoint = resolve_checkpoint(hub_snapshot(checkpoint), base=checkpoint.base)
+    path = Path(checkpoint.path)
+    if checkpoint.format == "peft":
+        return _load_adapter(checkpoint, path, dtype, device, trust_remote_code)
+    known = checkpoint_format(path)
+    files = known.weight_files(path) if known else []
+    for file in files:
+        _check_safetensors(file)
+    _check_config(path, trust_remote_code)
+    wanted = "auto" if dtype is None else getattr(torch, dtype)
+    with _one_line(f"checkpoint {path}"), _quiet():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            dtype=wanted,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    # transformers fills what is missing with random numbers; those would be measured as if they were a model.
+    for kind in ("missing_keys", "mismatched_keys"):
+        if info[kind]:
+            key = sorted(str(entry) for entry in info[kind])[0]
+            raise InputError(f"checkpoint {path}: {kind.replace('_', ' ')} in the weights, first {key}; save it again")
+    return model.to(device)
+
+
+def _load_adapter(
+    checkpoint: Checkpoint, path: Path, dtype: str | None, device: torch.device, trust_remote_code: bool
+) -> PreTrainedModel:
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise InputError(f"checkpoint {path}: is a PEFT adapter; install peft: pip install 'opd-probe[peft]'") from None
+    if checkpoint.base is None:
+        raise InputError(f"checkpoint {path}: adapter_config.json names no base model; add base_model_name_or_path")
+    try:
+        base = resolve_checkpoint(checkpoint.base)
+    except OpdProbeError as error:
+        raise MissingError(f"checkpoint {path}: its base model cannot be had: {error}") from None
+    model = _load_checkpoint(base, dtype, device, trust_remote_code)
+    _check_safetensors(path / "adapter_model.safetensors")
+    with _one_line(f"adapter {path}"), _quiet():
+        adapted = PeftModel.from_pretrained(model, str(path))
+        merged: PreTrainedModel = adapted.merge_and_unload()
+    return merged
+
+
+def hub_snapshot(checkpoint: Checkpoint) -> Path:
+    """The local copy of a hub checkpoint: from the local hub cache, else fetched from the hub.
+
+    Raises:
+        MissingError: it is neither cached nor reachable.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    place = {"repo_id": checkpoint.path, "revision": checkpoint.revision, "allow_patterns": patterns}
+    try:
+        return Path(snapshot_download(**place, local_files_only=True))
+    except Exception:  # not cached: the hub's client has no narrower root for this across its versions
+        pass
+    try:
+        return Path(snapshot_download(**place))
+    except Exception as error:
+        raise MissingError(
+            f"model {checkpoint.path}: not a local directory, not in the hub cache, and the hub did not give it "
+            f"({type(error).__name__}: {_first_line(error)})"
+        ) from None
+
+
+def _tokenizer_place(checkpoint: Checkpoint) -> str:
+    if checkpoint.format == "hub":
+        return str(hub_snapshot(checkpoint))
+    path = Path(checkpoint.path)
+    if checkpoint.format == "peft" and checkpoint.base and not (path / "tokenizer_config.json").is_file():
+        return _tokenizer_place(resolve_checkpoint(checkpoint.base))
+    return str(path)
+
+
+def _wrap(
+    model: PreTrainedModel, checkpoint: Checkpoint | None, tokenizer: PreTrainedTokenizerBase | None
+) -> LoadedModel:
+    model.eval()
+    name = checkpoint.path if checkpoint is not None else type(model).__name__
+    head = model.get_output_embeddings()
+    if head is None or not isinstance(getattr(head, "weight", None), Tensor):
+        raise InputError(f"model {name} ({type(model).__name__}): has no output layer; expected a causal language model")
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    layer = OutputLayer(head.weight.detach(), getattr(head, "bias", None), scale, softcap)
+    if layer.bias is not None:
+        layer.bias = layer.bias.detach()
+    loaded = LoadedModel(
+        model,
+        name,
+        tokenizer,
+        _identity(model, checkpoint, layer),
+        layer,
+        checkpoint,
+        _eos_ids(model, tokenizer),
+        _backbone=model.get_decoder() if hasattr(model, "get_decoder") else model.base_model,
+    )
+    _self_check(loaded)
+    return loaded
+
+
+@torch.inference_mode()
+def _self_check(loaded: LoadedModel) -> None:
+    """Refuse a model whose own logits are not its output layer applied to its last hidden states."""
+    ids = torch.arange(_CHECK_IDS, device=loaded.device).remainder(loaded.width)[None]
+    try:
+        own = loaded.model(input_ids=ids, use_cache=False).logits.float()
+        ours = loaded.output_layer.logits(loaded.hidden(ids))
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise OutOfMemoryError(f"out of memory with {loaded.name}; try --dtype bfloat16") from None
+        raise InputError(f"model {loaded.name}: cannot be replayed ({_first_line(error)})") from None
+    fine = {torch.float32: 1e-3, torch.float64: 1e-3}.get(loaded.dtype, 0.1)
+    scale = max(1.0, float(own.nan_to_num().abs().max()))
+    if bool(torch.isfinite(own).all()) and float((own - ours).abs().max()) > fine * scale:
+        raise InputError(
+            f"model {loaded.name} ({type(loaded.model).__name__}): its logits are not its output layer applied to its "
+            "last hidden states; this architecture is not supported"
+        )
+
+
+def _identity(model: PreTrainedModel, checkpoint: Checkpoint | None, layer: OutputLayer) -> dict[str, Any]:
+    config = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
+    identity: dict[str, Any] = {
+        "architecture": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": str(layer.weight.dtype).removeprefix("torch."),
+        "attention": getattr(model.config, "_attn_implementation", None),
+        "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
+    }
+    if checkpoint is not None:
+        identity |= {"path": checkpoint.path, "format": checkpoint.format, "step": checkpoint.step}
+        identity |= {"revision": checkpoint.revision, "base": checkpoint.base}
+    return identity
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
+    stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = set(stated if isinstance(stated, (list, tuple)) else [stated])
+    if tokenizer is not None:
+        ids.add(tokenizer.eos_token_id)
+    return tuple(sorted(int(token) for token in ids if token is not None))
+
+
+def state_digest(model: PreTrainedModel) -> str:
+    """sha256 over names, shapes, types and bytes of a model's parameters in memory."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(flat.numpy().data)
+    return digest.hexdigest()
+
+
+def _check_safetensors(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: not a whole safetensors file ({_first_line(error)}); copy or save the checkpoint again"
+        ) from None
+
+
+def _check_config(path: Path, trust_remote_code: bool) -> None:
+    with _one_line(f"{path / 'config.json'}"), _quiet():
+        json.loads((path / "config.json").read_text())
+        AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Turn whatever a loader raises on bad files into one line."""
+    try:
+        yield
+    except OpdProbeError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError):
+        raise OutOfMemoryError(f"{what}: out of memory while loading; try --dtype bfloat16 or another --device") from None
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
+        raise InputError(f"{what}: cannot be loaded ({type(error).__name__}: {_first_line(error)})") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no advice from the loaders: what matters is checked and said by us."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

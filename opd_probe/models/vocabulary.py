@@ -1,0 +1,135 @@
+"""Tokenizers, and the vocabulary that a student and a teacher share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from opd_probe.errors import InputError, MissingError, VocabularyError
+
+if TYPE_CHECKING:
+    from opd_probe.models.loading import LoadedModel
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+
+
+@dataclass(frozen=True, slots=True)
+class SharedVocabulary:
+    """The ids that both models mean the same by.
+
+    Attributes:
+        ids: int64, ascending.
+        student_width, teacher_width: of the output layers.
+        assumed: True when there were no two tokenizers to compare: then every id below the smaller width.
+        tokenizer_sha256: digests of student's and teacher's tokenizer, None where there is none.
+    """
+
+    ids: NDArray[np.int64]
+    student_width: int
+    teacher_width: int
+    assumed: bool
+    tokenizer_sha256: tuple[str | None, str | None] = (None, None)
+
+    @property
+    def size(self) -> int:
+        """The number of shared ids."""
+        return len(self.ids)
+
+    @property
+    def is_prefix(self) -> bool:
+        """Whether the shared ids are 0 … size − 1."""
+        return self.size == 0 or int(self.ids[-1]) == self.size - 1
+
+
+def shared_vocabulary(
+    student: LoadedModel, teacher: LoadedModel, *, allow_special_mismatch: bool = False
+) -> SharedVocabulary:
+    """The ids that both tokenizers map to the same string, below both widths.
+
+    Ids that only one tokenizer has, and rows of an output layer that no token has, are excluded. Without two
+    tokenizers the ids below the smaller width are taken, recorded as assumed.
+
+    Args:
+        allow_special_mismatch: exclude, instead of refusing, an id with two strings that are both special.
+
+    Raises:
+        VocabularyError: one id stands for two strings; names the first. Or nothing is shared.
+    """
+    widths = student.width, teacher.width
+    tokenizers = student.tokenizer, teacher.tokenizer
+    digests = tuple(None if tokenizer is None else tokenizer_digest(tokenizer) for tokenizer in tokenizers)
+    hashes = (digests[0], digests[1])
+    if tokenizers[0] is None or tokenizers[1] is None:
+        return SharedVocabulary(np.arange(min(widths)), *widths, assumed=True, tokenizer_sha256=hashes)
+    left, right = _strings(tokenizers[0]), _strings(tokenizers[1])
+    common = np.array(sorted(set(left) & set(right)), dtype=np.int64)
+    if hashes[0] != hashes[1]:
+        special = _special_ids(tokenizers[0]) & _special_ids(tokenizers[1]) if allow_special_mismatch else set()
+        differing = [token for token in common.tolist() if left[token] != right[token]]
+        for token in differing:
+            if token not in special:
+                raise VocabularyError(
+                    f"tokenizers of {student.name} and {teacher.name} differ: id {token} is {left[token]!r} in the first "
+                    f"and {right[token]!r} in the second ({len(differing)} ids differ); token-level comparison needs one "
+                    "tokenizer"
+                )
+        common = np.setdiff1d(common, np.array(differing, dtype=np.int64))
+    ids = common[common < min(widths)]
+    if len(ids) == 0:
+        raise VocabularyError(f"tokenizers of {student.name} and {teacher.name} share no token id")
+    return SharedVocabulary(ids, *widths, assumed=False, tokenizer_sha256=hashes)
+
+
+def _strings(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    return {token: string for string, token in tokenizer.get_vocab().items()}
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    added = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over the (id, string) pairs of a tokenizer, added tokens included."""
+    pairs = sorted(_strings(tokenizer).items())
+    return hashlib.sha256(json.dumps(pairs, ensure_ascii=True).encode()).hexdigest()
+
+
+def template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """sha256 of the chat template, None when there is none."""
+    template = getattr(tokenizer, "chat_template", None)
+    return None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest()
+
+
+def load_tokenizer(place: Any, *, required: bool) -> PreTrainedTokenizerBase | None:
+    """The tokenizer at a path or hub id; a tokenizer is returned as it is.
+
+    Args:
+        required: whether its absence is an error, or None.
+
+    Raises:
+        MissingError, InputError: it is required and not there, or its files cannot be read.
+    """
+    if isinstance(place, PreTrainedTokenizerBase):
+        return place
+    path = Path(str(place))
+    local = path.is_dir()
+    if local and not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        if required:
+            raise MissingError(f"tokenizer {path}: the directory has no tokenizer files")
+        return None
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(place), local_files_only=local, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"tokenizer {place}: cannot be loaded ({line})") from None
+    return tokenizer
