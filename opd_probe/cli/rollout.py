@@ -39,7 +39,7 @@ def rollout(
     Example: opd-probe rollout --ckpts runs/a/checkpoint-100 --prompts problems.jsonl --out rollouts.jsonl
     """
     quieten_libraries()
-    from opd_probe.run.commands import sample
+    from opd_probe.run.sample import sample
 
     request = options.build_request(
         ckpts=ckpts,

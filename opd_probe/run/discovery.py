@@ -131,6 +131,7 @@ def _add_directory(groups: dict[str, _Group], path: Path) -> str | None:
     if usable:
         group = _group(groups, absolute)
         group.whole = True
+        resolved = {child.resolve() for child in usable}
         for child in usable:
             _add_member(group, child)
         for child in steps:
@@ -139,7 +140,7 @@ def _add_directory(groups: dict[str, _Group], path: Path) -> str | None:
         if is_checkpoint(absolute):
             _warn(f"skipped the final weights in {path}: its step directories are used")
         for child in children:
-            if child not in steps and is_checkpoint(child):
+            if child not in steps and child.resolve() not in resolved and is_checkpoint(child):
                 _warn(f"skipped {path / child.name}: final weights beside step directories")
         return None
     if is_checkpoint(absolute):
@@ -154,7 +155,9 @@ def _group(groups: dict[str, _Group], directory: Path) -> _Group:
 
 
 def _add_member(group: _Group, checkpoint: Path) -> None:
-    group.members.setdefault(str(checkpoint.resolve()), checkpoint)
+    key = str(checkpoint.resolve())
+    if key not in group.members or step_of_name(checkpoint.name) is not None:  # a link's name may hide the step
+        group.members[key] = checkpoint
 
 
 def describe(path: Path) -> str:

@@ -14,9 +14,9 @@ from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.run.discovery import Run, discover, is_hub_id
 from opd_probe.run.manifest import MANIFEST_NAME, Manifest
 from opd_probe.run.naming import file_names, path_parts, step_of_name, unique_names
-from opd_probe.run.output import check_writable
+from opd_probe.run.output import check_file_writable, check_writable
 from opd_probe.run.request import DEFAULT_OUT, Request
-from opd_probe.run.settings import Options, Settings, agree, parse_options, settle
+from opd_probe.run.settings import Settings, agree, parse_options, settle
 from opd_probe.types import Checkpoint
 
 
@@ -96,10 +96,44 @@ def make_plan(request: Request) -> Plan:
     return Plan(plans, out, request.format or _agreed("format", runs) or "table", dry_run)
 
 
-def sampling_settings(request: Request, run: Run) -> tuple[Settings, Options]:
-    """The settings of one run for a command that only samples."""
+def make_sampling_plan(request: Request) -> Plan:
+    """Likewise for a command that only samples: one run, prompts, and no need of a teacher.
+
+    Raises:
+        InputError: several runs, or rollouts in place of prompts; else as :func:`make_plan`.
+    """
     given = parse_options(request.options)
-    return settle(given, run.manifest, where=f"run {run.name}"), given
+    runs = discover(request.ckpts, base=_model_path("--base", request.base))
+    if len(runs) > 1:
+        raise InputError(
+            f"--ckpts: checkpoints of {len(runs)} runs ({', '.join(run.name for run in runs)}); a rollout file "
+            "holds those of one run, so sample them one after another"
+        )
+    (run,) = runs
+    manifest = run.manifest or Manifest()
+    prompts = request.prompts or manifest.prompts
+    if prompts is None:
+        raise MissingError(
+            f"run {run.name}: no prompts; give --prompts FILE, or a line 'prompts: FILE' in "
+            f"{run.manifest_path or MANIFEST_NAME}"
+        )
+    _check_file("--prompts", prompts)
+    out = Path(request.out) if request.out else None
+    if out is None or out.suffix not in (".jsonl", ".parquet"):
+        raise InputError(
+            f"--out {out or ''}: expected the .jsonl or .parquet file to write".replace(" :", ":")
+        )
+    check_file_writable(out)
+    plan = RunPlan(
+        run=run,
+        teachers=_find_teachers(request, runs, required=False)[run.name],
+        settings=settle(given, manifest, where=f"run {run.name}"),
+        source=Source("prompts", prompts),
+        tokenizer=_model_path("--tokenizer", request.tokenizer) or manifest.tokenizer,
+        folder="",
+        teacher_folders={},
+    )
+    return Plan((plan,), out, request.format or manifest.format or "table", dry_run=False)
 
 
 def _agreed(name: str, runs: Iterable[Run]) -> Any:
@@ -129,13 +163,15 @@ def _model_path(option: str, value: str | None) -> str | None:
     raise MissingError(f"{option} {value}: no such path, and not a hub id (org/name)")
 
 
-def _find_teachers(request: Request, runs: Sequence[Run]) -> dict[str, tuple[Teacher, ...]]:
+def _find_teachers(
+    request: Request, runs: Sequence[Run], *, required: bool = True
+) -> dict[str, tuple[Teacher, ...]]:
     """Each run's teachers under names unique over all runs; the command line's replace the manifests'."""
     sources: dict[str, list[str]] = {}
     for run in runs:
         named = [_model_path("--teacher", value) or value for value in request.teachers]
         named = named or list((run.manifest.teacher if run.manifest else None) or [])
-        if not named:
+        if required and not named:
             place = run.manifest_path or f"<run>/{MANIFEST_NAME}"
             raise MissingError(
                 f"run {run.name}: no teacher; name one with --teacher PATH_OR_HUB_ID, or with a line "
@@ -177,9 +213,8 @@ def _find_source(request: Request, run: Run) -> Source:
         ("rollouts", None, manifest.rollouts),
         ("prompts", None, manifest.prompts),
     ):
-        if option and not Path(option).is_file():
-            what = "is a directory" if Path(option).is_dir() else "no such file"
-            raise MissingError(f"--{kind} {option}: {what}")
+        if option:
+            _check_file(f"--{kind}", option)
         if path := option or entry:
             return Source("rollouts" if kind == "rollouts" else "prompts", path)
     place = run.manifest_path or f"<run>/{MANIFEST_NAME}"
@@ -187,6 +222,12 @@ def _find_source(request: Request, run: Run) -> Source:
         f"run {run.name}: neither rollouts nor prompts; give --rollouts FILE to replay stored responses or "
         f"--prompts FILE to sample new ones, or name one of them in {place}"
     )
+
+
+def _check_file(option: str, value: str) -> None:
+    if not Path(value).is_file():
+        what = "is a directory" if Path(value).is_dir() else "no such file"
+        raise MissingError(f"{option} {value}: {what}")
 
 
 def warn(message: str) -> None:

@@ -13,15 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from opd_probe.engine.logits import check_temperature
+from opd_probe.engine.provenance import software
+from opd_probe.engine.replay import BATCH_TOKENS, Progress, Replay, ReplaySettings
+from opd_probe.engine.sequences import skip_reason
 from opd_probe.errors import InputError, OpdProbeWarning, OutputError, TraceError
 from opd_probe.models.checkpoints import weights_digest
 from opd_probe.models.loading import LoadedModel, load_model
-from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, template_digest, tokenizer_digest
-from opd_probe.engine.replay import BATCH_TOKENS, Progress, Replay, ReplaySettings
-from opd_probe.engine.logits import check_temperature
-from opd_probe.engine.provenance import software
-from opd_probe.engine.sequences import skip_reason
-from opd_probe.rollouts.files import encode_rollouts, prompt_key, read_rollouts, rollouts_digest, rollouts_from_dicts
+from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, template_digest
+from opd_probe.rollouts.files import (
+    prompt_key,
+    read_rollouts,
+    rollouts_digest,
+    rollouts_from_dicts,
+)
 from opd_probe.rollouts.grading import grade
 from opd_probe.trace import Trace, TraceSpool, read_trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, array_columns
@@ -99,8 +104,38 @@ def replay(
     load = {"dtype": dtype, "device": device, "tokenizer": tokenizer, "trust_remote_code": trust_remote_code}
     models = load_model(student, **load), load_model(teacher, **load)
     vocabulary = shared_vocabulary(*models, allow_special_mismatch=allow_special_mismatch)
-    job = _Job(models, vocabulary, given, ReplaySettings(min(k, vocabulary.size), temperature, jsd, batch_tokens, chunk))
+    job = _Job(
+        models,
+        vocabulary,
+        given,
+        ReplaySettings(min(k, vocabulary.size), temperature, jsd, batch_tokens, chunk),
+    )
     return job.run(path, fingerprint, dict(labels or {}), progress)
+
+
+def stored_trace(
+    student: Any,
+    teacher: Any,
+    rollouts: Sequence[Rollout],
+    out: Path,
+    k: int,
+    jsd: bool,
+    *,
+    temperature: float,
+    dtype: str | None,
+    tokenizer: Any,
+    allow_special_mismatch: bool,
+    labels: Mapping[str, Any],
+) -> Trace | None:
+    """The trace at ``out`` when :func:`replay` with the same arguments would use it again, else None.
+
+    Loads no model. A trace that does not fit any more is warned about, with the reason.
+    """
+    if not out.is_file():
+        return None
+    options = {"temperature": temperature, "dtype": dtype, "allow_special_mismatch": allow_special_mismatch}
+    stored = _reusable(out, _fingerprint(student, teacher, rollouts, tokenizer, options), k, jsd)
+    return None if stored is None else _relabel(stored, labels)
 
 
 @dataclass(frozen=True)
@@ -121,7 +156,9 @@ class _Job:
     ) -> Trace:
         engine = Replay(*self.models, self.rollouts, self.vocabulary.ids, self.settings)
         counts = engine.state_counts
-        columns = array_columns(jsd=self.settings.jsd, sampler=any(r.logprobs is not None for r in self.rollouts))
+        columns = array_columns(
+            jsd=self.settings.jsd, sampler=any(r.logprobs is not None for r in self.rollouts)
+        )
         key = _digest({**fingerprint, "K": self.settings.k, "columns": [c.name for c in columns]})
         directory = None if path is None else path.with_name(f".{path.name}.partial")
         spool = TraceSpool(counts, columns, self.settings.k, directory, key)
@@ -202,7 +239,9 @@ def _read(rollouts: RolloutsSource, student: Any, tokenizer: Any) -> list[Rollou
 def _check_writable(path: Path) -> None:
     """Fail before hours of work, not after them; makes nothing."""
     if path.is_dir():
-        raise OutputError(f"output {path}: is a directory; expected the name of a file, such as trace.parquet")
+        raise OutputError(
+            f"output {path}: is a directory; expected the name of a file, such as trace.parquet"
+        )
     parent = path.parent
     while not parent.exists():
         parent = parent.parent
@@ -234,12 +273,14 @@ def _reusable(path: Path, fingerprint: Mapping[str, Any], k: int, jsd: bool) -> 
     differing = [name for name, value in fingerprint.items() if before.get(name) != value]
     if jsd and not stored.provenance.get("jsd"):
         differing.append("jsd")
-    if stored.K < min(k, stored.vocabulary_size):
+    if min(k, stored.vocabulary_size) > stored.K:
         differing.append(f"K (stored {stored.K}, asked {k})")
     if not differing:
         return stored
     warnings.warn(
-        f"trace {path}: {', '.join(differing)} changed since it was made; made anew", OpdProbeWarning, stacklevel=3
+        f"trace {path}: {', '.join(differing)} changed since it was made; made anew",
+        OpdProbeWarning,
+        stacklevel=3,
     )
     return None
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from opd_probe.run.output import write_bytes
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 INFINITE = "infinite"
 """The key under which a JSON row maps its infinite fields, if any, to ``"inf"`` or ``"-inf"``."""
@@ -33,6 +32,24 @@ def json_row(row: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """numpy scalars as Python's own."""
     return value.item() if hasattr(value, "item") and not isinstance(value, (str, bytes)) else value
+
+
+def as_table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
+    """A data frame whose steps stay whole numbers where some are unknown."""
+    table = pd.DataFrame(rows)
+    if "step" in table:
+        table["step"] = pd.array(
+            [None if pd.isna(step) else int(step) for step in table["step"]], dtype="Int64"
+        )
+    return table
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as mappings; a missing step is None."""
+    return [
+        {str(name): None if value is pd.NA else value for name, value in row.items()}
+        for row in table.to_dict("records")
+    ]
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> Path:

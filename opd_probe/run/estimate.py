@@ -1,0 +1,162 @@
+"""``--dry-run``: states, bytes and time, from files and one short matrix product. No model is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opd_probe.errors import InputError
+from opd_probe.run.plan import Plan, RunPlan
+from opd_probe.run.selection import count_states
+from opd_probe.run.settings import Settings
+from opd_probe.run.sources import Files
+from opd_probe.types import Checkpoint
+
+LISTS_PER_STATE = 6
+SCALARS_PER_STATE = 13
+BYTES_PER_VALUE = 4
+"""Six lists of K and about thirteen numbers; what compression saves is not counted."""
+
+EFFICIENCY = 0.5
+"""Share of a large matrix product's throughput that a small or medium model reaches."""
+
+_CALIBRATION_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The work of one checkpoint.
+
+    Attributes:
+        states: rows of one trace.
+        tokens: tokens that both models read, prompts included.
+        sampled: tokens that the student would sample.
+        upper_bound: whether the numbers are bounds, because nothing has been sampled yet.
+    """
+
+    states: int
+    tokens: int
+    sampled: int = 0
+    upper_bound: bool = False
+
+
+def estimate(plan: Plan) -> list[dict[str, Any]]:
+    """What a plan would take were nothing stored yet: a row per run, checkpoint and teacher, then their total.
+
+    ``states`` are exact for rollouts and an upper bound for prompts, as ``states_are`` says; ``bytes`` are those
+    of traces on disk before compression; ``seconds`` come from parameter and token counts and a measured
+    throughput, and are None where a model is not on this machine.
+
+    Raises:
+        OpdProbeError: a file of rollouts or prompts that cannot be used.
+    """
+    files = Files(plan.runs)
+    files.check()
+    rows: list[dict[str, Any]] = []
+    for run in plan.runs:
+        speed = throughput(run.settings)
+        for checkpoint in run.run.checkpoints:
+            work = _work(run, checkpoint, files)
+            student = parameters_of(checkpoint)
+            for number, teacher in enumerate(run.teachers):
+                sampled = work.sampled if number == 0 else 0  # all teachers score the same samples
+                rows.append(
+                    {
+                        "run": run.run.name,
+                        "step": checkpoint.step,
+                        "teacher": teacher.name,
+                        "states": work.states,
+                        "states_are": "at most" if work.upper_bound else "exact",
+                        "tokens": work.tokens,
+                        "bytes": trace_bytes(work.states, run.settings.trace_k),
+                        "seconds": seconds(work, sampled, student, parameters_of(teacher.checkpoint), speed),
+                    }
+                )
+    return [*rows, _total(rows)]
+
+
+def _total(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    times = [row["seconds"] for row in rows]
+    bounds = any(row["states_are"] == "at most" for row in rows)
+    return {
+        "run": "(total)",
+        "step": None,
+        "teacher": None,
+        "states": sum(row["states"] for row in rows),
+        "states_are": "at most" if bounds else "exact",
+        "tokens": sum(row["tokens"] for row in rows),
+        "bytes": sum(row["bytes"] for row in rows),
+        "seconds": None if None in times else sum(times),
+    }
+
+
+def _work(run: RunPlan, checkpoint: Checkpoint, files: Files) -> Work:
+    if run.source.kind == "prompts":
+        prompts, settings = files.prompts(run.source.path), run.settings
+        sampled = len(prompts) * settings.num_rollouts * settings.max_new_tokens
+        states = min(sampled, settings.max_states or sampled)
+        return Work(states, states, sampled, upper_bound=True)
+    rollouts, _ = files.replayed(run, checkpoint)
+    tokens = sum(len(rollout.prompt_ids) + len(rollout.response_ids) for rollout in rollouts)
+    return Work(sum(count_states(rollout) for rollout in rollouts), tokens)
+
+
+def trace_bytes(states: int, depth: int) -> int:
+    """Bytes on disk of a trace, uncompressed."""
+    return states * BYTES_PER_VALUE * (LISTS_PER_STATE * depth + SCALARS_PER_STATE)
+
+
+def parameters_of(checkpoint: Checkpoint) -> int | None:
+    """The number of parameters, from safetensors headers; None for a model that is not on this machine."""
+    total = 0
+    for place in filter(None, (checkpoint.path, checkpoint.base)):
+        if not Path(place).is_dir():
+            return None
+        files = sorted(Path(place).glob("*.safetensors"))
+        total += sum(math.prod(entry["shape"]) for file in files for entry in _header(file).values())
+    return total
+
+
+def _header(file: Path) -> Mapping[str, Any]:
+    try:
+        with file.open("rb") as handle:
+            (size,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(size))
+    except (OSError, ValueError, struct.error):
+        raise InputError(
+            f"weights {file}: not a whole safetensors file; copy or save the checkpoint again"
+        ) from None
+    header.pop("__metadata__", None)
+    return dict(header)
+
+
+def throughput(settings: Settings, size: int = 1024) -> float:
+    """Floating-point operations per second that a matrix product reaches on the device."""
+    import torch
+
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, settings.dtype or "float32")
+    one = torch.randn(size, size, device=device).to(dtype)
+    _ = (one @ one).sum().item()  # reading a value waits for the device
+    rounds, started = 0, time.perf_counter()
+    while (spent := time.perf_counter() - started) < _CALIBRATION_SECONDS:
+        _ = (one @ one)[0, 0].item()
+        rounds += 1
+    return 2.0 * size**3 * rounds / spent
+
+
+def seconds(work: Work, sampled: int, student: int | None, teacher: int | None, speed: float) -> float | None:
+    """Seconds for one checkpoint and one teacher; None when a model's size is unknown.
+
+    Two operations per parameter and token; sampling reads the student once more.
+    """
+    if student is None or teacher is None:
+        return None
+    operations = 2.0 * (work.tokens * (student + teacher) + sampled * student)
+    return operations / (speed * EFFICIENCY)

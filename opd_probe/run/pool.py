@@ -1,0 +1,53 @@
+"""Loaded models: a teacher stays while its runs last, a student while its checkpoint is measured."""
+
+from __future__ import annotations
+
+import gc
+
+from opd_probe.models.loading import LoadedModel, load_model
+from opd_probe.run.memory import memory_advice
+from opd_probe.run.progress import Progress
+from opd_probe.run.settings import Settings
+from opd_probe.types import Checkpoint
+
+_Key = tuple[str, str | None, str | None, str | None, str | None]
+
+
+class ModelPool:
+    """Loads on demand and keeps what is needed again."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._student: tuple[_Key, LoadedModel] | None = None
+        self._teachers: dict[_Key, LoadedModel] = {}
+
+    def student(self, checkpoint: Checkpoint, settings: Settings, tokenizer: str | None) -> LoadedModel:
+        """The student; the one before it is let go."""
+        key = _key(checkpoint, settings, tokenizer)
+        if self._student is None or self._student[0] != key:
+            self._student = None
+            gc.collect()
+            self._student = key, self._load(checkpoint, settings, tokenizer)
+        return self._student[1]
+
+    def teacher(self, checkpoint: Checkpoint, settings: Settings, tokenizer: str | None) -> LoadedModel:
+        """A teacher; kept until :meth:`keep_teachers` leaves it out."""
+        key = _key(checkpoint, settings, tokenizer)
+        if key not in self._teachers:
+            self._teachers[key] = self._load(checkpoint, settings, tokenizer)
+        return self._teachers[key]
+
+    def keep_teachers(self, wanted: list[Checkpoint]) -> None:
+        """Let go of every teacher that is not among ``wanted``."""
+        names = {(checkpoint.path, checkpoint.revision) for checkpoint in wanted}
+        self._teachers = {key: model for key, model in self._teachers.items() if key[:2] in names}
+        gc.collect()
+
+    def _load(self, checkpoint: Checkpoint, settings: Settings, tokenizer: str | None) -> LoadedModel:
+        self._progress.begin(f"load {checkpoint.path}")
+        with memory_advice(f"loading {checkpoint.path}"):
+            return load_model(checkpoint, dtype=settings.dtype, device=settings.device, tokenizer=tokenizer)
+
+
+def _key(checkpoint: Checkpoint, settings: Settings, tokenizer: str | None) -> _Key:
+    return checkpoint.path, checkpoint.revision, settings.dtype, settings.device, tokenizer

@@ -1,0 +1,53 @@
+"""``opd-probe rollout``: sample from the checkpoints of a run and store what came of it."""
+
+from __future__ import annotations
+
+from opd_probe.rollouts.files import write_rollouts
+from opd_probe.run.plan import make_sampling_plan
+from opd_probe.run.pool import ModelPool
+from opd_probe.run.progress import Progress
+from opd_probe.run.request import Request
+from opd_probe.run.result import Result
+from opd_probe.run.sources import Files, allowed_ids, check_pair, draw, named_by_step
+from opd_probe.run.tables import json_row
+from opd_probe.types import Rollout
+
+COLUMNS = ("run", "step", "n_prompts", "n_rollouts", "n_tokens", "truncation_rate")
+
+
+def sample(request: Request, progress: Progress) -> Result:
+    """Sample responses to prompts from every checkpoint of one run into one rollout file.
+
+    Each rollout carries the step of its checkpoint; with several checkpoints its id starts with it.
+
+    Raises:
+        OpdProbeError: bad input, in one line.
+    """
+    plan = make_sampling_plan(request)
+    (run,) = plan.runs
+    prompts = Files(plan.runs).prompts(run.source.path)
+    pool = ModelPool(progress)
+    everything: list[Rollout] = []
+    rows = []
+    for checkpoint in run.run.checkpoints:
+        student = pool.student(checkpoint, run.settings, run.tokenizer)
+        teachers = [pool.teacher(teacher.checkpoint, run.settings, run.tokenizer) for teacher in run.teachers]
+        for teacher in teachers:
+            check_pair(student, teacher, run.settings)
+        allowed = allowed_ids(student, teachers, run.settings)
+        rollouts = draw(student, checkpoint, prompts, allowed, run.settings, progress)
+        rows.append(
+            json_row(
+                {
+                    "run": run.run.name,
+                    "step": checkpoint.step,
+                    "n_prompts": len(prompts),
+                    "n_rollouts": len(rollouts),
+                    "n_tokens": sum(len(rollout.response_ids) for rollout in rollouts),
+                    "truncation_rate": sum(r.finish_reason == "length" for r in rollouts) / len(rollouts),
+                }
+            )
+        )
+        everything += named_by_step(rollouts, checkpoint) if len(run.run.checkpoints) > 1 else rollouts
+    write_rollouts(plan.out, everything)
+    return Result(rows, COLUMNS, plan.format, (plan.out,))

@@ -1,0 +1,262 @@
+"""The rollouts of each checkpoint: from a file, or sampled, stored and used again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opd_probe.errors import InputError
+from opd_probe.models.generation import sample_rollouts
+from opd_probe.models.loading import LoadedModel
+from opd_probe.models.vocabulary import shared_vocabulary
+from opd_probe.rollouts.files import read_rollouts, rollouts_digest, write_rollouts
+from opd_probe.rollouts.prompts import encode_prompts, read_prompts
+from opd_probe.run.memory import memory_advice
+from opd_probe.run.output import write_bytes
+from opd_probe.run.plan import RunPlan
+from opd_probe.run.pool import ModelPool
+from opd_probe.run.progress import Progress
+from opd_probe.run.selection import at_most, check_steps, of_checkpoint, origin
+from opd_probe.run.settings import Settings
+from opd_probe.types import Checkpoint, Prompt, Rollout, StateOrigin
+
+KEY_VERSION = 1
+"""Raised when the same key would lead to other samples."""
+
+
+class Files:
+    """Rollout and prompt files, each read once."""
+
+    def __init__(self, plans: Sequence[RunPlan]) -> None:
+        self._plans = plans
+        self._rollouts: dict[str, list[Rollout]] = {}
+        self._prompts: dict[str, list[Prompt]] = {}
+
+    def check(self) -> None:
+        """Read every file of the plan and match steps, so that a mistake shows before any model is loaded.
+
+        Raises:
+            OpdProbeError: a file that cannot be used, or a checkpoint without rollouts of its step.
+        """
+        for plan in self._plans:
+            if plan.source.kind == "prompts":
+                self.prompts(plan.source.path)
+                continue
+            for checkpoint in plan.run.checkpoints:
+                self.replayed(plan, checkpoint)
+
+    def prompts(self, path: str) -> list[Prompt]:
+        """The prompts of a file."""
+        if path not in self._prompts:
+            self._prompts[path] = read_prompts(path)
+        return self._prompts[path]
+
+    def rollouts(self, path: str) -> list[Rollout]:
+        """The rollouts of a file."""
+        if path not in self._rollouts:
+            self._rollouts[path] = read_rollouts(path)
+        return self._rollouts[path]
+
+    def replayed(self, plan: RunPlan, checkpoint: Checkpoint) -> tuple[list[Rollout], StateOrigin]:
+        """The rollouts of a file that belong to a checkpoint, and whose states they are."""
+        path, settings = plan.source.path, plan.settings
+        everything = self.rollouts(path)
+        chosen = of_checkpoint(everything, checkpoint, plan.run.checkpoints, settings.step_offset, path)
+        users = sum(len(other.run.checkpoints) for other in self._plans if other.source == plan.source)
+        return (
+            at_most(chosen, settings.max_states, settings.seed),
+            origin(check_steps(everything, path), users),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Samples from one checkpoint after another; what is stored and still fits is used again.
+
+    Attributes:
+        directory: where the samples of each run are stored, one folder per run.
+    """
+
+    directory: Path
+    pool: ModelPool
+    files: Files
+    progress: Progress
+
+    def sampled(self, plan: RunPlan, checkpoint: Checkpoint) -> list[Rollout]:
+        """A checkpoint's own responses to its run's prompts.
+
+        Raises:
+            OpdProbeError: prompts that cannot be encoded, or responses longer than the model's positions.
+        """
+        prompts = self.files.prompts(plan.source.path)
+        path = self.directory / plan.folder / f"{step_name(checkpoint)}.parquet"
+        teachers = [teacher.checkpoint for teacher in plan.teachers]
+        key = sampling_key(checkpoint, teachers, prompts, plan.settings, plan.tokenizer)
+        rollouts = stored_samples(path, key)
+        if rollouts is None:
+            student = self.pool.student(checkpoint, plan.settings, plan.tokenizer)
+            loaded = [self.pool.teacher(teacher, plan.settings, plan.tokenizer) for teacher in teachers]
+            for teacher in loaded:
+                check_pair(student, teacher, plan.settings)
+            allowed = allowed_ids(student, loaded, plan.settings)
+            rollouts = draw(student, checkpoint, prompts, allowed, plan.settings, self.progress)
+            store_samples(path, rollouts, key)
+        return at_most(rollouts, plan.settings.max_states, plan.settings.seed)
+
+
+def step_name(checkpoint: Checkpoint) -> str:
+    """The name, without suffix, of a checkpoint's files."""
+    return f"step-{'unknown' if checkpoint.step is None else checkpoint.step}"
+
+
+def check_pair(student: LoadedModel, teacher: LoadedModel, settings: Settings) -> None:
+    """Refuse a pair of models before anything is written.
+
+    Raises:
+        VocabularyError: their tokenizers differ.
+        InputError: k is beyond the ids that they share.
+    """
+    allow = settings.allow_special_mismatch
+    size = shared_vocabulary(student, teacher, allow_special_mismatch=allow).size
+    if settings.k > size:
+        raise InputError(
+            f"k = {settings.k}: beyond the shared vocabulary of {size} tokens ({student.name} and "
+            f"{teacher.name}); lower --k"
+        )
+
+
+def allowed_ids(
+    student: LoadedModel, teachers: Sequence[LoadedModel], settings: Settings
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """int64, ascending: what may be sampled, the ids that the student shares with every teacher.
+
+    Without a teacher they are those that the student's own tokenizer knows.
+    """
+    allow = settings.allow_special_mismatch
+    shared = [
+        shared_vocabulary(student, other, allow_special_mismatch=allow).ids for other in teachers or [student]
+    ]
+    return reduce(np.intersect1d, shared)
+
+
+def draw(
+    student: LoadedModel,
+    checkpoint: Checkpoint,
+    prompts: Sequence[Prompt],
+    allowed: np.ndarray[Any, np.dtype[np.int64]],
+    settings: Settings,
+    progress: Progress,
+) -> list[Rollout]:
+    """Sample ``num_rollouts`` responses to each prompt."""
+    encoded = encode_prompts(prompts, student.tokenizer)
+    progress.begin(f"sample {checkpoint.run or checkpoint.path} {step_name(checkpoint)}")
+    with memory_advice("sampling"):
+        return sample_rollouts(
+            student,
+            encoded,
+            allowed_ids=allowed,
+            num_rollouts=settings.num_rollouts,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.sample_temperature,
+            seed=settings.seed,
+            batch_tokens=settings.batch_tokens,
+            step=checkpoint.step,
+            progress=progress.update,
+        )
+
+
+def sampling_key(
+    checkpoint: Checkpoint,
+    teachers: Sequence[Checkpoint],
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    tokenizer: str | None,
+) -> dict[str, Any]:
+    """Everything that decides a draw, in JSON types, without loading a model.
+
+    Teachers matter by their vocabularies alone, since only shared ids may be sampled.
+    """
+    own = _tokenizer_of(checkpoint, tokenizer)
+    vocabularies = {(_digest_of(_tokenizer_of(one, tokenizer)), _vocabulary_size(one)) for one in teachers}
+    return {
+        "version": KEY_VERSION,
+        "weights": weights_digest(checkpoint),
+        "tokenizer": _digest_of(own),
+        "template": None if own is None else template_digest(own),
+        "prompts": prompts_digest(prompts),
+        "vocabularies": sorted([digest or "", size] for digest, size in vocabularies),
+        "num_rollouts": settings.num_rollouts,
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.sample_temperature,
+        "seed": settings.seed,
+        "dtype": settings.dtype,
+        "allow_special_mismatch": settings.allow_special_mismatch,
+    }
+
+
+def _tokenizer_of(checkpoint: Checkpoint, tokenizer: str | None) -> Any:
+    """The tokenizer that loading the checkpoint would give it, or None."""
+    if tokenizer is not None:
+        return load_tokenizer(tokenizer, required=True)
+    place = hub_snapshot(checkpoint) if checkpoint.format == "hub" else checkpoint.path
+    found = load_tokenizer(place, required=False)
+    if found is None and checkpoint.base:
+        return _tokenizer_of(resolve_checkpoint(checkpoint.base), None)
+    return found
+
+
+def _digest_of(tokenizer: Any) -> str | None:
+    return None if tokenizer is None else tokenizer_digest(tokenizer)
+
+
+def _vocabulary_size(checkpoint: Checkpoint) -> int:
+    """What config.json calls vocab_size; 0 where it does not say, as beside an adapter."""
+    place = hub_snapshot(checkpoint) if checkpoint.format == "hub" else Path(checkpoint.path)
+    try:
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
+    text = config.get("text_config") or {}
+    return int(config.get("vocab_size") or text.get("vocab_size") or 0)
+
+
+def stored_samples(path: Path, key: dict[str, Any]) -> list[Rollout] | None:
+    """The samples stored at ``path`` when they were drawn under ``key`` and are whole, else None."""
+    try:
+        record = json.loads(_record_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not path.is_file() or record.get("key") != key:
+        return None
+    rollouts = read_rollouts(path)
+    return rollouts if rollouts_digest(rollouts) == record.get("rollouts_sha256") else None
+
+
+def store_samples(path: Path, rollouts: Sequence[Rollout], key: dict[str, Any]) -> None:
+    """Write samples and, last, the record that makes them usable again."""
+    record = {"key": key, "rollouts_sha256": rollouts_digest(rollouts)}
+    _record_path(path).unlink(missing_ok=True)
+    write_rollouts(path, rollouts)
+    write_bytes(_record_path(path), json.dumps(record, indent=2, sort_keys=True).encode())
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """sha256 over the content of prompts in order."""
+    content = [asdict(prompt) for prompt in prompts]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()
+
+
+def named_by_step(rollouts: Sequence[Rollout], checkpoint: Checkpoint) -> list[Rollout]:
+    """The rollouts under ids that differ from those of the run's other checkpoints."""
+    return [replace(rollout, id=f"{step_name(checkpoint)}/{rollout.id}") for rollout in rollouts]
