@@ -1,0 +1,40 @@
+"""Figures: tidy tables in, :class:`matplotlib.figure.Figure` out.
+
+One file per kind of figure, one public function in it. Nothing here computes a statistic, reads a trace,
+knows a path
+or touches pyplot's global state, so a figure needs neither a display nor a backend. The exports are lazy
+(PEP 562): importing this package loads neither matplotlib nor pandas.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opd_probe.plots.alignment import plot_alignment
+    from opd_probe.plots.mass import plot_mass
+    from opd_probe.plots.overlap import plot_overlap
+    from opd_probe.plots.style import render
+
+# A new kind of figure is one new file and one new line here.
+_HOME = {
+    "plot_alignment": "alignment",
+    "plot_mass": "mass",
+    "plot_overlap": "overlap",
+    "render": "style",
+}
+
+__all__ = ["plot_alignment", "plot_mass", "plot_overlap", "render"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,53 @@
+"""The headline figure: do the two models' top-k sets meet, how much mass lies there, and does accuracy
+follow?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from opd_probe.plots import style as house
+from opd_probe.plots.labels import panel_of
+from opd_probe.plots.steps import draw_steps
+from opd_probe.plots.tables import check_table, numbers
+
+_PANELS = (
+    panel_of("overlap_ratio"),
+    panel_of("student_overlap_mass", "teacher_overlap_mass"),
+    panel_of("overlap_advantage"),
+)
+_ACCURACY = panel_of("accuracy")
+
+
+def plot_overlap(table: pd.DataFrame, *, x: str = "step", columns: int = 2) -> house.HouseFigure:
+    """Overlap ratio, overlap masses, overlap advantage and (when known) accuracy over training steps.
+
+    Args:
+        table: one row per (run, teacher, step), as ``opd-probe overlap`` makes it: ``run``, ``teacher``,
+            ``step``, ``k``, ``states``, and each metric with ``_lo`` and ``_hi``; a step may be missing.
+        x: the numeric column on the x axis.
+        columns: width of the figure, 1 or 2 columns of a paper.
+
+    Returns:
+        One line per (run, teacher), the same colour for a run everywhere; band = the interval of the table.
+
+    Raises:
+        InputError: no rows, a column that is not there, several k, or two rows for one point.
+    """
+    panels = [*_PANELS]
+    check_table(
+        "overlap", table, ["run", "teacher", x, "k", "states", *(m for p in panels for m in p.metrics)]
+    )
+    if np.isfinite(numbers(table, "accuracy")).any():
+        panels.append(_ACCURACY)
+    per_row = 1 if columns == 1 else (2 if len(panels) == 4 else 3)
+    return draw_steps(
+        table,
+        panels,
+        x=x,
+        columns=columns,
+        per_row=per_row,
+        row_height=1.95,
+        name="overlap",
+        title="Top-k overlap",
+    )

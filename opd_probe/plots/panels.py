@@ -1,0 +1,309 @@
+"""The pieces of a panel: a curve with its band, the marks of infinite values, the axis of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, ScalarFormatter
+
+from opd_probe.plots import style as house
+from opd_probe.plots.labels import Panel
+from opd_probe.plots.tables import Floats, Series, metric_columns, numbers
+
+_CROWDED = 12  # points of a line above which only some carry a marker
+_BAND_STEPS = 3  # curves of one colour family above which only the first and last keep their bands
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line (or one point) of a panel. ``y`` may hold NaN (a gap) and ±inf (marked at the panel's
+    edge)."""
+
+    key: str
+    x: Floats
+    y: Floats
+    lo: Floats
+    hi: Floats
+    color: str
+    marker: str
+    dash: house.Dash = house.SOLID
+    filled: bool = True
+    width: float = house.LINE_WIDTH
+    band: bool = True
+    order: int = 0
+    second: bool = False
+
+    @property
+    def point(self) -> bool:
+        """Whether this is a single point, drawn with an error bar."""
+        return len(self.x) == 1
+
+
+def draw_curve(ax: Axes, curve: Curve, alpha: float = house.BAND_ALPHA) -> None:
+    """Add the line with its band, or the point with its error bar. NaN intervals draw nothing."""
+    y = np.where(np.isfinite(curve.y), curve.y, np.nan)
+    bounded = np.isfinite(curve.lo) & np.isfinite(curve.hi) & np.isfinite(y)
+    lo, hi = np.where(bounded, curve.lo, np.nan), np.where(bounded, curve.hi, np.nan)
+    if bounded.any() and curve.point:
+        bar = ax.vlines(curve.x, lo, hi, color=curve.color, linewidth=0.9, zorder=2)
+        bar.set_gid(f"interval:{curve.key}")
+    elif bounded.any() and curve.band:
+        area = ax.fill_between(curve.x, lo, hi, color=curve.color, alpha=alpha, linewidth=0, zorder=1.5)
+        area.set_gid(f"interval:{curve.key}")
+    (line,) = ax.plot(
+        curve.x,
+        y,
+        color=curve.color,
+        linestyle="none" if curve.point else curve.dash,
+        linewidth=curve.width,
+        marker=curve.marker,
+        markevery=_markevery(y, curve.order),
+        markerfacecolor=curve.color if curve.filled else "white",
+        markeredgecolor=curve.color,
+        markeredgewidth=0.9,
+        zorder=2.5,
+    )
+    line.set_gid(curve.key)
+
+
+def _markevery(y: Floats, order: int) -> tuple[int, int] | None:
+    """Few, staggered markers on long lines; all of them where a gap might leave a point without its line."""
+    if len(y) <= _CROWDED or np.isnan(y).any():
+        return None
+    every = math.ceil(len(y) / 7)
+    return (order * 2) % every, every
+
+
+def draw_panel(ax: Axes, curves: Sequence[Curve], *, where: str, names: Callable[[float], str]) -> str:
+    """Draw all curves; returns the remark on infinite values ("" without any).
+
+    ``where`` and ``names`` word that remark: "∞ at step 20" with ``where="step"`` and ``names(20.0) ==
+    "20"``.
+    """
+    # Fainter bands in a crowd, or their sum hides the lines.
+    alpha = house.BAND_ALPHA * min(1.0, 8 / max(1, sum(curve.band for curve in curves)))
+    for curve in _dodged(curves):
+        draw_curve(ax, curve, alpha)
+    remarks = []
+    for sign, height, marker in ((1, 0.965, "^"), (-1, 0.035, "v")):
+        hit: set[float] = set()
+        for curve in curves:
+            at = curve.x[np.isposinf(sign * curve.y)]
+            hit.update(float(x) for x in at)
+            if len(at):
+                (mark,) = ax.plot(
+                    at,
+                    np.full(len(at), height),
+                    marker=marker,
+                    linestyle="none",
+                    markersize=5,
+                    color=curve.color,
+                    transform=ax.get_xaxis_transform(),
+                    zorder=4,
+                )
+                mark.set_gid(f"infinite:{curve.key}")
+        if hit:
+            listed = [names(x) for x in sorted(hit)]
+            more = ", …" if len(listed) > 3 else ""
+            plural = "s" if len(listed) > 1 else ""
+            remarks.append(f"{'∞' if sign > 0 else '−∞'} at {where}{plural} {', '.join(listed[:3])}{more}")
+    return " · ".join(remarks)
+
+
+def _dodged(curves: Sequence[Curve]) -> list[Curve]:
+    """Single points at one x, set side by side so that their error bars can be told apart: series in their
+    order, the two metrics of one series close together, and a series at the same place in every panel."""
+    spread = np.concatenate([curve.x for curve in curves]) if curves else np.zeros(1)
+    extent = float(spread.max() - spread.min())
+    orders: dict[float, list[int]] = {}
+    for curve in curves:
+        if curve.point:
+            orders.setdefault(float(curve.x[0]), []).append(curve.order)
+    out = []
+    for curve in curves:
+        if curve.point:
+            there = sorted(set(orders[float(curve.x[0])]))
+            gap = min(0.15, 0.8 / len(there)) if extent == 0 else extent * min(0.02, 0.08 / len(there))
+            shift = gap * (there.index(curve.order) - (len(there) - 1) / 2)
+            if any(other.second for other in curves):
+                shift += gap * (0.17 if curve.second else -0.17)
+            curve = replace(curve, x=curve.x + shift)
+        out.append(curve)
+    return out
+
+
+def why_missing(table: pd.DataFrame, metrics: Iterable[str]) -> str:
+    """Why a metric has no finite value to draw; "" when it has one."""
+    listed = list(metrics)
+    values = np.concatenate([numbers(table, metric) for metric in listed])
+    if np.isfinite(values).any():
+        return ""
+    if np.isinf(values).any():
+        return "infinite at every point"
+    counts = np.concatenate([numbers(table, f"{metric}_n") for metric in listed])
+    if np.isfinite(counts).any() and not np.nan_to_num(counts).any():
+        return "defined on no state"
+    return "not measured in these traces"
+
+
+def not_available(ax: Axes, why: str) -> None:
+    """An empty panel that says why, in place of an empty frame."""
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_xlabel("")
+    ax.set_ylabel("")
+    for spine in ax.spines.values():
+        spine.set_visible(True)
+        spine.set_color("#DDDDDD")
+    note = ax.text(0.5, 0.5, f"not available:\n{why}", transform=ax.transAxes, ha="center", va="center")
+    note.set(color=house.MUTED, fontsize=house.LABEL_SIZE, gid="not-available")
+
+
+def title_panel(ax: Axes, panel: Panel, k: int, remark: str = "", *, lines: bool = True) -> None:
+    """Panel title (left), its unit on the y axis, and the small grey line below the title if there is any."""
+    ax.set_title(panel.title.format(k=k), loc="left")
+    ax.set_ylabel(panel.unit)
+    subtitle(ax, "\n".join(part for part in (panel.subtitle(lines), remark) if part))
+
+
+def subtitle(ax: Axes, text: str) -> None:
+    """The small grey line between title and frame; :func:`layout.finish` makes room for it."""
+    if text:
+        note = ax.annotate(
+            text,
+            (0, 1),
+            xytext=(0, 3),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="left",
+            va="bottom",
+        )
+        note.set(color=house.MUTED, fontsize=house.SMALL_SIZE, gid="subtitle")
+
+
+def dress_metric(ax: Axes, metric: str) -> None:
+    """The reference that a metric is read against: zero for what ought to vanish, 97-99 % for the overlap
+    masses."""
+    if metric.endswith("_overlap_mass"):
+        band = ax.axhspan(0.97, 0.99, color=house.REFERENCE, alpha=0.18, linewidth=0, zorder=0.5)
+        band.set_gid("reference")
+    elif metric in {"overlap_advantage", "sampled_reward"}:
+        ax.axhline(0.0, color=house.REFERENCE, linewidth=house.THIN, zorder=1, gid="reference")
+    elif metric in {"entropy_gap", "accuracy", "reverse_kl"}:
+        ax.set_ylim(bottom=0.0)
+
+
+def scale_y(ax: Axes) -> None:
+    """Plain numbers on the y axis; very small (or large) ones as multiples of a power of ten named with the
+    unit."""
+    if ax.get_yscale() != "linear" or not ax.lines:
+        return
+    largest = max(abs(limit) for limit in ax.get_ylim())
+    exponent = math.floor(math.log10(largest)) if largest > 0 else 0
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    if -3 < exponent < 5:
+        ax.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+        return
+    power = "".join("⁰¹²³⁴⁵⁶⁷⁸⁹"[int(d)] if d.isdigit() else "⁻" for d in str(exponent))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 10.0**exponent:.4g}".replace("-", "−")))
+    ax.set_ylabel(f"10{power} {ax.get_ylabel()}")
+
+
+@dataclass(frozen=True)
+class StepAxis:
+    """Where the steps of a table lie on the x axis. Rows without a step have a place of their own on the
+    right, "?"."""
+
+    values: Floats
+    title: str
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, x: str) -> StepAxis:
+        name = "training step" if x == "step" else x.replace("_", " ")
+        return cls(numbers(table, x), name)
+
+    @cached_property
+    def known(self) -> Floats:
+        return np.unique(self.values[np.isfinite(self.values)])
+
+    @property
+    def has_unknown(self) -> bool:
+        return not bool(np.isfinite(self.values).all())
+
+    @cached_property
+    def unknown_at(self) -> float:
+        """x of the rows without a step."""
+        if not len(self.known):
+            return 0.0
+        extent = float(self.known[-1] - self.known[0])
+        return float(self.known[-1]) + (0.12 * extent or 1.0)
+
+    def place(self, steps: Floats) -> Floats:
+        return np.where(np.isfinite(steps), steps, self.unknown_at)
+
+    def name(self, place: float) -> str:
+        return "?" if self.has_unknown and place == self.unknown_at else f"{place:g}"
+
+    def dress(self, ax: Axes) -> None:
+        """Ticks, limits and label; limits are the same in every panel of a figure."""
+        ends = [*self.known[[0, -1]]] if len(self.known) else []
+        ends += [self.unknown_at] if self.has_unknown else []
+        low, high = float(min(ends)), float(max(ends))
+        ticks = [low]
+        if len(self.known) > 1:
+            found = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]).tick_values(self.known[0], self.known[-1])
+            ticks = [float(t) for t in found if self.known[0] <= t <= self.known[-1]]
+        elif len(self.known):
+            ticks = [float(self.known[0])]
+        if self.has_unknown:
+            near = 0.06 * (high - low)
+            ticks = [t for t in ticks if t < self.unknown_at - near] + [self.unknown_at]
+        margin = 0.04 * (high - low) if len(self.known) > 1 else 0.55
+        ax.set_xlim(low - margin, high + margin)
+        ax.xaxis.set_major_locator(FixedLocator(ticks))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: self.name(value)))
+        ax.set_xlabel(self.title + (" (? = unknown)" if self.has_unknown else ""))
+
+
+def step_curves(series: Sequence[Series], panel: Panel, axis: StepAxis, x: str) -> list[Curve]:
+    """Curves of one panel over steps: known steps make a line, each unknown step a point of its own."""
+    curves = []
+    for order, one in enumerate(series):
+        for role, metric in enumerate(panel.metrics):
+            dash = house.DASHED if role else (house.SOLID if panel.roles else one.style.dash)
+            columns = metric_columns(one.rows, metric)
+            steps = numbers(one.rows, x)
+            known = np.isfinite(steps)
+            parts: list[Any] = [np.flatnonzero(known)] if known.any() else []
+            parts += [np.array([index]) for index in np.flatnonzero(~known)]
+            for part in parts:
+                y, lo, hi = (column[part] for column in columns)
+                curves.append(
+                    Curve(
+                        f"{metric}:{one.label}",
+                        axis.place(steps[part]),
+                        y,
+                        lo,
+                        hi,
+                        one.style.color,
+                        one.style.marker,
+                        dash,
+                        filled=role == 0,
+                        order=order,
+                        second=role == 1,
+                    )
+                )
+    return curves
+
+
+def keep_bands(index: int, count: int) -> bool:
+    """Whether the ``index``-th of ``count`` shaded curves keeps its band: all of a few, else the first and
+    last."""
+    return count <= _BAND_STEPS or index in (0, count - 1)

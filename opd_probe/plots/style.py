@@ -1,0 +1,207 @@
+"""The house style: fonts, sizes, colours, dashes and markers, and a figure that carries them to the file.
+
+Series are told apart three times over, by colour (Okabe-Ito, then Tol's muted set: safe for colour-blind
+readers), by
+marker and by dash pattern, so that they survive a grey printer. The plain dashed line is never given to a
+series: it always means the second of two quantities in one panel (the teacher, or the forward KL).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Literal
+
+import matplotlib as mpl
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+
+WIDTH = {1: 3.4, 2: 7.0}
+"""Width of a figure in inches, for one and for two columns of a paper."""
+
+INK = "#222222"
+MUTED = "#666666"
+RULE = "#B5B5B5"
+REFERENCE = "#8C8C8C"
+
+TITLE_SIZE = 9.0
+PANEL_SIZE = 8.0
+LABEL_SIZE = 7.5
+SMALL_SIZE = 6.5
+
+COLORS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#AA4499",
+    "#E69F00",
+    "#444444",
+    "#56B4E9",
+    "#882255",
+    "#999933",
+    "#332288",
+    "#CC6677",
+    "#44AA99",
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+
+Dash = tuple[float, tuple[float, ...]] | Literal["-", "none"]
+SOLID: Dash = "-"
+DASHED: Dash = (0.0, (3.6, 1.8))
+DASHES: tuple[Dash, ...] = (
+    SOLID,
+    (0.0, (6.0, 1.3, 1.3, 1.3)),
+    (0.0, (1.2, 1.2)),
+    (0.0, (9.0, 1.8)),
+    (0.0, (5.0, 1.2, 1.2, 1.2, 1.2, 1.2)),
+)
+
+LINE_WIDTH = 1.4
+THIN = 0.8
+MARKER_SIZE = 3.8
+BAND_ALPHA = 0.16
+
+_HOUSE: dict[str, Any] = {
+    # Shipped with matplotlib: the same glyphs, hence the same layout, on every machine.
+    "font.family": ["DejaVu Sans"],
+    "font.size": LABEL_SIZE,
+    "mathtext.fontset": "dejavusans",
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "pdf.fonttype": 42,  # TrueType, embedded: text stays selectable and publishers accept it
+    "ps.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "opd-probe",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.labelsize": LABEL_SIZE,
+    "axes.labelpad": 2.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": PANEL_SIZE,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E8E8E8",
+    "grid.linewidth": 0.5,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": SMALL_SIZE + 0.5,
+    "ytick.labelsize": SMALL_SIZE + 0.5,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": LINE_WIDTH,
+    "lines.markersize": MARKER_SIZE,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.fontsize": LABEL_SIZE - 0.5,
+    "legend.handlelength": 2.9,
+    "legend.columnspacing": 1.6,
+    "legend.labelspacing": 0.35,
+    "legend.borderpad": 0.0,
+    "legend.borderaxespad": 0.0,
+}
+
+# The settings that a figure reads; those of backends and windows are the caller's.
+_DRAWING = (
+    *(
+        "axes.",
+        "errorbar.",
+        "figure.",
+        "font.",
+        "grid.",
+        "hatch.",
+        "legend.",
+        "lines.",
+        "markers.",
+        "mathtext.",
+    ),
+    *("patch.", "path.", "pdf.", "ps.", "savefig.", "svg.", "text.", "xaxis.", "xtick.", "yaxis.", "ytick."),
+)
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Matplotlib's defaults plus the house style, whatever the caller's own settings are; restored on
+    exit."""
+    defaults: dict[Any, Any] = {k: v for k, v in mpl.rcParamsDefault.items() if k.startswith(_DRAWING)}
+    with mpl.rc_context(defaults | _HOUSE):
+        yield
+
+
+class HouseFigure(Figure):
+    """A figure that is saved as it was drawn: settings read at save time (fonts in PDFs) are the house's."""
+
+    def savefig(self, fname: Any, **kwargs: Any) -> None:
+        """As :meth:`matplotlib.figure.Figure.savefig`, under the house style."""
+        with house_style():
+            super().savefig(fname, **kwargs)
+
+    def _repr_png_(self) -> bytes:
+        """Shown by notebooks without pyplot."""
+        return render(self, "png")
+
+
+def new_figure(columns: int = 2) -> HouseFigure:
+    """An empty figure of one or two columns' width; call inside :func:`house_style`. ``finish`` sets the
+    height."""
+    return HouseFigure(figsize=(WIDTH[columns], 3.0), layout="constrained")
+
+
+def render(figure: Figure, format: Literal["png", "pdf", "svg"] = "png") -> bytes:
+    """The bytes of ``figure`` as a file of that format; the same figure gives the same bytes (no dates
+    inside)."""
+    undated: dict[str, dict[str, None]] = {
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None},
+        "svg": {"Date": None},
+    }
+    target = BytesIO()
+    with house_style():
+        figure.savefig(target, format=format, metadata=undated[format])
+    return target.getvalue()
+
+
+def mix(color: str, other: str, share: float) -> str:
+    """``color`` with ``share`` (0 … 1) of ``other`` mixed in, as hex."""
+    red, green, blue = (
+        (1 - share) * a + share * b for a, b in zip(to_rgb(color), to_rgb(other), strict=True)
+    )
+    return to_hex((red, green, blue))
+
+
+def shades(color: str, count: int) -> list[str]:
+    """``count`` shades of one hue, light (early) to dark (late); one shade is the colour itself."""
+    if count == 1:
+        return [color]
+    ends = (mix(color, "white", 0.6), mix(color, "black", 0.35))
+    return [mix(ends[0], ends[1], index / (count - 1)) for index in range(count)]
+
+
+@dataclass(frozen=True)
+class SeriesStyle:
+    """How one (run, teacher) is drawn, in every panel of a figure."""
+
+    color: str
+    marker: str
+    dash: Dash
+
+
+def series_style(series_index: int, run_index: int) -> SeriesStyle:
+    """Colour by run, marker and dash by series; the pair (marker, dash) repeats only after 60 series."""
+    return SeriesStyle(
+        COLORS[run_index % len(COLORS)],
+        MARKERS[series_index % len(MARKERS)],
+        DASHES[series_index % len(DASHES)],
+    )
