@@ -25,8 +25,8 @@ Labelled = Callable[[str], Report]
 def cached_directory(root: Path, name: str, seed: int, fill: Callable[[Path], None], tag: str = "") -> Path:
     """The cache's directory for ``name`` and ``seed``, filled by ``fill`` unless it is there already.
 
-    It is filled beside its place and then renamed, so that a directory that is there is whole. ``tag`` tells apart what
-    the recipe does not.
+    It is filled beside its place and then renamed, so that a directory that is there is whole. ``tag`` tells
+    apart what the recipe does not.
     """
     place = root / "-".join(filter(None, (name, f"seed{seed}", tag, digest(name, seed))))
     if not place.is_dir():

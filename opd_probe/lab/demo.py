@@ -16,11 +16,12 @@ from typing import Any, Final
 
 import torch
 import yaml
+from transformers.utils.logging import disable_progress_bar
 
 from opd_probe.lab.cache import trained_model
 from opd_probe.lab.distill import DistillRecipe, StepLog, distill, write_checkpoint
 from opd_probe.lab.models import load_model, save_model
-from opd_probe.lab.progress import lines
+from opd_probe.lab.progress import begin_worker, lines
 from opd_probe.lab.recipes import RUNS
 from opd_probe.lab.task import sample_problems, seeded
 
@@ -34,7 +35,7 @@ _SHIPPED_MODELS: Final = ("student", "compatible-teacher", "incompatible-teacher
 
 def build_bases(out: Path = SHIPPED, seed: int = DEMO_SEED, cache: Path = Path("lab-cache")) -> list[Path]:
     """Train the demo's student and teachers from their seed and write them to ``out`` in float16."""
-    torch.set_num_threads(1)
+    begin_worker()
     written = []
     for name in _SHIPPED_MODELS:
         save_model(trained_model(cache, name, seed, lines), out / name, dtype=torch.float16)
@@ -59,14 +60,15 @@ def run_demo(
 ) -> list[Path]:
     """Distil the shipped student from each shipped teacher, side by side, one thread each.
 
-    Writes ``out/<run>/checkpoint-N``, ``out/<run>/opd-probe.yaml`` and ``out/<run>/prompts.jsonl``, and the models
-    before distillation under ``out/.models``, which a shell's ``out/*`` does not match. Existing runs of these names
-    are replaced.
+    Writes ``out/<run>/checkpoint-N``, ``out/<run>/opd-probe.yaml`` and ``out/<run>/prompts.jsonl``, and the
+    models before distillation under ``out/.models``, which a shell's ``out/*`` does not match. Existing runs
+    of these names are replaced.
 
     Args:
         steps: optimiser steps; None: as the recipe says. Checkpoints beyond it are left out.
         prompts: held-out problems for the measurement.
     """
+    disable_progress_bar()
     models = out / ".models"
     for name in _SHIPPED_MODELS:
         save_model(load_model(SHIPPED / name), models / name)
@@ -77,7 +79,7 @@ def run_demo(
 
 def _run(out: Path, name: str, seed: int, steps: int | None, prompts: int) -> Path:
     """One run of the demo, in a process of its own."""
-    torch.set_num_threads(1)
+    begin_worker()
     recipe, place = RUNS[name], out / name
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)

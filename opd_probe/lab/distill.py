@@ -1,4 +1,4 @@
-"""On-policy distillation: the student samples, the teacher scores the student's own states, the student learns."""
+"""On-policy distillation: the student samples, the teacher scores the same states, the student learns."""
 
 from __future__ import annotations
 
@@ -106,13 +106,13 @@ def _update(
     sample: Sample,
     recipe: DistillRecipe,
 ) -> dict[str, float]:
-    """One optimiser step on the sampled states; its loss, gradient norm before clipping, and overlap ratio."""
+    """One optimiser step on the sampled states: loss, gradient norm before clipping, overlap ratio."""
     with torch.no_grad():
         teacher_logits = states_of(teacher, sample.input_ids, sample.first_state)
     student_logits = states_of(student, sample.input_ids, sample.first_state)
     loss = distillation_loss(student_logits, teacher_logits, sample.response_ids, sample.mask, recipe.loss)
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(student.parameters(), recipe.max_grad_norm)
     optimizer.step()
     overlap = support_mask(student_logits.detach(), teacher_logits, LossRecipe("overlap", recipe.loss.k))

@@ -69,8 +69,8 @@ def measure(
     """Accuracy and the toolkit's metrics at the student's own states.
 
     Returns:
-        ``accuracy`` with ``accuracy_lo`` and ``accuracy_hi`` (95 %, Wilson), ``n_rollouts``, and the token means of
-        the metrics at top-``k``.
+        ``accuracy`` with ``accuracy_lo`` and ``accuracy_hi`` (95 %, Wilson), ``n_rollouts``, and the token
+        means of the metrics at top-``k``.
     """
     rollouts = evaluation_rollouts(student, count, seed)
     share = float(sum(row["score"] for row in rollouts) / count)

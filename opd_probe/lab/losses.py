@@ -21,11 +21,13 @@ class LossRecipe:
     """What is supervised at each state.
 
     Attributes:
-        support: ``student`` S_p (the student's k most probable tokens), ``teacher`` S_q, ``overlap`` S_p ∩ S_q,
-            ``non_overlap`` S_p △ S_q, ``union`` S_p ∪ S_q, ``full`` (the whole vocabulary), or ``sampled`` (the
-            response token alone).
+        support: ``student`` S_p (the student's k most probable tokens), ``teacher`` S_q, ``overlap`` S_p ∩
+        S_q,
+            ``non_overlap`` S_p △ S_q, ``union`` S_p ∪ S_q, ``full`` (the whole vocabulary), or ``sampled``
+            (the response token alone).
         k: the size of the top sets; without effect for ``full`` and ``sampled``.
-        renormalise: whether both distributions are renormalised on the support (Eq. 5) or the true probabilities
+        renormalise: whether both distributions are renormalised on the support (Eq. 5) or the true
+        probabilities
             are used; without effect for ``full`` and ``sampled``.
     """
 
@@ -63,9 +65,9 @@ def per_state_loss(
 ) -> torch.Tensor:
     """The loss at each state, [...]; gradients flow into ``student_logits`` alone.
 
-    On a support S: Σ_{v∈S} p̄(v) (log p̄(v) − log q̄(v)), with p̄ and q̄ renormalised on S or the true probabilities;
-    0 where S is empty. For ``sampled``, whose value is log p(ŷ) − log q(ŷ) (Eq. 3), the gradient is the score-function
-    estimate (log p(ŷ) − log q(ŷ)) ∇ log p(ŷ), an unbiased one of ∇KL(p ‖ q).
+    On a support S: Σ_{v∈S} p̄(v) (log p̄(v) − log q̄(v)), with p̄ and q̄ renormalised on S or the true
+    probabilities; 0 where S is empty. For ``sampled``, whose value is log p(ŷ) − log q(ŷ) (Eq. 3), the
+    gradient is the score-function estimate (log p(ŷ) − log q(ŷ)) ∇ log p(ŷ), an unbiased one of ∇KL(p ‖ q).
 
     Args:
         student_logits, teacher_logits: [..., V].
@@ -81,7 +83,8 @@ def per_state_loss(
         return difference + difference * (chosen - chosen.detach())
     mask = support_mask(student_logits.detach(), teacher_logits, recipe)
     if recipe.renormalise:
-        # A finite floor instead of -inf: an empty support then gives a finite row, which the product masks to 0.
+        # A finite floor instead of -inf: an empty support then gives a finite row, which the product masks to
+        # 0.
         floor = torch.finfo(log_p.dtype).min / 4
         log_p = log_p.masked_fill(~mask, floor).log_softmax(dim=-1)
         log_q = log_q.masked_fill(~mask, floor).log_softmax(dim=-1)

@@ -48,8 +48,7 @@ def build_model(recipe: ModelRecipe, seed: int) -> Qwen2ForCausalLM:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2ForCausalLM(config)
-    return model.float()
+        return Qwen2ForCausalLM(config)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -68,12 +67,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_model(model: Qwen2ForCausalLM, directory: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write weights (as ``dtype``), configuration, generation configuration and tokenizer to ``directory``."""
+    """Write weights (as ``dtype``), configurations and tokenizer to ``directory``."""
     directory.mkdir(parents=True, exist_ok=True)
     copy = Qwen2ForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
     copy.generation_config = GenerationConfig(do_sample=True, eos_token_id=EOS_ID, pad_token_id=PAD_ID)
-    copy.to(dtype=dtype).save_pretrained(directory)
+    copied: Any = copy
+    copied.to(dtype=dtype).save_pretrained(directory)
     build_tokenizer().save_pretrained(directory)
 
 

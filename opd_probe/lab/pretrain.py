@@ -39,7 +39,7 @@ class PretrainRecipe:
 
 
 def cosine(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
-    """The factor on the peak learning rate at 0-based ``step``: linear warm-up, then a cosine down to ``floor``."""
+    """The factor on the peak learning rate at 0-based ``step``: warm-up, then a cosine to ``floor``."""
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
@@ -69,7 +69,7 @@ def pretrain(
         logits = states_of(model, torch.cat([prompts, targets], dim=1), prompts.shape[1] - 1)
         loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD_ID)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if report is not None:

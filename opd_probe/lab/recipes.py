@@ -1,14 +1,14 @@
 """Named, frozen recipes: every model and run of the lab, as data.
 
-A recipe and a seed decide an artefact to the last draw; :func:`digest` names it in the cache. To add an experiment,
-add recipes: the code that trains and measures stays as it is.
+A recipe and a seed decide an artefact to the last draw; :func:`digest` names it in the cache. To add an
+experiment, add recipes: the code that trains and measures stays as it is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from opd_probe.lab.distill import DistillRecipe
@@ -33,7 +33,7 @@ class TrainedModel:
     name: str
     training: PretrainRecipe
     start: str | None = None
-    shape: ModelRecipe = ModelRecipe()
+    shape: ModelRecipe = field(default_factory=ModelRecipe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,30 +50,30 @@ def _model(name: str, start: str | None, steps: int, rate: float, *corpus: Compo
     return TrainedModel(name, PretrainRecipe(name, corpus, steps, rate), start)
 
 
-_MISCONCEPTIONS: Final = 7
+_MISCONCEPTIONS: Final = 4
 _BASE: Final = DialectRecipe("base", zipf=1.2, noise=0.5)
 _STUDENT: Final = DialectRecipe("student", zipf=1.2, noise=0.5)
-_COMPATIBLE: Final = DialectRecipe("compatible", zipf=1.8, noise=0.7)
-_INCOMPATIBLE: Final = DialectRecipe("incompatible", zipf=1.8, noise=1.0, cues=3)
+_COMPATIBLE: Final = DialectRecipe("compatible", zipf=1.5, noise=1.0)
+_INCOMPATIBLE: Final = DialectRecipe("incompatible", zipf=1.2, noise=1.6, cues=12)
 
 MODELS: Final = {
     model.name: model
     for model in (
-        # The lineage's common ancestor: mostly pattern A, some B, and wrong about 7 of 18 operations in both.
+        # The lineage's common ancestor: mostly pattern A, some B, and wrong about 4 of 10 operations in both.
         _model(
-            "base", None, 600, 4e-3,
+            "base", None, 700, 4e-3,
             Component("A", 0.75, _BASE, _MISCONCEPTIONS),
             Component("B", 0.25, _BASE, _MISCONCEPTIONS),
         ),
         # The student keeps the misconceptions and settles on pattern A.
-        _model("student", "base", 60, 1e-3, Component("A", 1.0, _STUDENT, _MISCONCEPTIONS)),
+        _model("student", "base", 100, 1e-3, Component("A", 1.0, _STUDENT, _MISCONCEPTIONS)),
         # Same pattern, right arithmetic, a sharper wording.
-        _model("compatible-teacher", "base", 200, 2e-3, Component("A", 1.0, _COMPATIBLE)),
+        _model("compatible-teacher", "base", 250, 2e-3, Component("A", 1.0, _COMPATIBLE)),
         # Right arithmetic in the other pattern only, and a wording that follows a cue the student ignores.
         _model(
-            "incompatible-teacher", "base", 400, 3e-3,
-            Component("B", 0.8, _INCOMPATIBLE),
-            Component("A", 0.2, _INCOMPATIBLE, _MISCONCEPTIONS),
+            "incompatible-teacher", "base", 800, 4e-3,
+            Component("B", 0.7, _INCOMPATIBLE),
+            Component("A", 0.3, _INCOMPATIBLE, _MISCONCEPTIONS),
         ),
     )
 }  # fmt: skip
@@ -96,7 +96,7 @@ def lineage(name: str) -> list[TrainedModel]:
 
 
 def digest(name: str, seed: int) -> str:
-    """Twelve hexadecimal digits that change when anything does that a model or a run of this name depends on."""
+    """Twelve hexadecimal digits that change with anything that a model or run of this name depends on."""
     parts: dict[str, Any] = {"version": VERSION, "seed": seed}
     if name in RUNS:
         run = RUNS[name]

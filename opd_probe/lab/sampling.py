@@ -35,7 +35,7 @@ class Sample:
 
     @property
     def first_state(self) -> int:
-        """Index in :attr:`input_ids` of the last prompt token: its logits predict the first response token."""
+        """Index in :attr:`input_ids` of the last prompt token: its logits predict the first response id."""
         return self.prompt_ids.shape[1] - 1
 
     def texts(self) -> list[str]:
@@ -57,7 +57,8 @@ def sample_responses(
     generator: torch.Generator,
     temperature: float = 1.0,
 ) -> Sample:
-    """Sample one response to each prompt, ŷ_t ~ softmax(logits / temperature), until EOS or ``max_new_tokens``.
+    """Sample one response to each prompt, ŷ_t ~ softmax(logits / temperature), until EOS or
+    ``max_new_tokens``.
 
     Args:
         prompt_ids: [N, P] token ids; equal lengths, so that no padding and no attention mask is needed.

@@ -1,6 +1,8 @@
-"""The signatures of success and failure: what two runs must show, over several seeds, by rules fixed beforehand.
+"""The signatures of success and failure: what two runs must show, over several seeds, by rules fixed
+beforehand.
 
-Every seed draws its own arithmetic, wordings, student and teachers. A rule that does not hold is reported as false.
+Every seed draws its own arithmetic, wordings, student and teachers. A rule that does not hold is reported as
+false.
 """
 
 from __future__ import annotations
@@ -13,12 +15,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import torch
-
 from opd_probe.lab.cache import cached_json, trained_model
 from opd_probe.lab.distill import distill
 from opd_probe.lab.evaluate import accuracy, measure, proportion_interval
-from opd_probe.lab.progress import lines
+from opd_probe.lab.progress import begin_worker, lines
 from opd_probe.lab.recipes import RUNS, digest
 
 __all__ = ["PUBLISHED", "RULES", "Rule", "apply_rules", "measure_run", "measure_seed", "render", "signatures"]
@@ -166,7 +166,7 @@ def measure_run(cache: Path, name: str, seed: int, rollouts: int) -> dict[str, A
     middle = min(run.distillation.checkpoints, key=lambda step: abs(step - 0.4 * steps))
     stages = {"start": {"step": 0, **measure(student, teacher, rollouts, seed)}}
 
-    def on_checkpoint(step: int, model: Any, log: Any) -> None:
+    def on_checkpoint(step: int, model: Any, _log: Any) -> None:
         if step == middle:
             stages["middle"] = {"step": step, **measure(model, teacher, rollouts, seed)}
 
@@ -179,7 +179,7 @@ def measure_run(cache: Path, name: str, seed: int, rollouts: int) -> dict[str, A
 
 def measure_seed(cache: Path, seed: int, rollouts: int) -> dict[str, Any]:
     """Both runs and both teachers of a seed, from the cache where they are there; one thread."""
-    torch.set_num_threads(1)
+    begin_worker()
     result: dict[str, Any] = {"seed": seed, "teachers": {}, "runs": {}}
     for name in ("compatible", "incompatible"):
         # Bound by a default: the callback is called before the loop moves on, but says so.
@@ -204,10 +204,11 @@ def signatures(
     rollouts: int = 1024,
     processes: int = 2,
 ) -> dict[str, Any]:
-    """Train, distil and measure every seed, ``processes`` side by side, and write the table to ``out`` as JSON.
+    """Train, distil and measure every seed, ``processes`` side by side, and write the table to ``out`` as
+    JSON.
 
-    Models and measurements are kept in ``cache`` under the digest of their recipe: a repeated call does only what is
-    missing.
+    Models and measurements are kept in ``cache`` under the digest of their recipe: a repeated call does only
+    what is missing.
     """
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(measure_seed, cache, seed, rollouts) for seed in seeds]

@@ -1,13 +1,14 @@
 """The lab's task: multi-step ± arithmetic modulo 30, told and solved in words.
 
-A problem is ``mia has 7 apples . mia finds 5 . mia loses 3 . … total ?``; a response works through it and ends with
-``answer 9 <eos>``. Two *thinking patterns* reach the same answers: A works in the order of the story and names the
-operation before the operand, B works from the last sentence back to the first and names the operand first.
+A problem is ``mia has 7 apples . mia finds 5 . mia loses 3 . … total ?``; a response works through it and
+ends with ``answer 9 <eos>``. Two *thinking patterns* reach the same answers: A works in the order of the
+story and names the operation before the operand, B works from the last sentence back to the first and names
+the operand first.
 
-Wording is random on purpose: each slot of a response draws its word from a :class:`Dialect`, so that next-token
-distributions have true entropy and a top-16 set has something to hold. Arithmetic is exact but for
-rare slips, unless a corpus carries *misconceptions* (:class:`Arithmetic`), which is how a student comes to know less
-than its teacher.
+Wording is random on purpose: each slot of a response draws its word from a :class:`Dialect`, so that
+next-token distributions have true entropy and a top-16 set has something to hold. Arithmetic is exact but for
+rare slips, unless a corpus carries *misconceptions* (:class:`Arithmetic`), which is how a student comes to
+know less than its teacher.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ MODULUS: Final = 30
 MAX_OPERAND: Final = 5
 STEPS: Final = 4
 SLIP_REACH: Final = 8
-_SLIP_QUANTILES: Final = np.cumsum(1 / np.arange(1, SLIP_REACH)) / np.sum(1 / np.arange(1, SLIP_REACH + 1))
+_SLIP_WEIGHTS: Final = np.arange(1, SLIP_REACH + 1) ** -0.5
+_SLIP_QUANTILES: Final = np.cumsum(_SLIP_WEIGHTS)[:-1] / _SLIP_WEIGHTS.sum()
 
 SPECIAL_TOKENS: Final = ("<pad>", "<eos>", "<unk>")
 _FIXED: Final = (".", "?", "has", "total", "answer")
@@ -67,7 +69,7 @@ RESPONSE_LENGTH: Final = 5 * STEPS + 4
 
 
 def seeded(seed: int, *labels: str | int) -> np.random.Generator:
-    """A random generator for one purpose: the same seed and labels give the same draws, whatever ran before."""
+    """A random generator for one purpose: the same seed and labels, the same draws."""
     return np.random.default_rng([seed, *(zlib.crc32(str(label).encode()) for label in labels)])
 
 
@@ -160,10 +162,10 @@ def grade(response_text: str, answer: int | str) -> bool:
 class Arithmetic:
     """The arithmetic that a corpus believes: ``value ± operand`` modulo 30, with misconceptions and slips.
 
-    A *misconception* is an operation (+7, say) that the corpus mostly gets wrong: with probability ``belief`` its
-    result is off by one fixed amount. Which operations, and by how much, depends on the seed alone. A *slip* is a rare
-    near miss at distance 1 to ``SLIP_REACH``, the nearer the likelier (∝ 1/distance), that every corpus makes: it gives
-    the distribution of a result a tail that is worth knowing.
+    A *misconception* is an operation (+7, say) that the corpus mostly gets wrong: with probability ``belief``
+    its result is off by one fixed amount. Which operations, and by how much, depends on the seed alone. A
+    *slip* is a rare near miss at distance 1 to ``SLIP_REACH``, the nearer the likelier (∝ 1/√distance), that
+    every corpus makes: it gives the distribution of a result a tail that is worth knowing.
     """
 
     def __init__(self, seed: int, misconceptions: int, slips: float, belief: float = 2 / 3) -> None:
@@ -193,7 +195,8 @@ class DialectRecipe:
     Attributes:
         label: names the draw of preferences; equal labels (and seeds) word things equally.
         zipf: log-weight of a word is −zipf · ln(rank): small is flat, large is sharp.
-        noise: standard deviation, in nats, of what is added to each word's log-weight: how far the dialect is from
+        noise: standard deviation, in nats, of what is added to each word's log-weight: how far the dialect is
+        from
             the language's common order of words.
         cues: number of groups of protagonists; each group has preferences of its own (1: all alike).
     """
@@ -214,17 +217,12 @@ class Dialect:
         self._cumulative: dict[str, NDArray[np.float64]] = {}
         self._words: dict[str, tuple[str, ...]] = {}
         for slot in words.SLOTS:
-            # The language's order of words is common to all dialects of a seed; a dialect perturbs it.
-            ranks = (
-                seeded(seed, "order", slot)
-                .permutation(len(words.SLOT_WORDS[slot]))[low:high]
-                .argsort()
-                .argsort()
-            )
-            draw = seeded(seed, "dialect", recipe.label, pattern.name, slot)
-            logits = -recipe.zipf * np.log(1.0 + ranks) + recipe.noise * draw.normal(
-                size=(recipe.cues, high - low)
-            )
+            # The language's order of words is common to all dialects of a seed; a dialect perturbs it, and
+            # words that both patterns use alike in both.
+            count = len(words.SLOT_WORDS[slot])
+            ranks = seeded(seed, "order", slot).permutation(count)[low:high].argsort().argsort()
+            noise = seeded(seed, "dialect", recipe.label, slot).normal(size=(recipe.cues, count))[:, low:high]
+            logits = -recipe.zipf * np.log(1.0 + ranks) + recipe.noise * noise
             weights = np.exp(logits - logits.max(axis=1, keepdims=True))
             self._cumulative[slot] = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
             self._words[slot] = words.SLOT_WORDS[slot][low:high]
@@ -244,7 +242,8 @@ class Dialect:
 class Component:
     """One part of a corpus: a pattern, its share, its wording, and how well it calculates.
 
-    ``misconceptions`` counts the operations, of 18, that it mostly gets wrong; ``slips`` is the share of near misses.
+    ``misconceptions`` counts the operations, of 10, that it mostly gets wrong; ``slips`` is the share of near
+    misses.
     """
 
     pattern: str

@@ -10,40 +10,32 @@ from typing import Final
 
 __all__ = ["GAIN_VERBS", "LOSS_VERBS", "NAMES", "OBJECTS", "SLOTS", "SLOT_WORDS"]
 
-NAMES: Final = tuple(
-    """
-    ada adam agnes alan alba alice amir amy anders andrea anna anton ari arthur astrid ava ben bela bianca bjorn bruno
-    carl carla cecil celia chen clara cleo cora dan dana daria david dina dora edgar edith elena eli elsa emil emma
-    enzo erik esther eva fay felix fiona flora frank freya gabor gerda gil gina greta gus hana hans hassan hedda
-    heidi hugo ida igor ilse ines ingrid iris ivan ivy jack jade jan jane joel jonas judith julia kai karim karl
-    kate kenji kim klaus lara lars laura lea leif lena leo liam lina lisa liv lola luca lucy luis luna maja marco
-    mara marie mark martha max maya mia mila mina mona nadia nico nina noah
-    """.split()
-)
-OBJECTS: Final = tuple(
-    """
-    acorns anchors apples apricots arrows axes badges bags balls bananas barrels baskets beads beans bells belts
-    berries bikes blocks boats bolts books boots bottles bowls boxes bricks brooms brushes buckets buttons cakes
-    candles canoes caps cards carrots chairs cherries clocks coats coins combs cookies corks cups dates desks dice
-    discs dolls drums eggs envelopes erasers fans feathers figs flags flasks flowers flutes forks frames gems gloves
-    grapes hammers hats helmets hooks horns jars jugs kettles keys kites knives ladders lamps leaves lemons lenses
-    letters limes locks logs magnets mangoes maps marbles masks matches medals melons mirrors mugs nails needles
-    nuts olives onions oranges paddles papers peaches pears pebbles pencils pens pies pillows pins pipes plates plums
-    pots
-    """.split()
-)
-GAIN_VERBS: Final = tuple(
-    """
+_NAMES = """
+    ada adam agnes alan alba alice amir amy anders andrea anna anton ari arthur astrid ava ben bela bianca
+    bjorn bruno carl carla cecil celia chen clara cleo cora dan dana daria david dina dora edgar edith elena
+    eli elsa emil emma enzo erik esther eva fay felix fiona flora frank freya gabor gerda gil gina greta gus
+    hana hans hassan hedda heidi hugo ida igor ilse ines ingrid iris ivan ivy jack jade jan jane joel jonas
+    judith julia kai karim karl kate kenji kim klaus lara lars laura lea leif lena leo liam lina lisa liv lola
+    luca lucy luis luna maja marco mara marie mark martha max maya mia mila mina mona nadia nico nina noah
+"""
+_OBJECTS = """
+    acorns anchors apples apricots arrows axes badges bags balls bananas barrels baskets beads beans bells
+    belts berries bikes blocks boats bolts books boots bottles bowls boxes bricks brooms brushes buckets
+    buttons cakes candles canoes caps cards carrots chairs cherries clocks coats coins combs cookies corks
+    cups dates desks dice discs dolls drums eggs envelopes erasers fans feathers figs flags flasks flowers
+    flutes forks frames gems gloves grapes hammers hats helmets hooks horns jars jugs kettles keys kites
+    knives ladders lamps leaves lemons lenses letters limes locks logs magnets mangoes maps marbles masks
+    matches medals melons mirrors mugs nails needles nuts olives onions oranges paddles papers peaches pears
+    pebbles pencils pens pies pillows pins pipes plates plums pots
+"""
+_GAIN_VERBS = """
     gains finds gets buys receives collects wins earns picks gathers obtains acquires catches inherits borrows
     discovers unpacks fetches imports orders harvests pockets hoards restocks
-    """.split()
-)
-LOSS_VERBS: Final = tuple(
-    """
-    loses drops sells donates spends discards misplaces breaks gives trades mails lends forfeits returns burns wastes
-    throws ships forgets exports scatters buries abandons surrenders
-    """.split()
-)
+"""
+_LOSS_VERBS = """
+    loses drops sells donates spends discards misplaces breaks gives trades mails lends forfeits returns burns
+    wastes throws ships forgets exports scatters buries abandons surrenders
+"""
 
 _CONNECTORS = """
     first then next now so after here afterwards subsequently thereafter later thus
@@ -66,10 +58,16 @@ _EQUALS = """
     subtotal balance tally standing partial cumulative aggregate running score tier reading level
     """
 _LEADS = """
-    finally therefore altogether overall ultimately lastly accordingly in-total all-told in-sum to-finish to-conclude
-    done finished complete ready settled concluding closing ending final summing summary conclusion
-    verdict outcome upshot solution result settlement determination resolution finding ruling decision judgement
+    finally therefore altogether overall ultimately lastly accordingly in-total all-told in-sum to-finish
+    to-conclude done finished complete ready settled concluding closing ending final summing summary
+    conclusion verdict outcome upshot solution result settlement determination resolution finding ruling
+    decision judgement
     """
+
+NAMES: Final = tuple(_NAMES.split())
+OBJECTS: Final = tuple(_OBJECTS.split())
+GAIN_VERBS: Final = tuple(_GAIN_VERBS.split())
+LOSS_VERBS: Final = tuple(_LOSS_VERBS.split())
 
 SLOTS: Final = ("connector", "plus", "minus", "equals", "lead")
 """Wording slots of a response, in the order in which their words enter the vocabulary."""
