@@ -176,11 +176,7 @@ def _label_directly(ax: Axes, series: Sequence[Series]) -> bool:
     """Write each series' name beside its line, in its colour: all of them where all fit, else none."""
     if not 1 < len(series) <= _MOST_DIRECT:
         return False
-    lines = {line.get_gid(): line for line in ax.lines}
-    own = [
-        next((line for key, line in lines.items() if str(key).partition(":")[2] == s.label), None)
-        for s in series
-    ]
+    own = [next((x for x in ax.lines if str(x.get_gid()).partition(":")[2] == s.label), None) for s in series]
     if any(line is None or len(line.get_xdata()) < 2 for line in own):  # type: ignore[arg-type]
         return False
     dense = [_dense(ax, line) for line in own if line is not None]
