@@ -124,3 +124,29 @@ def _checkpoint_digest(checkpoint: Checkpoint) -> str:
     if checkpoint.base is not None:
         digest.update(weights_digest(checkpoint.base).encode())
     return digest.hexdigest()
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def tokenizer_files_digest(place: Any) -> str | None:
+    """sha256 over the tokenizer and template files at a directory or of a checkpoint; None where there are none."""
+    if isinstance(place, Checkpoint):
+        place = place.path
+    if not isinstance(place, (str, Path)):
+        return None
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        file = Path(place) / name
+        if file.is_file():
+            digest.update(name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()

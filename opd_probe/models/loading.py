@@ -99,6 +99,12 @@ class LoadedModel:
         hidden: Tensor = output.last_hidden_state
         return hidden
 
+    def advance(self, input_ids: Tensor, cache: Any) -> Tensor:
+        """Hidden states [B, T, d] of new tokens [B, T] behind what ``cache`` holds; the cache grows by T."""
+        output = self._backbone(input_ids=input_ids, past_key_values=cache, use_cache=True)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
 
 def load_model(
     source: Any,

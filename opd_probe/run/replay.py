@@ -18,7 +18,7 @@ from opd_probe.engine.provenance import software
 from opd_probe.engine.replay import BATCH_TOKENS, Progress, Replay, ReplaySettings
 from opd_probe.engine.sequences import skip_reason
 from opd_probe.errors import InputError, OpdProbeWarning, OutputError, TraceError
-from opd_probe.models.checkpoints import weights_digest
+from opd_probe.models.checkpoints import tokenizer_files_digest, weights_digest
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, template_digest
 from opd_probe.rollouts.files import (
@@ -91,7 +91,7 @@ def replay(
     """
     _check_settings(k, temperature, batch_tokens)
     path = None if out is None else Path(out)
-    given = _read(rollouts, student, tokenizer)
+    given = _read(rollouts)
     options = {"temperature": temperature, "dtype": dtype, "allow_special_mismatch": allow_special_mismatch}
     fingerprint: dict[str, Any] = {}
     if path is not None:
@@ -227,13 +227,14 @@ def _check_settings(k: int, temperature: float, batch_tokens: int) -> None:
     check_temperature(temperature)
 
 
-def _read(rollouts: RolloutsSource, student: Any, tokenizer: Any) -> list[Rollout]:
+def _read(rollouts: RolloutsSource) -> list[Rollout]:
     if isinstance(rollouts, (str, Path)):
         return read_rollouts(rollouts)
     given = list(rollouts)
-    if all(isinstance(rollout, Rollout) for rollout in given) and given:
-        return given  # type: ignore[return-value]
-    return rollouts_from_dicts(given)  # type: ignore[arg-type]
+    nouns = [rollout for rollout in given if isinstance(rollout, Rollout)]
+    if nouns and len(nouns) == len(given):
+        return nouns
+    return rollouts_from_dicts([row for row in given if not isinstance(row, Rollout)])
 
 
 def _check_writable(path: Path) -> None:
@@ -256,7 +257,8 @@ def _fingerprint(
     return {
         "student weights": weights_digest(student),
         "teacher weights": weights_digest(teacher),
-        "tokenizer": None if tokenizer is None else str(tokenizer),
+        "student tokenizer": tokenizer_files_digest(tokenizer or student),
+        "teacher tokenizer": tokenizer_files_digest(tokenizer or teacher),
         "rollouts": rollouts_digest(rollouts),
         **options,
     }

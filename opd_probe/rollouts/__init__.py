@@ -1,0 +1,1 @@
+"""Rollouts and prompts: files in, nouns out; grading."""

@@ -1,0 +1,63 @@
+"""Whether a response's final answer is the reference answer."""
+
+from __future__ import annotations
+
+import re
+import threading
+from decimal import Decimal, InvalidOperation
+
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+
+
+def grade(response: str, answer: str) -> bool:
+    """Whether the final answer of a response equals the reference answer.
+
+    The final answer is the content of the last ``\\boxed{…}``, else the last number. Equal strings or equal numbers
+    decide at once; what is left (fractions, expressions) is decided by math-verify.
+    """
+    boxed = _last_boxed(response)
+    final = boxed if boxed is not None else _last_number(response)
+    wanted = answer.strip()
+    if final is not None:
+        if final.strip() == wanted:
+            return True
+        left, right = _number(final), _number(wanted)
+        if left is not None and right is not None:
+            return left == right
+    if boxed is None and _number(wanted) is not None and "\\" not in response and "/" not in response:
+        return False
+    return _verify(response, wanted)
+
+
+def _last_boxed(text: str) -> str | None:
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth = 0
+    for index in range(start + len("\\boxed"), len(text)):
+        depth += (text[index] == "{") - (text[index] == "}")
+        if depth == 0:
+            return text[start + len("\\boxed{") : index]
+    return None
+
+
+def _last_number(text: str) -> str | None:
+    numbers = _NUMBER.findall(text)
+    return numbers[-1] if numbers else None
+
+
+def _number(text: str) -> Decimal | None:
+    try:
+        value = Decimal(text.strip().strip("$").replace(",", ""))
+    except InvalidOperation:
+        return None
+    return value if value.is_finite() else None
+
+
+def _verify(response: str, answer: str) -> bool:
+    from math_verify import parse, verify
+
+    # Its time-outs rest on signals, which only the main thread may set.
+    limit = 5 if threading.current_thread() is threading.main_thread() else None
+    gold = parse(f"${answer}$", parsing_timeout=limit)
+    return bool(verify(gold, parse(response, parsing_timeout=limit), timeout_seconds=limit))

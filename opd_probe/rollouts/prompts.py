@@ -1,0 +1,101 @@
+"""Prompt files: JSONL, or the Parquet layout of verl; and their encoding."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from opd_probe.errors import InputError
+from opd_probe.rollouts.rows import read_rows
+from opd_probe.types import Prompt
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Read prompts: JSONL or Parquet rows with ``prompt`` or ``messages``, and optional ``id`` and ``answer``.
+
+    In verl's layout ``prompt`` is a list of chat messages and the answer is ``reward_model.ground_truth``. Without an
+    ``id`` a prompt is named by the number of its row.
+
+    Raises:
+        MissingError, InputError: names the file, the line or row, and the field.
+    """
+    rows = list(read_rows(path, "prompts"))
+    prompts = [_prompt(place, row, number) for number, (place, row) in enumerate(rows)]
+    seen: dict[str, str] = {}
+    for prompt, (place, _) in zip(prompts, rows, strict=True):
+        if prompt.id in seen:
+            raise InputError(f"{place}: id {prompt.id!r} stands already at {seen[prompt.id]}; ids must be unique")
+        seen[prompt.id] = place
+    return prompts
+
+
+def _prompt(place: str, row: Mapping[str, Any], number: int) -> Prompt:
+    text, messages, ids = row.get("prompt"), row.get("messages"), row.get("prompt_ids")
+    if isinstance(text, (list, tuple)):
+        text, messages = None, text
+    if text is None and messages is None and ids is None:
+        raise InputError(f"{place}: no prompt; expected prompt (text or chat messages) or messages")
+    if text is not None and not isinstance(text, str):
+        raise InputError(f"{place}: prompt is {type(text).__name__}; expected text or a list of chat messages")
+    if messages is not None:
+        _check_messages(place, messages)
+    answer = row.get("answer")
+    reward_model = row.get("reward_model")
+    if answer is None and isinstance(reward_model, Mapping):
+        answer = reward_model.get("ground_truth")
+    return Prompt(
+        id=str(number) if row.get("id") is None else str(row["id"]),
+        text=text,
+        messages=None if messages is None else tuple(messages),
+        ids=None if ids is None else tuple(int(token) for token in ids),
+        answer=None if answer is None else str(answer),
+    )
+
+
+def _check_messages(place: str, messages: Any) -> None:
+    good = isinstance(messages, (list, tuple)) and len(messages) > 0
+    if not good or not all(isinstance(m, Mapping) and "role" in m and "content" in m for m in messages):
+        raise InputError(f"{place}: messages must be a non-empty list of objects with role and content")
+
+
+def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[Prompt]:
+    """Token ids for every prompt: messages through the chat template, text as it stands.
+
+    Raises:
+        InputError: there is no tokenizer, no chat template for messages, or a prompt encodes to nothing.
+    """
+    encoded = []
+    for prompt in prompts:
+        if prompt.ids is not None:
+            encoded.append(prompt)
+            continue
+        if tokenizer is None:
+            raise InputError(f"prompt {prompt.id!r}: is text, and the student has no tokenizer; give --tokenizer")
+        if prompt.messages is not None:
+            ids = encode_messages(f"prompt {prompt.id!r}", prompt.messages, tokenizer)
+        else:
+            ids = tokenizer(prompt.text)["input_ids"]
+        if not ids:
+            raise InputError(f"prompt {prompt.id!r}: encodes to no token")
+        encoded.append(dataclasses.replace(prompt, ids=tuple(ids)))
+    return encoded
+
+
+def encode_messages(place: str, messages: Sequence[Mapping[str, Any]], tokenizer: Any) -> list[int]:
+    """Chat messages through the tokenizer's template, with the generation prompt.
+
+    Raises:
+        InputError: the tokenizer has no chat template, or the template refuses the messages.
+    """
+    from jinja2 import TemplateError
+
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise InputError(f"{place}: chat messages, and the tokenizer has no chat template; give prompts as text")
+    try:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    except (TemplateError, ValueError, TypeError) as error:
+        raise InputError(f"{place}: the chat template refuses the messages ({error})") from None
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

@@ -1,0 +1,108 @@
+"""Rows of JSONL and Parquet files, with the place of each for error messages; and atomic writing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from opd_probe.errors import InputError, MissingError, OutputError
+
+Row = tuple[str, Mapping[str, Any]]
+"""Where the row stands, and the row."""
+
+
+def read_rows(path: str | Path, what: str) -> Iterator[Row]:
+    """Yield (place, row) for each row of a JSONL or Parquet file, by its extension.
+
+    Raises:
+        MissingError: no such file.
+        InputError: neither kind of file, broken, or empty. A broken JSON line is named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingError(f"{what} {path}: no such file")
+    if path.suffix == ".parquet":
+        rows = _parquet_rows(path, what)
+    elif path.suffix in (".jsonl", ".json", ".ndjson"):
+        rows = _json_rows(path, what)
+    else:
+        raise InputError(f"{what} {path}: expected a .jsonl or a .parquet file")
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
+        raise InputError(f"{what} {path}: the file is empty; expected one row per entry")
+
+
+def _json_rows(path: Path, what: str) -> Iterator[Row]:
+    with path.open(encoding="utf-8") as handle:
+        try:
+            for number, line in enumerate(handle, start=1):
+                if not line.strip():
+                    continue
+                place = f"{what} {path}, line {number}"
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise InputError(f"{place}: not valid JSON ({error}); mend or remove the line") from None
+                if not isinstance(row, dict):
+                    raise InputError(f"{place}: expected a JSON object, got {type(row).__name__}")
+                yield place, row
+        except UnicodeDecodeError as error:
+            raise InputError(f"{what} {path}: not UTF-8 text ({error.reason}); expected JSON lines") from None
+
+
+def _parquet_rows(path: Path, what: str) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    yield f"{what} {path}, row {number}", row
+                    number += 1
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{what} {path}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
+
+
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write rows as JSONL or Parquet, by the extension; the file appears whole or not at all.
+
+    Args:
+        columns: the order of the columns; one that is null in every row is left out.
+
+    Raises:
+        InputError: another extension. OutputError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise InputError(f"output {path}: expected a name that ends in .jsonl or .parquet")
+    held = list(rows)
+    used = [name for name in columns if any(row.get(name) is not None for row in held)]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".jsonl":
+            with temporary.open("w", encoding="utf-8") as handle:
+                for row in held:
+                    kept = {name: row[name] for name in used if row.get(name) is not None}
+                    handle.write(json.dumps(kept, ensure_ascii=False) + "\n")
+        else:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            table = pa.table({name: [row.get(name) for row in held] for name in used})
+            pq.write_table(table, temporary, compression="zstd")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"output {path}: cannot be written ({error.strerror or error}); choose another place") from None
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
