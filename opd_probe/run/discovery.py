@@ -156,7 +156,9 @@ def _group(groups: dict[str, _Group], directory: Path) -> _Group:
 
 def _add_member(group: _Group, checkpoint: Path) -> None:
     key = str(checkpoint.resolve())
-    if key not in group.members or step_of_name(checkpoint.name) is not None:  # a link's name may hide the step
+    if (
+        key not in group.members or step_of_name(checkpoint.name) is not None
+    ):  # a link's name may hide the step
         group.members[key] = checkpoint
 
 

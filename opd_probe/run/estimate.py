@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError
+from opd_probe.run.files import Files
 from opd_probe.run.plan import Plan, RunPlan
 from opd_probe.run.selection import count_states
 from opd_probe.run.settings import Settings
-from opd_probe.run.sources import Files
 from opd_probe.types import Checkpoint
 
 LISTS_PER_STATE = 6
@@ -47,10 +47,10 @@ class Work:
 
 
 def estimate(plan: Plan) -> list[dict[str, Any]]:
-    """What a plan would take were nothing stored yet: a row per run, checkpoint and teacher, then their total.
+    """What a plan would take were nothing stored yet: a row per run, checkpoint and teacher, and a total.
 
-    ``states`` are exact for rollouts and an upper bound for prompts, as ``states_are`` says; ``bytes`` are those
-    of traces on disk before compression; ``seconds`` come from parameter and token counts and a measured
+    ``states`` are exact for rollouts and an upper bound for prompts, as ``states_are`` says; ``bytes`` are
+    those of traces before compression; ``seconds`` come from parameter and token counts and a measured
     throughput, and are None where a model is not on this machine.
 
     Raises:

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from opd_probe.errors import OpdProbeError, OutOfMemoryError
+from opd_probe.run.files import Files
 from opd_probe.run.memory import memory_advice
 from opd_probe.run.plan import Plan, RunPlan, Teacher
 from opd_probe.run.pool import ModelPool
 from opd_probe.run.progress import Progress
 from opd_probe.run.replay import replay, stored_trace
-from opd_probe.run.sources import Files, Sampler, check_pair, step_name
+from opd_probe.run.sampling import Sampler, check_pair, step_name
 from opd_probe.run.stored import Measured
 from opd_probe.trace import Trace, read_trace
 from opd_probe.types import Checkpoint, Rollout, StateOrigin

@@ -106,8 +106,8 @@ def make_sampling_plan(request: Request) -> Plan:
     runs = discover(request.ckpts, base=_model_path("--base", request.base))
     if len(runs) > 1:
         raise InputError(
-            f"--ckpts: checkpoints of {len(runs)} runs ({', '.join(run.name for run in runs)}); a rollout file "
-            "holds those of one run, so sample them one after another"
+            f"--ckpts: checkpoints of {len(runs)} runs ({', '.join(run.name for run in runs)}); a "
+            "rollout file holds those of one run, so sample them one after another"
         )
     (run,) = runs
     manifest = run.manifest or Manifest()

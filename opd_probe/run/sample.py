@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from opd_probe.rollouts.files import write_rollouts
+from opd_probe.run.files import Files
 from opd_probe.run.plan import make_sampling_plan
 from opd_probe.run.pool import ModelPool
 from opd_probe.run.progress import Progress
 from opd_probe.run.request import Request
 from opd_probe.run.result import Result
-from opd_probe.run.sources import Files, allowed_ids, check_pair, draw, named_by_step
+from opd_probe.run.sampling import draw, named_by_step
 from opd_probe.run.tables import json_row
 from opd_probe.types import Rollout
 
@@ -32,10 +33,7 @@ def sample(request: Request, progress: Progress) -> Result:
     for checkpoint in run.run.checkpoints:
         student = pool.student(checkpoint, run.settings, run.tokenizer)
         teachers = [pool.teacher(teacher.checkpoint, run.settings, run.tokenizer) for teacher in run.teachers]
-        for teacher in teachers:
-            check_pair(student, teacher, run.settings)
-        allowed = allowed_ids(student, teachers, run.settings)
-        rollouts = draw(student, checkpoint, prompts, allowed, run.settings, progress)
+        rollouts = draw(student, teachers, checkpoint, prompts, run.settings, progress)
         rows.append(
             json_row(
                 {

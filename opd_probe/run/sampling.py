@@ -1,4 +1,4 @@
-"""The rollouts of each checkpoint: from a file, or sampled, stored and used again."""
+"""Each checkpoint's own responses: sampled, stored, and used again while all that decides them agrees."""
 
 from __future__ import annotations
 
@@ -13,67 +13,24 @@ from typing import Any
 import numpy as np
 
 from opd_probe.errors import InputError
+from opd_probe.models.checkpoints import weights_digest
 from opd_probe.models.generation import sample_rollouts
-from opd_probe.models.loading import LoadedModel
-from opd_probe.models.vocabulary import shared_vocabulary
+from opd_probe.models.loading import LoadedModel, hub_snapshot
+from opd_probe.models.vocabulary import shared_vocabulary, template_digest, tokenizer_digest
 from opd_probe.rollouts.files import read_rollouts, rollouts_digest, write_rollouts
-from opd_probe.rollouts.prompts import encode_prompts, read_prompts
+from opd_probe.rollouts.prompts import encode_prompts
+from opd_probe.run.files import Files, tokenizer_of
 from opd_probe.run.memory import memory_advice
 from opd_probe.run.output import write_bytes
 from opd_probe.run.plan import RunPlan
 from opd_probe.run.pool import ModelPool
 from opd_probe.run.progress import Progress
-from opd_probe.run.selection import at_most, check_steps, of_checkpoint, origin
+from opd_probe.run.selection import at_most
 from opd_probe.run.settings import Settings
-from opd_probe.types import Checkpoint, Prompt, Rollout, StateOrigin
+from opd_probe.types import Checkpoint, Prompt, Rollout
 
 KEY_VERSION = 1
 """Raised when the same key would lead to other samples."""
-
-
-class Files:
-    """Rollout and prompt files, each read once."""
-
-    def __init__(self, plans: Sequence[RunPlan]) -> None:
-        self._plans = plans
-        self._rollouts: dict[str, list[Rollout]] = {}
-        self._prompts: dict[str, list[Prompt]] = {}
-
-    def check(self) -> None:
-        """Read every file of the plan and match steps, so that a mistake shows before any model is loaded.
-
-        Raises:
-            OpdProbeError: a file that cannot be used, or a checkpoint without rollouts of its step.
-        """
-        for plan in self._plans:
-            if plan.source.kind == "prompts":
-                self.prompts(plan.source.path)
-                continue
-            for checkpoint in plan.run.checkpoints:
-                self.replayed(plan, checkpoint)
-
-    def prompts(self, path: str) -> list[Prompt]:
-        """The prompts of a file."""
-        if path not in self._prompts:
-            self._prompts[path] = read_prompts(path)
-        return self._prompts[path]
-
-    def rollouts(self, path: str) -> list[Rollout]:
-        """The rollouts of a file."""
-        if path not in self._rollouts:
-            self._rollouts[path] = read_rollouts(path)
-        return self._rollouts[path]
-
-    def replayed(self, plan: RunPlan, checkpoint: Checkpoint) -> tuple[list[Rollout], StateOrigin]:
-        """The rollouts of a file that belong to a checkpoint, and whose states they are."""
-        path, settings = plan.source.path, plan.settings
-        everything = self.rollouts(path)
-        chosen = of_checkpoint(everything, checkpoint, plan.run.checkpoints, settings.step_offset, path)
-        users = sum(len(other.run.checkpoints) for other in self._plans if other.source == plan.source)
-        return (
-            at_most(chosen, settings.max_states, settings.seed),
-            origin(check_steps(everything, path), users),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +60,7 @@ class Sampler:
         if rollouts is None:
             student = self.pool.student(checkpoint, plan.settings, plan.tokenizer)
             loaded = [self.pool.teacher(teacher, plan.settings, plan.tokenizer) for teacher in teachers]
-            for teacher in loaded:
-                check_pair(student, teacher, plan.settings)
-            allowed = allowed_ids(student, loaded, plan.settings)
-            rollouts = draw(student, checkpoint, prompts, allowed, plan.settings, self.progress)
+            rollouts = draw(student, loaded, checkpoint, prompts, plan.settings, self.progress)
             store_samples(path, rollouts, key)
         return at_most(rollouts, plan.settings.max_states, plan.settings.seed)
 
@@ -148,14 +102,23 @@ def allowed_ids(
 
 def draw(
     student: LoadedModel,
+    teachers: Sequence[LoadedModel],
     checkpoint: Checkpoint,
     prompts: Sequence[Prompt],
-    allowed: np.ndarray[Any, np.dtype[np.int64]],
     settings: Settings,
     progress: Progress,
 ) -> list[Rollout]:
-    """Sample ``num_rollouts`` responses to each prompt."""
+    """Sample ``num_rollouts`` responses to each prompt, of ids that all teachers share.
+
+    Raises:
+        OpdProbeError: prompts that cannot be encoded, models that do not fit, or responses that could become
+            longer than the positions of one of them.
+    """
+    for teacher in teachers:
+        check_pair(student, teacher, settings)
     encoded = encode_prompts(prompts, student.tokenizer)
+    _check_lengths(encoded, teachers, settings.max_new_tokens)
+    allowed = allowed_ids(student, teachers, settings)
     progress.begin(f"sample {checkpoint.run or checkpoint.path} {step_name(checkpoint)}")
     with memory_advice("sampling"):
         return sample_rollouts(
@@ -172,6 +135,17 @@ def draw(
         )
 
 
+def _check_lengths(prompts: Sequence[Prompt], teachers: Sequence[LoadedModel], new_tokens: int) -> None:
+    longest = max((len(prompt.ids or ()) for prompt in prompts), default=0)
+    for teacher in teachers:
+        limit = teacher.max_positions
+        if limit is not None and longest + new_tokens > limit:
+            raise InputError(
+                f"prompts of up to {longest} tokens and {new_tokens} new ones need more than the {limit} positions "
+                f"of the teacher {teacher.name}; lower --max-new-tokens"
+            )
+
+
 def sampling_key(
     checkpoint: Checkpoint,
     teachers: Sequence[Checkpoint],
@@ -183,8 +157,8 @@ def sampling_key(
 
     Teachers matter by their vocabularies alone, since only shared ids may be sampled.
     """
-    own = _tokenizer_of(checkpoint, tokenizer)
-    vocabularies = {(_digest_of(_tokenizer_of(one, tokenizer)), _vocabulary_size(one)) for one in teachers}
+    own = tokenizer_of(checkpoint, tokenizer)
+    vocabularies = {(_digest_of(tokenizer_of(one, tokenizer)), _vocabulary_size(one)) for one in teachers}
     return {
         "version": KEY_VERSION,
         "weights": weights_digest(checkpoint),
@@ -199,17 +173,6 @@ def sampling_key(
         "dtype": settings.dtype,
         "allow_special_mismatch": settings.allow_special_mismatch,
     }
-
-
-def _tokenizer_of(checkpoint: Checkpoint, tokenizer: str | None) -> Any:
-    """The tokenizer that loading the checkpoint would give it, or None."""
-    if tokenizer is not None:
-        return load_tokenizer(tokenizer, required=True)
-    place = hub_snapshot(checkpoint) if checkpoint.format == "hub" else checkpoint.path
-    found = load_tokenizer(place, required=False)
-    if found is None and checkpoint.base:
-        return _tokenizer_of(resolve_checkpoint(checkpoint.base), None)
-    return found
 
 
 def _digest_of(tokenizer: Any) -> str | None:

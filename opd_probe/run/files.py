@@ -1,0 +1,73 @@
+"""Rollout and prompt files: read once, matched to checkpoints, and encoded when they are text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from opd_probe.models.checkpoints import resolve_checkpoint
+from opd_probe.models.loading import hub_snapshot
+from opd_probe.models.vocabulary import load_tokenizer
+from opd_probe.rollouts.files import encode_rollouts, read_rollouts
+from opd_probe.rollouts.prompts import read_prompts
+from opd_probe.run.plan import RunPlan
+from opd_probe.run.selection import at_most, check_steps, of_checkpoint, origin
+from opd_probe.types import Checkpoint, Prompt, Rollout, StateOrigin
+
+
+class Files:
+    """Rollout and prompt files, each read once."""
+
+    def __init__(self, plans: Sequence[RunPlan]) -> None:
+        self._plans = plans
+        self._rollouts: dict[str, list[Rollout]] = {}
+        self._prompts: dict[str, list[Prompt]] = {}
+
+    def check(self) -> None:
+        """Read every file of the plan and match steps, so that a mistake shows before any model is loaded.
+
+        Raises:
+            OpdProbeError: a file that cannot be used, or a checkpoint without rollouts of its step.
+        """
+        for plan in self._plans:
+            if plan.source.kind == "prompts":
+                self.prompts(plan.source.path)
+                continue
+            for checkpoint in plan.run.checkpoints:
+                self.replayed(plan, checkpoint)
+
+    def prompts(self, path: str) -> list[Prompt]:
+        """The prompts of a file."""
+        if path not in self._prompts:
+            self._prompts[path] = read_prompts(path)
+        return self._prompts[path]
+
+    def rollouts(self, path: str) -> list[Rollout]:
+        """The rollouts of a file."""
+        if path not in self._rollouts:
+            self._rollouts[path] = read_rollouts(path)
+        return self._rollouts[path]
+
+    def replayed(self, plan: RunPlan, checkpoint: Checkpoint) -> tuple[list[Rollout], StateOrigin]:
+        """The rollouts of a file that belong to a checkpoint, and whose states they are."""
+        path, settings = plan.source.path, plan.settings
+        everything = self.rollouts(path)
+        chosen = of_checkpoint(everything, checkpoint, plan.run.checkpoints, settings.step_offset, path)
+        if any(rollout.token_source == "retokenized" for rollout in chosen):
+            chosen = encode_rollouts(chosen, tokenizer_of(checkpoint, plan.tokenizer))
+        users = sum(len(other.run.checkpoints) for other in self._plans if other.source == plan.source)
+        return (
+            at_most(chosen, settings.max_states, settings.seed),
+            origin(check_steps(everything, path), users),
+        )
+
+
+def tokenizer_of(checkpoint: Checkpoint, tokenizer: str | None) -> Any:
+    """The tokenizer that loading the checkpoint would give it, or None."""
+    if tokenizer is not None:
+        return load_tokenizer(tokenizer, required=True)
+    place = hub_snapshot(checkpoint) if checkpoint.format == "hub" else checkpoint.path
+    found = load_tokenizer(place, required=False)
+    if found is None and checkpoint.base:
+        return tokenizer_of(resolve_checkpoint(checkpoint.base), None)
+    return found
