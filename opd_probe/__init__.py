@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opd_probe.curves import mass_curve, position_curve, summarize
+    from opd_probe.engine.logits import trace_logits
     from opd_probe.errors import OpdProbeError, OpdProbeWarning
     from opd_probe.metrics.states import state_metrics
     from opd_probe.plots import plot_alignment, plot_mass, plot_overlap
-    from opd_probe.engine.logits import trace_logits
     from opd_probe.run.replay import replay
     from opd_probe.trace import Trace, read_trace
     from opd_probe.types import Checkpoint, Prompt, Rollout

@@ -30,9 +30,7 @@ COLUMNS = (
 )
 
 
-def mass_curve(
-    trace: Trace, *, average: str = "token", seed: int = 0, resamples: int = RESAMPLES
-) -> pd.DataFrame:
+def mass_curve(trace: Trace, *, average: str = "token", seed: int = 0, resamples: int = RESAMPLES) -> pd.DataFrame:
     """Cumulative and overlap mass of both models for every k = 1 … K of a trace.
 
     Returns:

@@ -58,9 +58,7 @@ def summarise_rollouts(
     return row | _auroc(reward, correct, codes, n_clusters, resampling)
 
 
-def _auroc(
-    reward: Floats, correct: Floats, codes: Ints, n_clusters: int, resampling: Resampling
-) -> dict[str, float]:
+def _auroc(reward: Floats, correct: Floats, codes: Ints, n_clusters: int, resampling: Resampling) -> dict[str, float]:
     known = ~np.isnan(reward) & ~np.isnan(correct)
     row = {"reward_auroc": np.nan, "reward_auroc_lo": np.nan, "reward_auroc_hi": np.nan}
     row["reward_auroc_n"] = int(known.sum())

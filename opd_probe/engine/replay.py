@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from opd_probe.errors import LogitError, OutOfMemoryError
 from opd_probe.engine.batching import batches
 from opd_probe.engine.scoring import Columns, StateScorer, VocabularyMap, rows_of
 from opd_probe.engine.sequences import StateSequence, build_sequence, check_sequences
+from opd_probe.errors import LogitError, OutOfMemoryError
 from opd_probe.stats.projection import OutputProjection
 from opd_probe.types import Rollout
 

@@ -76,9 +76,7 @@ def build_sequence(index: int, rollout: Rollout) -> StateSequence | None:
     )
 
 
-def check_sequences(
-    rollouts: Sequence[Rollout], sequences: Sequence[StateSequence], models: Sequence[Any]
-) -> None:
+def check_sequences(rollouts: Sequence[Rollout], sequences: Sequence[StateSequence], models: Sequence[Any]) -> None:
     """Refuse what a model cannot read, before anything runs.
 
     Args:

@@ -57,9 +57,7 @@ def register(
     def enter(function: MetricFunction) -> MetricFunction:
         if name in METRICS:
             raise ValueError(f"metric {name!r} is registered twice")
-        METRICS[name] = Metric(
-            name, unit, source, definition, needs, function, depends_on_k, summary, trivial_at_one
-        )
+        METRICS[name] = Metric(name, unit, source, definition, needs, function, depends_on_k, summary, trivial_at_one)
         return function
 
     return enter

@@ -156,9 +156,7 @@ class _Job:
     ) -> Trace:
         engine = Replay(*self.models, self.rollouts, self.vocabulary.ids, self.settings)
         counts = engine.state_counts
-        columns = array_columns(
-            jsd=self.settings.jsd, sampler=any(r.logprobs is not None for r in self.rollouts)
-        )
+        columns = array_columns(jsd=self.settings.jsd, sampler=any(r.logprobs is not None for r in self.rollouts))
         key = _digest({**fingerprint, "K": self.settings.k, "columns": [c.name for c in columns]})
         directory = None if path is None else path.with_name(f".{path.name}.partial")
         spool = TraceSpool(counts, columns, self.settings.k, directory, key)
@@ -240,9 +238,7 @@ def _read(rollouts: RolloutsSource) -> list[Rollout]:
 def _check_writable(path: Path) -> None:
     """Fail before hours of work, not after them; makes nothing."""
     if path.is_dir():
-        raise OutputError(
-            f"output {path}: is a directory; expected the name of a file, such as trace.parquet"
-        )
+        raise OutputError(f"output {path}: is a directory; expected the name of a file, such as trace.parquet")
     parent = path.parent
     while not parent.exists():
         parent = parent.parent

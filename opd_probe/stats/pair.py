@@ -81,8 +81,8 @@ def pair_statistics(
     student = student_logits if scratch_given else student_logits.clone()
     teacher = teacher_logits if scratch_given else teacher_logits.clone()
     student_maxima, teacher_maxima = block_maxima(student), block_maxima(teacher)
-    student_top = _row_maximum(student, student_maxima, "student")
-    teacher_top = _row_maximum(teacher, teacher_maxima, "teacher")
+    student_top = _row_maximum(student_maxima, "student")
+    teacher_top = _row_maximum(teacher_maxima, "teacher")
     student_ids = exact_topk(student, k, student_maxima)
     teacher_ids = exact_topk(teacher, k, teacher_maxima)
 
@@ -146,7 +146,7 @@ class Scratch:
         return held[:needed].view(shape)
 
 
-def _row_maximum(logits: Tensor, maxima: Tensor, side: str) -> Tensor:
+def _row_maximum(maxima: Tensor, side: str) -> Tensor:
     top = maxima.amax(-1, keepdim=True)
     bad = ~torch.isfinite(top).squeeze(1)
     if bool(bad.any()):

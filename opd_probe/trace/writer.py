@@ -135,7 +135,6 @@ def write_trace(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     schema = _parquet_schema(columns, rollouts, provenance)
     ids = rollouts.column("rollout_id").combine_chunks()
-    floats = [name for name in columns if STATE_COLUMN[name].dtype == "float32"]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with pq.ParquetWriter(
@@ -144,14 +143,14 @@ def write_trace(
             compression="zstd",
             compression_level=1,
             use_dictionary=[ROLLOUT_ID.name],
-            column_encoding=_encodings(columns, floats),
+            column_encoding=_encodings(columns),
             write_statistics=True,
         ) as writer:
             for block in blocks:
                 writer.write_batch(_record_batch(block, columns, ids, schema), row_group_size=ROW_GROUP)
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OutputError(
@@ -163,8 +162,8 @@ def write_trace(
     return read_trace(path)
 
 
-def _encodings(columns: Sequence[str], floats: Sequence[str]) -> dict[str, str]:
-    """Bytes of equal significance side by side compress better; ids are written plain."""
+def _encodings(columns: Sequence[str]) -> dict[str, str]:
+    """Bytes of equal significance side by side compress better."""
     leaf = {name: f"{name}.list.element" if STATE_COLUMN[name].shape == "top" else name for name in columns}
     return {leaf[name]: "BYTE_STREAM_SPLIT" for name in columns}
 
