@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +120,19 @@ def _checkpoint_digest(checkpoint: Checkpoint) -> str:
     files = [*known.weight_files(path), *(path / name for name in ("config.json", "adapter_config.json"))]
     for file in files:
         if file.is_file():
-            with file.open("rb") as handle:
-                digest.update(hashlib.file_digest(handle, "sha256").digest())
+            state = file.stat()
+            digest.update(_file_digest(file.resolve(), state.st_size, state.st_mtime_ns))
     if checkpoint.base is not None:
         digest.update(weights_digest(checkpoint.base).encode())
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(file: Path, size: int, mtime_ns: int) -> bytes:
+    """One teacher is asked for with every checkpoint, and reading it takes as long as its disk is slow."""
+    del size, mtime_ns  # they are part of the cache's key only
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").digest()
 
 
 TOKENIZER_FILES = (
@@ -140,6 +149,7 @@ TOKENIZER_FILES = (
 
 def tokenizer_files_digest(place: Any) -> str | None:
     """sha256 over the tokenizer and template files at a directory or of a checkpoint; None where there are none."""
+    place = getattr(place, "checkpoint", place)  # of a loaded model
     if isinstance(place, Checkpoint):
         place = place.path
     if not isinstance(place, (str, Path)):
