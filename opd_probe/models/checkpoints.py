@@ -55,9 +55,7 @@ def resolve_checkpoint(path: str | Path, *, run: str = "", base: str | None = No
     known = checkpoint_format(local)
     if known is None:
         raise InputError(f"checkpoint {path}: {describe(local)}; expected {accepted()}")
-    return Checkpoint(
-        str(local), run=run, step=step_of(local), format=known.name, base=base or known.base(local)
-    )
+    return Checkpoint(str(local), run=run, step=step_of(local), format=known.name, base=base or known.base(local))
 
 
 def accepted() -> str:
@@ -110,9 +108,9 @@ def weights_digest(source: Any) -> str:
 def _checkpoint_digest(checkpoint: Checkpoint) -> str:
     digest = hashlib.sha256()
     if checkpoint.format == "hub":
-        from opd_probe.models.loading import hub_snapshot
+        from opd_probe.models.hub import localized
 
-        checkpoint = resolve_checkpoint(hub_snapshot(checkpoint))
+        checkpoint = localized(checkpoint)
     path = Path(checkpoint.path)
     known = checkpoint_format(path)
     if known is None:
@@ -131,6 +129,13 @@ def _checkpoint_digest(checkpoint: Checkpoint) -> str:
 def _file_digest(file: Path, size: int, mtime_ns: int) -> bytes:
     """One teacher is asked for with every checkpoint, and reading it takes as long as its disk is slow."""
     del size, mtime_ns  # they are part of the cache's key only
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").digest()
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(file: Path, _size: int, _modified: int) -> bytes:
+    """sha256 of a file's content; one teacher is asked for once per process, not once per checkpoint."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").digest()
 

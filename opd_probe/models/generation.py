@@ -86,9 +86,7 @@ def sample_rollouts(
         try:
             _run_batch(student, prompts, batch, blocked, max_new_tokens, temperature)
         except (torch.OutOfMemoryError, MemoryError):
-            raise OutOfMemoryError(
-                "out of memory while sampling; lower --batch-tokens or --max-new-tokens"
-            ) from None
+            raise OutOfMemoryError("out of memory while sampling; lower --batch-tokens or --max-new-tokens") from None
         done += len(batch)
         if progress is not None:
             progress(done, len(drafts))

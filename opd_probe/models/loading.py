@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opd_probe.errors import InputError, MissingError, OpdProbeError, OutOfMemoryError
-from opd_probe.models.checkpoints import checkpoint_format, resolve_checkpoint
+from opd_probe.errors import InputError, OutOfMemoryError
+from opd_probe.models.checkpoints import resolve_checkpoint
+from opd_probe.models.guards import brief
+from opd_probe.models.hub import hub_snapshot as hub_snapshot
+from opd_probe.models.hub import localized
 from opd_probe.models.vocabulary import load_tokenizer
+from opd_probe.models.weights import read_model
 from opd_probe.types import Checkpoint
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -136,10 +136,16 @@ def load_model(
     if isinstance(source, (str, Path)):
         source = resolve_checkpoint(source, base=base)
     if isinstance(source, Checkpoint):
+        if base is not None:
+            source = dataclasses.replace(source, base=base)
         target = _device(device)
-        model = _load_checkpoint(source, dtype, target, trust_remote_code)
-        beside = tokenizer if tokenizer is not None else _tokenizer_place(source)
-        return _wrap(model, source, load_tokenizer(beside, required=tokenizer is not None))
+        local = localized(source, code=trust_remote_code)
+        model = read_model(
+            local, None if dtype is None else getattr(torch, dtype), target, trust_remote_code=trust_remote_code
+        )
+        beside = tokenizer if tokenizer is not None else _tokenizer_place(local)
+        loaded = load_tokenizer(beside, required=tokenizer is not None, trust_remote_code=trust_remote_code)
+        return _wrap(model, source, loaded)
     if not hasattr(source, "get_output_embeddings"):
         raise InputError(f"model of type {type(source).__name__}: expected a path, a hub id or a transformers model")
     return _wrap(source, None, load_tokenizer(tokenizer, required=True) if tokenizer is not None else None)
@@ -155,91 +161,15 @@ def _device(device: str | None) -> torch.device:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {device!r}: not available here ({_first_line(error)}); try --device cpu") from None
+        raise InputError(f"device {device!r}: not available here ({brief(error)}); try --device cpu") from None
     return chosen
 
 
-def _load_checkpoint(
-    checkpoint: Checkpoint, dtype: str | None, device: torch.device, trust_remote_code: bool
-) -> PreTrainedModel:
-    if checkpoint.format == "hub":
-        checkpoint = resolve_checkpoint(hub_snapshot(checkpoint), base=checkpoint.base)
-    path = Path(checkpoint.path)
-    if checkpoint.format == "peft":
-        return _load_adapter(checkpoint, path, dtype, device, trust_remote_code)
-    known = checkpoint_format(path)
-    files = known.weight_files(path) if known else []
-    for file in files:
-        _check_safetensors(file)
-    _check_config(path, trust_remote_code)
-    wanted = "auto" if dtype is None else getattr(torch, dtype)
-    with _one_line(f"checkpoint {path}"), _quiet():
-        model, info = AutoModelForCausalLM.from_pretrained(
-            str(path),
-            dtype=wanted,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-    # transformers fills what is missing with random numbers; those would be measured as if they were a model.
-    for kind in ("missing_keys", "mismatched_keys"):
-        if info[kind]:
-            key = sorted(str(entry) for entry in info[kind])[0]
-            raise InputError(f"checkpoint {path}: {kind.replace('_', ' ')} in the weights, first {key}; save it again")
-    return model.to(device)
-
-
-def _load_adapter(
-    checkpoint: Checkpoint, path: Path, dtype: str | None, device: torch.device, trust_remote_code: bool
-) -> PreTrainedModel:
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise InputError(f"checkpoint {path}: is a PEFT adapter; install peft: pip install 'opd-probe[peft]'") from None
-    if checkpoint.base is None:
-        raise InputError(f"checkpoint {path}: adapter_config.json names no base model; add base_model_name_or_path")
-    try:
-        base = resolve_checkpoint(checkpoint.base)
-    except OpdProbeError as error:
-        raise MissingError(f"checkpoint {path}: its base model cannot be had: {error}") from None
-    model = _load_checkpoint(base, dtype, device, trust_remote_code)
-    _check_safetensors(path / "adapter_model.safetensors")
-    with _one_line(f"adapter {path}"), _quiet():
-        adapted = PeftModel.from_pretrained(model, str(path))
-        merged: PreTrainedModel = adapted.merge_and_unload()
-    return merged
-
-
-def hub_snapshot(checkpoint: Checkpoint) -> Path:
-    """The local copy of a hub checkpoint: from the local hub cache, else fetched from the hub.
-
-    Raises:
-        MissingError: it is neither cached nor reachable.
-    """
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-    place = {"repo_id": checkpoint.path, "revision": checkpoint.revision, "allow_patterns": patterns}
-    try:
-        return Path(snapshot_download(**place, local_files_only=True))
-    except Exception:  # not cached: the hub's client has no narrower root for this across its versions
-        pass
-    try:
-        return Path(snapshot_download(**place))
-    except Exception as error:
-        raise MissingError(
-            f"model {checkpoint.path}: not a local directory, not in the hub cache, and the hub did not give it "
-            f"({type(error).__name__}: {_first_line(error)})"
-        ) from None
-
-
 def _tokenizer_place(checkpoint: Checkpoint) -> str:
-    if checkpoint.format == "hub":
-        return str(hub_snapshot(checkpoint))
+    """Beside the weights; for an adapter without one of its own, beside those of its base."""
     path = Path(checkpoint.path)
     if checkpoint.format == "peft" and checkpoint.base and not (path / "tokenizer_config.json").is_file():
-        return _tokenizer_place(resolve_checkpoint(checkpoint.base))
+        return _tokenizer_place(localized(resolve_checkpoint(checkpoint.base)))
     return str(path)
 
 
@@ -248,15 +178,7 @@ def _wrap(
 ) -> LoadedModel:
     model.eval()
     name = checkpoint.path if checkpoint is not None else type(model).__name__
-    head = model.get_output_embeddings()
-    if head is None or not isinstance(getattr(head, "weight", None), Tensor):
-        raise InputError(f"model {name} ({type(model).__name__}): has no output layer; expected a causal language model")
-    config = model.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    layer = OutputLayer(head.weight.detach(), getattr(head, "bias", None), scale, softcap)
-    if layer.bias is not None:
-        layer.bias = layer.bias.detach()
+    layer = _output_layer(model, name)
     loaded = LoadedModel(
         model,
         name,
@@ -272,6 +194,26 @@ def _wrap(
 
 
 @torch.inference_mode()
+def _output_layer(model: PreTrainedModel, name: str) -> OutputLayer:
+    head = model.get_output_embeddings()
+    if head is None or not isinstance(getattr(head, "weight", None), Tensor):
+        raise InputError(
+            f"model {name} ({type(model).__name__}): has no output layer; expected a causal language model"
+        )
+    weight, bias = head.weight.detach(), getattr(head, "bias", None)
+    if hasattr(head, "get_delta_weight") and not head.merged and not head.disable_adapters:
+        # An adapter on the output layer. Merging it would also change the input embeddings when they are tied.
+        for adapter in head.active_adapters:
+            if adapter in head.lora_A or adapter in head.lora_embedding_A:
+                weight = (weight.float() + head.get_delta_weight(adapter).float()).detach()
+    config = model.config.get_text_config()
+    # Cohere multiplies its logits, Granite divides them.
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return OutputLayer(weight, None if bias is None else bias.detach(), scale, softcap)
+
+
+@torch.inference_mode()
 def _self_check(loaded: LoadedModel) -> None:
     """Refuse a model whose own logits are not its output layer applied to its last hidden states."""
     ids = torch.arange(_CHECK_IDS, device=loaded.device).remainder(loaded.width)[None]
@@ -281,8 +223,8 @@ def _self_check(loaded: LoadedModel) -> None:
     except (RuntimeError, AttributeError, TypeError, ValueError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise OutOfMemoryError(f"out of memory with {loaded.name}; try --dtype bfloat16") from None
-        raise InputError(f"model {loaded.name}: cannot be replayed ({_first_line(error)})") from None
-    fine = {torch.float32: 1e-3, torch.float64: 1e-3}.get(loaded.dtype, 0.1)
+        raise InputError(f"model {loaded.name}: cannot be replayed ({brief(error)})") from None
+    fine = {torch.float32: 1e-3, torch.float64: 1e-3}.get(loaded.dtype, 0.03)
     scale = max(1.0, float(own.nan_to_num().abs().max()))
     if bool(torch.isfinite(own).all()) and float((own - ours).abs().max()) > fine * scale:
         raise InputError(
@@ -322,55 +264,3 @@ def state_digest(model: PreTrainedModel) -> str:
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(flat.numpy().data)
     return digest.hexdigest()
-
-
-def _check_safetensors(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            file.keys()
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path}: not a whole safetensors file ({_first_line(error)}); copy or save the checkpoint again"
-        ) from None
-
-
-def _check_config(path: Path, trust_remote_code: bool) -> None:
-    with _one_line(f"{path / 'config.json'}"), _quiet():
-        json.loads((path / "config.json").read_text())
-        AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=trust_remote_code)
-
-
-@contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    """Turn whatever a loader raises on bad files into one line."""
-    try:
-        yield
-    except OpdProbeError:
-        raise
-    except (torch.OutOfMemoryError, MemoryError):
-        raise OutOfMemoryError(f"{what}: out of memory while loading; try --dtype bfloat16 or another --device") from None
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
-        raise InputError(f"{what}: cannot be loaded ({type(error).__name__}: {_first_line(error)})") from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no advice from the loaders: what matters is checked and said by us."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

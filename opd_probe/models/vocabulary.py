@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from opd_probe.errors import InputError, MissingError, VocabularyError
+from opd_probe.errors import MissingError, VocabularyError
+from opd_probe.models.guards import one_line, quiet
 
 if TYPE_CHECKING:
     from opd_probe.models.loading import LoadedModel
@@ -76,9 +77,9 @@ def shared_vocabulary(
         for token in differing:
             if token not in special:
                 raise VocabularyError(
-                    f"tokenizers of {student.name} and {teacher.name} differ: id {token} is {left[token]!r} in the first "
-                    f"and {right[token]!r} in the second ({len(differing)} ids differ); token-level comparison needs one "
-                    "tokenizer"
+                    f"tokenizers of {student.name} and {teacher.name} differ: id {token} is {left[token]!r} in the "
+                    f"first and {right[token]!r} in the second ({len(differing)} ids differ); a comparison of tokens "
+                    "needs one vocabulary"
                 )
         common = np.setdiff1d(common, np.array(differing, dtype=np.int64))
     ids = common[common < min(widths)]
@@ -108,7 +109,7 @@ def template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest()
 
 
-def load_tokenizer(place: Any, *, required: bool) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(place: Any, *, required: bool, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
     """The tokenizer at a path or hub id; a tokenizer is returned as it is.
 
     Args:
@@ -125,11 +126,8 @@ def load_tokenizer(place: Any, *, required: bool) -> PreTrainedTokenizerBase | N
         if required:
             raise MissingError(f"tokenizer {path}: the directory has no tokenizer files")
         return None
-    try:
+    with one_line(f"tokenizer {place}"), quiet():
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(place), local_files_only=local, trust_remote_code=False
+            str(place), local_files_only=local, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"tokenizer {place}: cannot be loaded ({line})") from None
     return tokenizer

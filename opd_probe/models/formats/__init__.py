@@ -30,8 +30,6 @@ class Format:
 
 FORMATS: tuple[Format, ...] = (
     Format("peft", peft.ACCEPTED, peft.recognises, peft.weight_files, peft.base),
-    Format(
-        "huggingface", huggingface.ACCEPTED, huggingface.recognises, huggingface.weight_files, lambda _: None
-    ),
+    Format("huggingface", huggingface.ACCEPTED, huggingface.recognises, huggingface.weight_files, lambda _: None),
 )
 """Asked in this order; the first that recognises a directory has it."""

@@ -28,7 +28,7 @@ def weight_files(path: Path) -> list[Path]:
     index = path / INDEX
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{index}: not a safetensors index ({error}); save the checkpoint again") from None
     for name in names:
         if not (path / name).is_file():

@@ -1,0 +1,57 @@
+"""Checkpoints on the hub: the local hub cache first, then the hub."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from opd_probe.errors import MissingError
+from opd_probe.models.checkpoints import is_checkpoint, resolve_checkpoint
+from opd_probe.models.guards import brief, quiet
+from opd_probe.types import Checkpoint
+
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_UNWANTED = ["original/*", "consolidated*", "onnx/*"]
+
+
+def hub_snapshot(checkpoint: Checkpoint, *, code: bool = False) -> Path:
+    """The local copy of a hub checkpoint: from the local hub cache when whole, else fetched from the hub.
+
+    Args:
+        code: fetch its Python files too.
+
+    Raises:
+        MissingError: it is neither cached nor to be had from the hub.
+    """
+    from huggingface_hub import snapshot_download
+
+    place = {"repo_id": checkpoint.path, "revision": checkpoint.revision}
+    patterns = {"allow_patterns": [*_WANTED, "*.py"] if code else _WANTED, "ignore_patterns": _UNWANTED}
+    # The hub client's errors have no common root: not cached, not reachable, not found, not allowed, offline.
+    try:
+        cached = Path(snapshot_download(**place, **patterns, local_files_only=True))
+    except Exception:
+        cached = None
+    if cached is not None and is_checkpoint(cached):
+        return cached
+    try:
+        with quiet():
+            return Path(snapshot_download(**place, **patterns))
+    except Exception as error:
+        raise MissingError(
+            f"model {checkpoint.path}: not a local directory, not in the local hub cache, and not to be had from the "
+            f"hub ({type(error).__name__}: {brief(error)})"
+        ) from None
+
+
+def localized(checkpoint: Checkpoint, *, code: bool = False) -> Checkpoint:
+    """The checkpoint itself when it is local, else its local copy, with its run and step.
+
+    Raises:
+        MissingError: see :func:`hub_snapshot`.
+        InputError: what the hub gave is no checkpoint of a known format.
+    """
+    if checkpoint.format != "hub":
+        return checkpoint
+    copy = resolve_checkpoint(hub_snapshot(checkpoint, code=code), run=checkpoint.run, base=checkpoint.base)
+    return dataclasses.replace(copy, step=checkpoint.step if checkpoint.step is not None else copy.step)

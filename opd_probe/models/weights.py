@@ -1,0 +1,122 @@
+"""From a checkpoint to a transformers model: safetensors only, no foreign code, nothing invented."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from opd_probe.errors import InputError, MissingError, OpdProbeError
+from opd_probe.models.checkpoints import checkpoint_format, resolve_checkpoint
+from opd_probe.models.guards import brief, one_line, quiet
+from opd_probe.models.hub import localized
+from opd_probe.types import Checkpoint
+
+
+def read_model(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The model of a local checkpoint; an adapter is applied to its base and stays a separate term.
+
+    Args:
+        dtype: of the weights; None: as stored.
+
+    Raises:
+        InputError: names the file, or the first weight that is missing or of another shape.
+        MissingError: an adapter's base model cannot be had.
+    """
+    path = Path(checkpoint.path)
+    if checkpoint.format == "peft":
+        return _read_adapter(checkpoint, path, dtype, device, trust_remote_code)
+    known = checkpoint_format(path)
+    for file in known.weight_files(path) if known else []:
+        _check_safetensors(file)
+    _check_config(path, trust_remote_code)
+    with one_line(f"checkpoint {path}"), quiet():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            dtype="auto" if dtype is None else dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
+        )
+        model, info = loaded
+        _check_complete(path, info)
+        moved: PreTrainedModel = model.to(device)
+    return moved
+
+
+def _check_complete(path: Path, info: dict[str, Any]) -> None:
+    """transformers fills what is missing with random numbers, which would be measured as if they were a model."""
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise InputError(
+            f"checkpoint {path}: the weights lack {missing[0]} ({len(missing)} missing in all); expected every weight "
+            "of the architecture in config.json; save the checkpoint again"
+        )
+    if info["mismatched_keys"]:
+        key, stored, expected = min(info["mismatched_keys"], key=lambda entry: str(entry[0]))
+        raise InputError(
+            f"checkpoint {path}: {key} has shape {list(stored)}, config.json asks for {list(expected)}; "
+            "weights and config.json do not belong together"
+        )
+
+
+def _read_adapter(
+    checkpoint: Checkpoint, path: Path, dtype: torch.dtype | None, device: torch.device, trust_remote_code: bool
+) -> PreTrainedModel:
+    """The base model with the adapter's layers in it.
+
+    Not merged: in bf16 the sum of a weight and its small change rounds the change away.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise InputError(f"checkpoint {path}: is a PEFT adapter; install peft: pip install 'opd-probe[peft]'") from None
+    if checkpoint.base is None:
+        raise InputError(f"checkpoint {path}: adapter_config.json names no base model; add base_model_name_or_path")
+    try:
+        base = localized(resolve_checkpoint(checkpoint.base), code=trust_remote_code)
+    except OpdProbeError as error:
+        raise MissingError(
+            f"adapter {path}: its base model cannot be had: {error}; set base_model_name_or_path in adapter_config.json"
+        ) from None
+    _check_safetensors(path / "adapter_model.safetensors")
+    model = read_model(base, dtype, device, trust_remote_code=trust_remote_code)
+    with one_line(f"adapter {path}"), quiet() as warned:
+        adapted = PeftModel.from_pretrained(model, str(path))
+        if adapted.active_peft_config.is_prompt_learning:
+            raise InputError(
+                f"adapter {path}: {adapted.active_peft_config.peft_type.value} adds virtual tokens, which a replay "
+                "of real tokens cannot represent; expected an adapter of weights, such as LoRA"
+            )
+        lacking = [str(w.message) for w in warned if "missing adapter keys" in str(w.message)]
+        if lacking:
+            raise InputError(f"adapter {path}: weights are missing ({brief(Exception(lacking[0]))})")
+        if dtype in (torch.float32, torch.float64):
+            adapted.to(dtype)
+        with_adapter: Any = adapted.get_base_model()
+    return with_adapter  # type: ignore[no-any-return]
+
+
+def _check_safetensors(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: not a whole safetensors file ({brief(error)}); copy or save the checkpoint again"
+        ) from None
+
+
+def _check_config(path: Path, trust_remote_code: bool) -> None:
+    with one_line(f"{path / 'config.json'}"), quiet():
+        json.loads((path / "config.json").read_text(encoding="utf-8"))
+        AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=trust_remote_code)
