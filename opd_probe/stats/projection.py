@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +43,7 @@ class OutputProjection:
             bias = None if bias is None else bias[order]
         self.bias = None if bias is None else bias.float()
         self._on_cpu = weight.device.type == "cpu"
+        self._bf16 = weight.dtype == torch.bfloat16
         # A CPU product of bf16 matrices comes out in bf16, which ties at rank k; multiplied as float32 it does not.
         self.weight = weight.float() if self._on_cpu else weight
 
@@ -52,7 +55,9 @@ class OutputProjection:
         out = scratch.take(name, (hidden.shape[0], self.width), torch.float32, hidden.device)
         weight = self.weight.t()
         if hidden.dtype == weight.dtype == torch.float32 or self._on_cpu:
-            torch.mm(hidden.float(), weight, out=out)
+            # Values that came from bf16 lose nothing as bf16 factors of a product that accumulates in float32.
+            with _bf16_factors(self._bf16 and hidden.dtype == torch.bfloat16):
+                torch.mm(hidden.float(), weight, out=out)
         else:
             torch.mm(hidden.to(weight.dtype), weight, out_dtype=torch.float32, out=out)
         if self.scale != 1.0:
@@ -62,6 +67,18 @@ class OutputProjection:
         if self.softcap is not None:
             out.div_(self.softcap).tanh_().mul_(self.softcap)
         return out[:, : self.shared], out[:, self.shared :]
+
+
+@contextmanager
+def _bf16_factors(allowed: bool) -> Iterator[None]:
+    """Let the CPU's matrix product use its bf16 units, where it has them, with float32 sums and results."""
+    setting: Any = torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16" if allowed else "ieee"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
 
 
 def mass_outside(rest: Tensor, log_partition: Tensor, temperature: float = 1.0) -> Tensor:
