@@ -24,9 +24,7 @@ def bases(cache: Cache = Path("lab-cache")) -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where the runs are written.")] = Path("runs"),
-    steps: Annotated[
-        int | None, typer.Option(help="Optimiser steps of each run (default: the recipe's).")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps of each run (default: the recipe's).")] = None,
     prompts: Annotated[int, typer.Option(help="Held-out problems of each run.")] = 128,
     seed: Annotated[int, typer.Option(help="Decides the prompts and the draws.")] = 0,
 ) -> None:

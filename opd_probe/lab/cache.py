@@ -38,17 +38,13 @@ def cached_directory(root: Path, name: str, seed: int, fill: Callable[[Path], No
     return place
 
 
-def cached_json(
-    root: Path, name: str, seed: int, make: Callable[[], dict[str, Any]], tag: str = ""
-) -> dict[str, Any]:
+def cached_json(root: Path, name: str, seed: int, make: Callable[[], dict[str, Any]], tag: str = "") -> dict[str, Any]:
     """The cached JSON object for ``name`` and ``seed``, made by ``make`` unless it is there already."""
 
     def fill(directory: Path) -> None:
         (directory / "result.json").write_text(json.dumps(make(), indent=1) + "\n")
 
-    result: dict[str, Any] = json.loads(
-        (cached_directory(root, name, seed, fill, tag) / "result.json").read_text()
-    )
+    result: dict[str, Any] = json.loads((cached_directory(root, name, seed, fill, tag) / "result.json").read_text())
     return result
 
 

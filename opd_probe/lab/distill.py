@@ -73,23 +73,17 @@ def distill(
 ) -> tuple[Qwen2ForCausalLM, list[StepLog]]:
     """Distil ``teacher`` into a copy of ``student``; returns the copy and one log row per optimiser step."""
     student, teacher = copy.deepcopy(student), teacher.eval()
-    optimizer = torch.optim.AdamW(
-        student.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
-    )
+    optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     log: list[StepLog] = []
     for step in range(1, recipe.steps + 1):
-        rate = recipe.learning_rate * cosine(
-            step - 1, recipe.steps, recipe.warmup, recipe.learning_rate_floor
-        )
+        rate = recipe.learning_rate * cosine(step - 1, recipe.steps, recipe.warmup, recipe.learning_rate_floor)
         for group in optimizer.param_groups:
             group["lr"] = rate
         # The data depend on seed and step alone: two teachers, or two losses, see the same prompts.
         rng = seeded(seed, "prompts", step)
         problems = sample_problems(rng, recipe.prompts_per_step)
         problems = [problem for problem in problems for _ in range(recipe.samples_per_prompt)]
-        sample, correct = draw(
-            student, problems, recipe.max_new_tokens, int(rng.integers(2**62)), recipe.temperature
-        )
+        sample, correct = draw(student, problems, recipe.max_new_tokens, int(rng.integers(2**62)), recipe.temperature)
         row = _update(student, teacher, optimizer, sample, recipe)
         log.append({"step": step, "learning_rate": rate, **row, "reward": sum(correct) / len(correct)})
         if report is not None:

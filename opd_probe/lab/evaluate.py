@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
-import torch
 from transformers import Qwen2ForCausalLM
 
+import opd_probe
 from opd_probe.lab.distill import draw
-from opd_probe.lab.pretrain import states_of
 from opd_probe.lab.sampling import Sample
 from opd_probe.lab.task import Problem, sample_problems, seeded
 
-__all__ = ["EVALUATION_BATCH", "accuracy", "evaluation_rollouts", "measure", "proportion_interval"]
+__all__ = ["EVALUATION_BATCH", "REPORTED", "accuracy", "evaluation_rollouts", "measure", "proportion_interval"]
 
-EVALUATION_BATCH = 256
-MAX_NEW_TOKENS = 32
+REPORTED: Final = (
+    "accuracy",
+    "overlap_ratio",
+    "overlap_advantage",
+    "entropy_gap",
+    "student_entropy",
+    "teacher_entropy",
+    "student_overlap_mass",
+    "teacher_overlap_mass",
+    "reverse_kl",
+)
+"""What :func:`measure` returns, by the toolkit's names."""
+
+EVALUATION_BATCH: Final = 256
+MAX_NEW_TOKENS: Final = 32
 
 
 def evaluation_rollouts(model: Qwen2ForCausalLM, count: int, seed: int) -> list[dict[str, Any]]:
@@ -62,49 +74,13 @@ def accuracy(model: Qwen2ForCausalLM, count: int, seed: int) -> float:
     return float(sum(row["score"] for row in rollouts) / len(rollouts))
 
 
-@torch.no_grad()
-def measure(
-    student: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM, count: int, seed: int, k: int = 16
-) -> dict[str, Any]:
-    """Accuracy and the toolkit's metrics at the student's own states.
+def measure(student: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM, count: int, seed: int, k: int = 16) -> dict[str, Any]:
+    """Accuracy and the toolkit's metrics at the student's own states, with 95 % intervals over prompts.
 
     Returns:
-        ``accuracy`` with ``accuracy_lo`` and ``accuracy_hi`` (95 %, Wilson), ``n_rollouts``, and the token
-        means of the metrics at top-``k``.
+        ``n_rollouts``, and each of :data:`REPORTED` as ``<name>``, ``<name>_lo`` and ``<name>_hi``.
     """
-    rollouts = evaluation_rollouts(student, count, seed)
-    share = float(sum(row["score"] for row in rollouts) / count)
-    low, high = proportion_interval(share, count)
-    sums: dict[str, float] = {}
-    for row in rollouts:
-        ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
-        first = len(row["prompt_ids"]) - 1
-        log_p, log_q = (
-            states_of(model, ids, first)[0].double().log_softmax(-1) for model in (student, teacher)
-        )
-        for name, values in _state_values(log_p, log_q, k).items():
-            sums[name] = sums.get(name, 0.0) + float(values.sum())
-    n_states = sum(len(row["response_ids"]) for row in rollouts)
-    means = {name: value / n_states for name, value in sums.items()}
-    return {"accuracy": share, "accuracy_lo": low, "accuracy_hi": high, "n_rollouts": count, **means}
-
-
-def _state_values(log_p: torch.Tensor, log_q: torch.Tensor, k: int) -> dict[str, torch.Tensor]:
-    p, q = log_p.exp(), log_q.exp()
-    top_p, top_q = (
-        torch.zeros_like(x, dtype=torch.bool).scatter_(-1, x.topk(k).indices, True) for x in (log_p, log_q)
-    )
-    overlap = top_p & top_q
-    size = overlap.sum(-1)
-    on_p, on_q = (x.masked_fill(~overlap, -1e30).log_softmax(-1) for x in (log_p, log_q))
-    entropy_p, entropy_q = -(p * log_p).sum(-1), -(q * log_q).sum(-1)
-    return {
-        "overlap_ratio": size / k,
-        "overlap_advantage": -torch.where(overlap, on_p.exp() * (on_p - on_q), 0.0).sum(-1) / size,
-        "entropy_gap": (entropy_q - entropy_p).abs(),
-        "student_entropy": entropy_p,
-        "teacher_entropy": entropy_q,
-        "student_overlap_mass": (p * overlap).sum(-1),
-        "teacher_overlap_mass": (q * overlap).sum(-1),
-        "reverse_kl": (p * (log_p - log_q)).sum(-1),
-    }
+    trace = opd_probe.replay(student, teacher, evaluation_rollouts(student, count, seed), k=k)
+    row = opd_probe.summarize(trace, k=k)
+    kept = {f"{name}{end}": float(row[f"{name}{end}"]) for name in REPORTED for end in ("", "_lo", "_hi")}
+    return {"n_rollouts": int(row["n_rollouts"]), **kept}

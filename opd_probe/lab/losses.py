@@ -40,9 +40,7 @@ def _top(logits: torch.Tensor, k: int) -> torch.Tensor:
     return torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, logits.topk(k, dim=-1).indices, True)
 
 
-def support_mask(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, recipe: LossRecipe
-) -> torch.Tensor:
+def support_mask(student_logits: torch.Tensor, teacher_logits: torch.Tensor, recipe: LossRecipe) -> torch.Tensor:
     """[..., V] booleans: the tokens that are supervised at each state. Not for ``sampled``."""
     if recipe.support == "full":
         return torch.ones_like(student_logits, dtype=torch.bool)

@@ -53,9 +53,7 @@ def build_model(recipe: ModelRecipe, seed: int) -> Qwen2ForCausalLM:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token per space-separated word; encoding adds nothing, decoding joins with single spaces."""
-    tokenizer = Tokenizer(
-        WordLevel({token: index for index, token in enumerate(VOCABULARY)}, unk_token="<unk>")
-    )
+    tokenizer = Tokenizer(WordLevel({token: index for index, token in enumerate(VOCABULARY)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

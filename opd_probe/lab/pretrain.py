@@ -6,15 +6,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2ForCausalLM
 
-from opd_probe.lab.models import EOS_ID, PAD_ID
+from opd_probe.lab.models import EOS_ID
 from opd_probe.lab.task import Component, Corpus, encode, seeded
 
 __all__ = ["PretrainRecipe", "Report", "cosine", "pretrain", "states_of"]
+
+_IGNORED = -100
 
 Report = Callable[[int, int, str], None]
 """Called as ``report(step, steps, text)`` while something trains."""
@@ -53,21 +54,21 @@ def states_of(model: Qwen2ForCausalLM, input_ids: torch.Tensor, first_state: int
     return logits.float()
 
 
-def pretrain(
-    model: Qwen2ForCausalLM, recipe: PretrainRecipe, seed: int, report: Report | None = None
-) -> None:
+def pretrain(model: Qwen2ForCausalLM, recipe: PretrainRecipe, seed: int, report: Report | None = None) -> None:
     """Train ``model`` in place on response tokens (EOS included), token-mean cross-entropy, AdamW."""
     corpus = Corpus(recipe.corpus, seed)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     model.train()
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * cosine(step, recipe.steps, recipe.warmup)
-        prompts, targets = _batch(corpus, seeded(seed, "pretrain", recipe.label, step), recipe.batch_size)
-        logits = states_of(model, torch.cat([prompts, targets], dim=1), prompts.shape[1] - 1)
-        loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD_ID)
+        examples = corpus.batch(seeded(seed, "pretrain", recipe.label, step), recipe.batch_size)
+        prompts = torch.tensor([encode(example.prompt) for example in examples])
+        responses = torch.tensor([[*encode(example.response), EOS_ID] for example in examples])
+        given = torch.tensor([[example.given] for example in examples])
+        targets = responses.masked_fill(torch.arange(responses.shape[1]) < given, _IGNORED)
+        logits = states_of(model, torch.cat([prompts, responses], dim=1), prompts.shape[1] - 1)
+        loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORED)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -75,11 +76,3 @@ def pretrain(
         if report is not None:
             report(step + 1, recipe.steps, f"loss {loss.item():.3f}")
     model.eval()
-
-
-def _batch(corpus: Corpus, rng: np.random.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompt ids [N, P] and response ids [N, T] with EOS."""
-    pairs = corpus.batch(rng, size)
-    prompts = torch.tensor([encode(prompt) for prompt, _ in pairs])
-    targets = torch.tensor([[*encode(response), EOS_ID] for _, response in pairs])
-    return prompts, targets

@@ -62,18 +62,19 @@ MODELS: Final = {
         # The lineage's common ancestor: mostly pattern A, some B, and wrong about 4 of 10 operations in both.
         _model(
             "base", None, 700, 4e-3,
-            Component("A", 0.75, _BASE, _MISCONCEPTIONS),
-            Component("B", 0.25, _BASE, _MISCONCEPTIONS),
+            Component("A", 0.7, _BASE, _MISCONCEPTIONS),
+            Component("B", 0.3, _BASE, _MISCONCEPTIONS),
         ),
         # The student keeps the misconceptions and settles on pattern A.
         _model("student", "base", 100, 1e-3, Component("A", 1.0, _STUDENT, _MISCONCEPTIONS)),
         # Same pattern, right arithmetic, a sharper wording.
-        _model("compatible-teacher", "base", 250, 2e-3, Component("A", 1.0, _COMPATIBLE)),
-        # Right arithmetic in the other pattern only, and a wording that follows a cue the student ignores.
+        _model("compatible-teacher", "base", 300, 2e-3, Component("A", 1.0, _COMPATIBLE)),
+        # Right arithmetic in the other pattern only, and a wording that follows a cue the student ignores. A solution
+        # that was begun in pattern A it continues there, with the misconceptions.
         _model(
-            "incompatible-teacher", "base", 800, 4e-3,
-            Component("B", 0.7, _INCOMPATIBLE),
-            Component("A", 0.3, _INCOMPATIBLE, _MISCONCEPTIONS),
+            "incompatible-teacher", "base", 700, 4e-3,
+            Component("B", 0.6, _INCOMPATIBLE),
+            Component("A", 0.4, _INCOMPATIBLE, _MISCONCEPTIONS, given=2),
         ),
     )
 }  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 from opd_probe.lab.cache import cached_json, trained_model
 from opd_probe.lab.distill import distill
-from opd_probe.lab.evaluate import accuracy, measure, proportion_interval
+from opd_probe.lab.evaluate import REPORTED, accuracy, measure, proportion_interval
 from opd_probe.lab.progress import begin_worker, lines
 from opd_probe.lab.recipes import RUNS, digest
 
@@ -25,16 +25,6 @@ __all__ = ["PUBLISHED", "RULES", "Rule", "apply_rules", "measure_run", "measure_
 
 PUBLISHED: Final = Path(__file__).parent / "data" / "signatures.json"
 """The table of the released lab, one entry per seed."""
-
-REPORTED: Final = (
-    "accuracy",
-    "overlap_ratio",
-    "overlap_advantage",
-    "entropy_gap",
-    "student_overlap_mass",
-    "reverse_kl",
-)
-"""Metrics that :func:`render` prints; the table holds more."""
 
 Seed = Mapping[str, Any]
 """Measurements of one seed: ``teachers`` (name → accuracy) and ``runs`` (name → stage → metrics)."""
@@ -112,10 +102,7 @@ RULES: Final = (
     Rule(
         "teachers_are_equals",
         "accuracy of the incompatible teacher minus that of the compatible one, each on its own rollouts",
-        lambda s: (
-            s["teachers"]["incompatible-teacher"]["accuracy"]
-            - s["teachers"]["compatible-teacher"]["accuracy"]
-        ),
+        lambda s: s["teachers"]["incompatible-teacher"]["accuracy"] - s["teachers"]["compatible-teacher"]["accuracy"],
         "at least",
         -0.05,
     ),
@@ -170,9 +157,7 @@ def measure_run(cache: Path, name: str, seed: int, rollouts: int) -> dict[str, A
         if step == middle:
             stages["middle"] = {"step": step, **measure(model, teacher, rollouts, seed)}
 
-    student, _ = distill(
-        student, teacher, run.distillation, seed, on_checkpoint, lines(f"seed {seed} {name}")
-    )
+    student, _ = distill(student, teacher, run.distillation, seed, on_checkpoint, lines(f"seed {seed} {name}"))
     stages["end"] = {"step": steps, **measure(student, teacher, rollouts, seed)}
     return stages
 

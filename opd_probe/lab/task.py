@@ -34,6 +34,7 @@ __all__ = [
     "Corpus",
     "Dialect",
     "DialectRecipe",
+    "Example",
     "Pattern",
     "Problem",
     "encode",
@@ -115,10 +116,7 @@ class Problem:
     def prompt(self) -> str:
         """The problem in words; its tokens are separated by single spaces."""
         parts = [f"{self.name} has {self.start} {self.obj} ."]
-        parts += [
-            f"{self.name} {verb} {abs(change)} ."
-            for verb, change in zip(self.verbs, self.changes, strict=True)
-        ]
+        parts += [f"{self.name} {verb} {abs(change)} ." for verb, change in zip(self.verbs, self.changes, strict=True)]
         return " ".join([*parts, "total ?"])
 
 
@@ -150,13 +148,13 @@ def encode(text: str) -> list[int]:
 
 
 def grade(response_text: str, answer: int | str) -> bool:
-    """Whether the token after the last ``answer`` of a response is the expected number.
+    """Whether the last number after the last ``answer`` of a response is the expected one.
 
-    For a well-formed response this is its last number, so a generic grader agrees.
+    A grader that takes the last number of a text gives the same verdict on every response that has an ``answer``.
     """
-    _, found, tail = response_text.rpartition("answer")
-    fields = tail.split()
-    return bool(found) and bool(fields) and fields[0] == str(answer)
+    _, _, tail = response_text.rpartition("answer")
+    numbers = [token for token in tail.split() if token.isdecimal()]
+    return "answer" in response_text.split() and numbers[-1:] == [str(answer)]
 
 
 class Arithmetic:
@@ -242,15 +240,28 @@ class Dialect:
 class Component:
     """One part of a corpus: a pattern, its share, its wording, and how well it calculates.
 
-    ``misconceptions`` counts the operations, of 10, that it mostly gets wrong; ``slips`` is the share of near
-    misses.
+    Attributes:
+        misconceptions: how many operations, of 10, it mostly gets wrong.
+        slips: the share of near misses among its results.
+        given: tokens at the beginning of a response that are context and not trained on: a corpus of solutions
+            that somebody else has begun.
     """
 
     pattern: str
     weight: float
     dialect: DialectRecipe
     misconceptions: int = 0
-    slips: float = 0.04
+    slips: float = 0.03
+    given: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A problem with a worked response, both as text; the first ``given`` tokens of the response are context."""
+
+    prompt: str
+    response: str
+    given: int = 0
 
 
 class Corpus:
@@ -261,6 +272,7 @@ class Corpus:
         self._cumulative = np.cumsum(weights / weights.sum())
         self._parts = [
             (
+                component.given,
                 PATTERNS[component.pattern],
                 Dialect(component.dialect, PATTERNS[component.pattern], seed),
                 Arithmetic(seed, component.misconceptions, component.slips),
@@ -268,30 +280,27 @@ class Corpus:
             for component in components
         ]
 
-    def respond(self, problem: Problem, rng: np.random.Generator) -> str:
-        """A worked response in words, without EOS."""
+    def respond(self, problem: Problem, rng: np.random.Generator) -> Example:
+        """The problem with a worked response, without EOS."""
         index = min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(self._parts) - 1)
-        pattern, dialect, arithmetic = self._parts[index]
-        value, *changes = (problem.start, *problem.changes)
-        if pattern.backwards:
-            value, *changes = (*reversed(problem.changes), problem.start)
-            value %= MODULUS
+        given, pattern, dialect, arithmetic = self._parts[index]
+        value = problem.start
+        changes = problem.changes[::-1] if pattern.backwards else problem.changes
         uniforms = rng.random(3 * len(changes) + 1).tolist()
         tokens: list[str] = []
         for step, change in enumerate(changes):
             value = arithmetic.result(value, change, rng)
             fields = {
                 "connector": dialect.word("connector", problem.name, uniforms[3 * step]),
-                "operation": dialect.word(
-                    "minus" if change < 0 else "plus", problem.name, uniforms[3 * step + 1]
-                ),
+                "operation": dialect.word("minus" if change < 0 else "plus", problem.name, uniforms[3 * step + 1]),
                 "operand": str(abs(change)),
                 "equals": dialect.word("equals", problem.name, uniforms[3 * step + 2]),
                 "result": str(value),
             }
             tokens += [fields[place] for place in pattern.template]
-        return " ".join([*tokens, dialect.word("lead", problem.name, uniforms[-1]), "answer", str(value)])
+        tokens += [dialect.word("lead", problem.name, uniforms[-1]), "answer", str(value)]
+        return Example(problem.prompt, " ".join(tokens), given)
 
-    def batch(self, rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
-        """``count`` pairs of prompt and response text."""
-        return [(problem.prompt, self.respond(problem, rng)) for problem in sample_problems(rng, count)]
+    def batch(self, rng: np.random.Generator, count: int) -> list[Example]:
+        """``count`` problems with worked responses."""
+        return [self.respond(problem, rng) for problem in sample_problems(rng, count)]

@@ -73,6 +73,5 @@ SLOTS: Final = ("connector", "plus", "minus", "equals", "lead")
 """Wording slots of a response, in the order in which their words enter the vocabulary."""
 
 SLOT_WORDS: Final[dict[str, tuple[str, ...]]] = {
-    slot: tuple(text.split())
-    for slot, text in zip(SLOTS, (_CONNECTORS, _PLUS, _MINUS, _EQUALS, _LEADS), strict=True)
+    slot: tuple(text.split()) for slot, text in zip(SLOTS, (_CONNECTORS, _PLUS, _MINUS, _EQUALS, _LEADS), strict=True)
 }

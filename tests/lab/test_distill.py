@@ -37,9 +37,7 @@ def pair() -> tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]:
     models = []
     for label in ("student", "teacher"):
         model = build_model(TINY, seed=0)
-        pretrain(
-            model, PretrainRecipe(label, corpus(label), steps=80, learning_rate=1e-2, batch_size=16), seed=0
-        )
+        pretrain(model, PretrainRecipe(label, corpus(label), steps=80, learning_rate=1e-2, batch_size=16), seed=0)
         models.append(model)
     return models[0], models[1]
 
@@ -87,9 +85,7 @@ def test_same_seed_same_run(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> 
     assert first != other
 
 
-def test_checkpoints_are_ordinary_directories(
-    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM], tmp_path: Path
-) -> None:
+def test_checkpoints_are_ordinary_directories(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM], tmp_path: Path) -> None:
     recipe = DistillRecipe("test", steps=4, checkpoints=(2, 4), prompts_per_step=4, max_new_tokens=8)
 
     def on_checkpoint(step: int, student: Qwen2ForCausalLM, log: list[StepLog]) -> None:

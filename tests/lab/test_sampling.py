@@ -56,9 +56,7 @@ def test_a_response_ends_with_eos_and_is_padded_after_it() -> None:
 
 def test_generator_decides_the_draws() -> None:
     model = build_model(TINY, seed=0)
-    first, second = (
-        sample_responses(model, prompts(4), 8, torch.Generator().manual_seed(5)) for _ in range(2)
-    )
+    first, second = (sample_responses(model, prompts(4), 8, torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(first.response_ids, second.response_ids)
 
 
