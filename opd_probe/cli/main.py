@@ -27,8 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    help="Why is my on-policy distillation working, or not? Overlap, mass and alignment at student-visited "
-    "states.",
+    help="Why is my on-policy distillation working, or not? Overlap, mass and alignment at student-visited states.",
 )
 
 
@@ -56,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         _show_warnings_as_lines()
         try:
-            code = typer.main.get_command(app).main(
-                spread(words), prog_name="opd-probe", standalone_mode=False
-            )
+            code = typer.main.get_command(app).main(spread(words), prog_name="opd-probe", standalone_mode=False)
             return code if isinstance(code, int) else 0
         except OpdProbeError as error:
             return _fail(str(error))

@@ -65,9 +65,7 @@ Traces = Annotated[
 ]
 Teacher = Annotated[
     list[str] | None,
-    _option(
-        "--teacher", panel=_INPUT, metavar="MODEL", help="Path or hub id; repeat it for several teachers."
-    ),
+    _option("--teacher", panel=_INPUT, metavar="MODEL", help="Path or hub id; repeat it for several teachers."),
 ]
 Rollouts = Annotated[
     str | None,
@@ -85,15 +83,12 @@ Prompts = Annotated[
         "--prompts",
         panel=_INPUT,
         metavar="FILE",
-        help="Prompts (.jsonl with prompt or messages, or verl's .parquet): each checkpoint samples its own "
-        "responses.",
+        help="Prompts (.jsonl with prompt or messages, or verl's .parquet): each checkpoint samples its own responses.",
     ),
 ]
 Tokenizer = Annotated[
     str | None,
-    _option(
-        "--tokenizer", panel=_INPUT, metavar="PATH", help="The tokenizer, for checkpoints saved without one."
-    ),
+    _option("--tokenizer", panel=_INPUT, metavar="PATH", help="The tokenizer, for checkpoints saved without one."),
 ]
 Base = Annotated[
     str | None,
@@ -104,17 +99,14 @@ Base = Annotated[
         help="The model under PEFT adapters (default: as the adapter says).",
     ),
 ]
-K = Annotated[
-    int | None, _option("--k", panel=_RESULT, metavar="N", help="Size of the top-k sets (default: 16).")
-]
+K = Annotated[int | None, _option("--k", panel=_RESULT, metavar="N", help="Size of the top-k sets (default: 16).")]
 TraceK = Annotated[
     int | None,
     _option(
         "--trace-k",
         panel=_REPLAY,
         metavar="N",
-        help="Depth of the stored lists; every k up to it needs no new replay (default: 64, capped at the "
-        "vocabulary).",
+        help="Depth of the stored lists; every k up to it needs no new replay (default: 64, capped at the vocabulary).",
     ),
 ]
 Temperature = Annotated[
@@ -123,21 +115,15 @@ Temperature = Annotated[
 ]
 SampleTemperature = Annotated[
     float | None,
-    _option(
-        "--sample-temperature", panel=_SAMPLING, metavar="T", help="Of sampling, with --prompts (default: 1)."
-    ),
+    _option("--sample-temperature", panel=_SAMPLING, metavar="T", help="Of sampling, with --prompts (default: 1)."),
 ]
 MaxNewTokens = Annotated[
     int | None,
-    _option(
-        "--max-new-tokens", panel=_SAMPLING, metavar="N", help="Longest sampled response (default: 1024)."
-    ),
+    _option("--max-new-tokens", panel=_SAMPLING, metavar="N", help="Longest sampled response (default: 1024)."),
 ]
 NumRollouts = Annotated[
     int | None,
-    _option(
-        "--num-rollouts", panel=_SAMPLING, metavar="N", help="Sampled responses per prompt (default: 4)."
-    ),
+    _option("--num-rollouts", panel=_SAMPLING, metavar="N", help="Sampled responses per prompt (default: 4)."),
 ]
 MaxStates = Annotated[
     int | None,
@@ -175,15 +161,11 @@ BatchTokens = Annotated[
 ]
 AverageOption = Annotated[
     Average | None,
-    _option(
-        "--average", panel=_RESULT, help="Mean over all states, or over rollouts' means (default: token)."
-    ),
+    _option("--average", panel=_RESULT, help="Mean over all states, or over rollouts' means (default: token)."),
 ]
 Jsd = Annotated[
     bool | None,
-    _option(
-        "--jsd/--no-jsd", panel=_REPLAY, help="Measure the Jensen-Shannon divergence too (one more pass)."
-    ),
+    _option("--jsd/--no-jsd", panel=_REPLAY, help="Measure the Jensen-Shannon divergence too (one more pass)."),
 ]
 StepOffset = Annotated[
     int | None,
@@ -204,9 +186,7 @@ AllowSpecialMismatch = Annotated[
 ]
 Out = Annotated[
     str | None,
-    _option(
-        "--out", panel=_RESULT, metavar="DIR", help=f"Traces, tables and figures (default: {DEFAULT_OUT})."
-    ),
+    _option("--out", panel=_RESULT, metavar="DIR", help=f"Traces, tables and figures (default: {DEFAULT_OUT})."),
 ]
 FormatOption = Annotated[
     Format | None,
@@ -301,8 +281,7 @@ def takes_request(command: Callable[..., None]) -> Callable[..., None]:
 
     functools.update_wrapper(wrapper, command)
     parameters = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for parameter in (*own.values(), *shared.values())
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own.values(), *shared.values())
     ]
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

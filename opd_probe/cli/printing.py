@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-WIDE = 240
-"""Columns of a table that does not go to a terminal, so that nothing is cut off."""
+WIDE = 10_000
+"""Columns of a table that does not go to a terminal, so that nothing is folded."""
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], format: str) -> None:
@@ -54,25 +55,36 @@ def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """A table with intervals; without them on a terminal that is too narrow for them."""
+    width = _terminal_width()
+    text = _render_table(rows, columns, WIDE, intervals=True)
+    if width is not None and max(map(len, text)) > width:
+        text = _render_table(rows, columns, width, intervals=False)
+    write("\n".join(text) + "\n")
+
+
+def _terminal_width() -> int | None:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _render_table(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], width: int, *, intervals: bool
+) -> list[str]:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False)
     for name in columns:
         left = any(isinstance(row.get(name), str) for row in rows)
         table.add_column(name, justify="left" if left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row, name) for name in columns))
+        table.add_row(*(_cell(row, name, intervals) for name in columns))
     buffer = io.StringIO()
-    terminal = sys.stdout.isatty()
-    console = Console(
-        file=buffer, width=Console().width if terminal else WIDE, force_terminal=terminal, markup=False
-    )
-    console.print(table)
-    write("\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n")
+    Console(file=buffer, width=width, markup=False, color_system=None).print(table)
+    return [line.rstrip() for line in buffer.getvalue().splitlines()]
 
 
-def _cell(row: Mapping[str, Any], name: str) -> str:
+def _cell(row: Mapping[str, Any], name: str, intervals: bool) -> str:
     value = row.get(name)
     if name in row.get("infinite", {}):
         return str(row["infinite"][name])
@@ -80,6 +92,6 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
         return "-"
     if isinstance(value, float):
         low, high = row.get(f"{name}_lo"), row.get(f"{name}_hi")
-        interval = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
-        return f"{value:.4f}{interval}"
+        known = intervals and low is not None and high is not None
+        return f"{value:.4f} [{low:.3f}, {high:.3f}]" if known else f"{value:.4f}"
     return str(value)

@@ -40,9 +40,7 @@ class StderrProgress:
         self._printed = now
         spent = now - self._started
         left = f", about {_clock(spent * (total - done) / done)} left" if done else ""
-        self.say(
-            f"{self._task}: {done:,} of {total:,} ({done / max(total, 1):.0%}) after {_clock(spent)}{left}"
-        )
+        self.say(f"{self._task}: {done:,} of {total:,} ({done / max(total, 1):.0%}) after {_clock(spent)}{left}")
 
     def say(self, line: str) -> None:
         """One line on stderr, above a live bar if there is one."""

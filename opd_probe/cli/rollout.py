@@ -27,9 +27,7 @@ def rollout(
     format: options.FormatOption = None,
     out: Annotated[
         str | None,
-        typer.Option(
-            "--out", metavar="FILE", help="The .jsonl or .parquet file to write.", rich_help_panel="Result"
-        ),
+        typer.Option("--out", metavar="FILE", help="The .jsonl or .parquet file to write.", rich_help_panel="Result"),
     ] = None,
 ) -> None:
     """Sample responses from the checkpoints of one run and store them with their token ids.

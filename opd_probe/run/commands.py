@@ -12,9 +12,7 @@ import pandas as pd
 from opd_probe import plots
 from opd_probe.curves import mass_curve, position_curve, summarize
 from opd_probe.errors import InputError
-from opd_probe.run.estimate import estimate
 from opd_probe.run.output import check_writable, save_figure
-from opd_probe.run.pipeline import measure
 from opd_probe.run.plan import make_plan
 from opd_probe.run.progress import Progress
 from opd_probe.run.request import DEFAULT_OUT, Request
@@ -97,9 +95,7 @@ def mass(request: Request, progress: Progress) -> Result:
 def _mass_table(gathered: _Gathered, summaries: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """One row per trace and rank; what holds for all ranks (k for a share of the mass) repeats in each."""
     table = _curves(gathered, "mass", lambda m: mass_curve(m.trace, **_intervals(m)))
-    wanted = [
-        name for name in summaries[0] if "_k_for_" in name or name in ("n_prompts", "n_rollouts", "n_states")
-    ]
+    wanted = [name for name in summaries[0] if "_k_for_" in name or name in ("n_prompts", "n_rollouts", "n_states")]
     ranks = [m.trace.K for m in gathered.measured]
     for name in wanted:
         table[name] = [row[name] for row, times in zip(summaries, ranks, strict=True) for _ in range(times)]
@@ -151,9 +147,14 @@ def _gather(request: Request, progress: Progress) -> _Gathered | Result:
         measured = find_traces(request.traces, parse_options(request.options))
         return _Gathered(_ordered(measured), out, request.format or "table", progress)
     plan = make_plan(request)
+    # Imported here because both import torch, which nobody should wait for who only reads traces.
     if plan.dry_run:
+        from opd_probe.run.estimate import estimate
+
         rows = [json_row(row) for row in estimate(plan)]
         return Result(rows, present(DRY_RUN_COLUMNS, rows), plan.format)
+    from opd_probe.run.pipeline import measure
+
     return _Gathered(_ordered(measure(plan, progress)), plan.out, plan.format, progress)
 
 

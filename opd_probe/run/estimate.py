@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError
-from opd_probe.run.files import Files
+from opd_probe.rollouts.prompts import encode_prompts
+from opd_probe.run.files import Files, tokenizer_of
 from opd_probe.run.plan import Plan, RunPlan
 from opd_probe.run.selection import count_states
 from opd_probe.run.settings import Settings
@@ -36,7 +37,7 @@ class Work:
     Attributes:
         states: rows of one trace.
         tokens: tokens that both models read, prompts included.
-        sampled: tokens that the student would sample.
+        sampled: tokens that the student would read and sample before.
         upper_bound: whether the numbers are bounds, because nothing has been sampled yet.
     """
 
@@ -98,10 +99,12 @@ def _total(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _work(run: RunPlan, checkpoint: Checkpoint, files: Files) -> Work:
     if run.source.kind == "prompts":
-        prompts, settings = files.prompts(run.source.path), run.settings
+        settings = run.settings
+        prompts = encode_prompts(files.prompts(run.source.path), tokenizer_of(checkpoint, run.tokenizer))
         sampled = len(prompts) * settings.num_rollouts * settings.max_new_tokens
-        states = min(sampled, settings.max_states or sampled)
-        return Work(states, states, sampled, upper_bound=True)
+        read = sum(len(prompt.ids or ()) for prompt in prompts) * settings.num_rollouts
+        states = min(sampled, max(settings.max_states or sampled, settings.max_new_tokens))
+        return Work(states, read + states, read + sampled, upper_bound=True)
     rollouts, _ = files.replayed(run, checkpoint)
     tokens = sum(len(rollout.prompt_ids) + len(rollout.response_ids) for rollout in rollouts)
     return Work(sum(count_states(rollout) for rollout in rollouts), tokens)

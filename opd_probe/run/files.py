@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from opd_probe.models.checkpoints import resolve_checkpoint
-from opd_probe.models.loading import hub_snapshot
+from opd_probe.models.hub import hub_snapshot
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.rollouts.files import encode_rollouts, read_rollouts
 from opd_probe.rollouts.prompts import read_prompts

@@ -15,7 +15,8 @@ import numpy as np
 from opd_probe.errors import InputError
 from opd_probe.models.checkpoints import weights_digest
 from opd_probe.models.generation import sample_rollouts
-from opd_probe.models.loading import LoadedModel, hub_snapshot
+from opd_probe.models.hub import hub_snapshot
+from opd_probe.models.loading import LoadedModel
 from opd_probe.models.vocabulary import shared_vocabulary, template_digest, tokenizer_digest
 from opd_probe.rollouts.files import read_rollouts, rollouts_digest, write_rollouts
 from opd_probe.rollouts.prompts import encode_prompts
