@@ -133,13 +133,6 @@ def _file_digest(file: Path, size: int, mtime_ns: int) -> bytes:
         return hashlib.file_digest(handle, "sha256").digest()
 
 
-@lru_cache(maxsize=4096)
-def _file_digest(file: Path, _size: int, _modified: int) -> bytes:
-    """sha256 of a file's content; one teacher is asked for once per process, not once per checkpoint."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").digest()
-
-
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -156,12 +149,14 @@ def tokenizer_files_digest(place: Any) -> str | None:
     """sha256 over the tokenizer and template files at a directory or of a checkpoint; None where there are none."""
     place = getattr(place, "checkpoint", place)  # of a loaded model
     if isinstance(place, Checkpoint):
-        place = place.path
+        from opd_probe.models.hub import localized
+
+        place = localized(place).path
     if not isinstance(place, (str, Path)):
         return None
+    files = [Path(place) / name for name in TOKENIZER_FILES]
     digest = hashlib.sha256()
-    for name in TOKENIZER_FILES:
-        file = Path(place) / name
+    for file in files:
         if file.is_file():
-            digest.update(name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
+            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest() if any(file.is_file() for file in files) else None

@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
-from opd_probe.errors import InputError, OutOfMemoryError
+from opd_probe.errors import InputError, LogitError, OutOfMemoryError
 from opd_probe.models.loading import LoadedModel
+from opd_probe.stats.pair import Scratch
+from opd_probe.stats.projection import OutputProjection
 from opd_probe.types import Prompt, Rollout
 
 BATCH_TOKENS = 8192
 """Default bound on the tokens that a batch may hold in its cache."""
+
+_BLOCK = 1024
 
 Progress = Callable[[int, int], None]
 """Called with (rollouts done, rollouts in all)."""
@@ -78,18 +82,21 @@ def sample_rollouts(
         for sample in range(num_rollouts)
     ]
     lengths = [len(prompt.ids or ()) for prompt in prompts]
-    blocked = _blocked(student, allowed_ids)
+    sampler = _Sampler(student, prompts, allowed_ids, max_new_tokens, temperature)
     done = 0
-    if progress is not None:
-        progress(0, len(drafts))
-    for batch in _batches(drafts, lengths, max_new_tokens, batch_tokens):
-        try:
-            _run_batch(student, prompts, batch, blocked, max_new_tokens, temperature)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise OutOfMemoryError("out of memory while sampling; lower --batch-tokens or --max-new-tokens") from None
-        done += len(batch)
+
+    def finished(count: int) -> None:
+        nonlocal done
+        done += count
         if progress is not None:
             progress(done, len(drafts))
+
+    finished(0)
+    for batch in _batches(drafts, lengths, max_new_tokens, batch_tokens):
+        try:
+            sampler.run(batch, finished)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise OutOfMemoryError("out of memory while sampling; lower --batch-tokens or --max-new-tokens") from None
     return [_rollout(student, prompts[draft.prompt], draft, step) for draft in drafts]
 
 
@@ -107,9 +114,10 @@ def _check(
     for prompt in prompts:
         if not prompt.ids:
             raise InputError(f"prompt {prompt.id!r}: has no token ids")
-        if max(prompt.ids) >= student.width:
+        outside = [token for token in prompt.ids if not 0 <= token < student.width]
+        if outside:
             raise InputError(
-                f"prompt {prompt.id!r}: token id {max(prompt.ids)} is outside the vocabulary of {student.name} "
+                f"prompt {prompt.id!r}: token id {outside[0]} is outside the vocabulary of {student.name} "
                 f"({student.width} ids)"
             )
         if limit is not None and len(prompt.ids) + max_new_tokens > limit:
@@ -125,96 +133,133 @@ def _uniforms(seed: int, prompt_id: str, sample: int, count: int) -> NDArray[np.
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little"))).random(count)
 
 
-def _blocked(student: LoadedModel, allowed_ids: NDArray[np.int64] | None) -> Tensor | None:
-    if allowed_ids is None or len(allowed_ids) == student.width:
-        return None
-    blocked = torch.ones(student.width, dtype=torch.bool)
-    blocked[torch.from_numpy(np.asarray(allowed_ids))] = False
-    return blocked.to(student.device)
-
-
 def _batches(
     drafts: Sequence[_Draft], lengths: Sequence[int], max_new_tokens: int, batch_tokens: int
 ) -> Iterator[list[_Draft]]:
-    """Drafts with prompts of one length together: then nothing is padded and no mask is needed."""
+    """Drafts by falling prompt length, so that the padding of a batch is small; at least one a batch."""
     order = sorted(drafts, key=lambda draft: -lengths[draft.prompt])
-    batch: list[_Draft] = []
-    for draft in order:
-        length = lengths[draft.prompt]
-        if batch and (
-            length != lengths[batch[0].prompt] or (len(batch) + 1) * (length + max_new_tokens) > batch_tokens
-        ):
-            yield batch
-            batch = []
-        batch.append(draft)
-    if batch:
-        yield batch
+    start = 0
+    while start < len(order):
+        size = max(1, batch_tokens // (lengths[order[start].prompt] + max_new_tokens))
+        yield order[start : start + size]
+        start += size
 
 
-@torch.inference_mode()
-def _run_batch(
-    student: LoadedModel,
-    prompts: Sequence[Prompt],
-    batch: list[_Draft],
-    blocked: Tensor | None,
-    max_new_tokens: int,
-    temperature: float,
-) -> None:
-    members = sorted({draft.prompt for draft in batch})
-    cache, hidden = _prefill(student, [prompts[index].ids or () for index in members])
-    rows = torch.tensor([members.index(draft.prompt) for draft in batch], device=student.device)
-    cache.batch_select_indices(rows)
-    hidden = hidden[rows]
-    live = batch
-    eos = set(student.eos_ids)
-    uniforms = torch.from_numpy(np.stack([draft.uniforms for draft in batch])).to(student.device)
-    for t in range(max_new_tokens):
-        tokens, logprobs = _draw(student, hidden, uniforms[:, t], blocked, temperature)
-        for draft, token, logprob in zip(live, tokens.tolist(), logprobs.tolist(), strict=True):
-            draft.ids.append(token)
-            draft.logprobs.append(logprob)
-            draft.stopped = token in eos
-        if t + 1 == max_new_tokens:
-            return
-        keep = [index for index, draft in enumerate(live) if not draft.stopped]
-        if not keep:
-            return
-        if len(keep) < len(live):
-            kept = torch.tensor(keep, device=student.device)
-            cache.batch_select_indices(kept)
-            tokens, uniforms = tokens[kept], uniforms[kept]
-            live = [live[index] for index in keep]
-        hidden = student.advance(tokens[:, None], cache)[:, -1]
+class _Sampler:
+    """Draws the tokens of one batch after another."""
+
+    def __init__(
+        self,
+        student: LoadedModel,
+        prompts: Sequence[Prompt],
+        allowed_ids: NDArray[np.int64] | None,
+        max_new_tokens: int,
+        temperature: float,
+    ) -> None:
+        self.student, self.prompts = student, prompts
+        self.max_new_tokens, self.temperature = max_new_tokens, temperature
+        ids = np.arange(student.width) if allowed_ids is None else np.asarray(allowed_ids, dtype=np.int64)
+        layer = student.output_layer
+        self.allowed = torch.from_numpy(ids).to(student.device)
+        self.projection = OutputProjection(layer.weight, layer.bias, self.allowed, layer.scale, layer.softcap)
+        self.scratch = Scratch()
+
+    @torch.inference_mode()
+    def run(self, batch: list[_Draft], finished: Callable[[int], None]) -> None:
+        """Fill the drafts of one batch; ``finished`` hears how many came to their end."""
+        cache, hidden, mask = self._prefill(batch)
+        eos = set(self.student.eos_ids)
+        uniforms = torch.from_numpy(np.stack([draft.uniforms for draft in batch])).to(hidden.device)
+        for t in range(self.max_new_tokens):
+            tokens, logprobs = self._draw(batch, hidden, uniforms[:, t])
+            for draft, token, logprob in zip(batch, tokens.tolist(), logprobs.tolist(), strict=True):
+                draft.ids.append(token)
+                draft.logprobs.append(logprob)
+                draft.stopped = token in eos
+            keep = [index for index, draft in enumerate(batch) if not draft.stopped]
+            if not keep or t + 1 == self.max_new_tokens:
+                finished(len(batch))
+                return
+            if len(keep) < len(batch):
+                finished(len(batch) - len(keep))
+                kept = torch.tensor(keep, device=hidden.device)
+                cache.batch_select_indices(kept)
+                tokens, uniforms = tokens[kept], uniforms[kept]
+                mask = None if mask is None else mask[kept]
+                batch = [batch[index] for index in keep]
+            positions = None
+            if mask is not None:
+                positions = mask.sum(-1, keepdim=True)
+                mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            hidden = self.student.advance(tokens[:, None], cache, mask, positions)[:, -1]
+
+    def _prefill(self, batch: Sequence[_Draft]) -> tuple[DynamicCache, Tensor, Tensor | None]:
+        """Cache, hidden states at the last prompt tokens [B, d] and mask; each prompt is read once."""
+        members = sorted({draft.prompt for draft in batch})
+        prompts = [self.prompts[index].ids or () for index in members]
+        longest = max(len(ids) for ids in prompts)
+        padded = torch.zeros(len(prompts), longest, dtype=torch.int64)
+        mask = torch.zeros_like(padded)
+        for row, ids in enumerate(prompts):
+            padded[row, longest - len(ids) :] = torch.tensor(list(ids))
+            mask[row, longest - len(ids) :] = 1
+        device, cache = self.student.device, DynamicCache()
+        padded, mask = padded.to(device), mask.to(device)
+        if bool(mask.all()):  # no padding: the attention of the replay, which needs no mask
+            hidden = self.student.advance(padded, cache)[:, -1]
+        else:
+            hidden = self.student.advance(padded, cache, mask, (mask.cumsum(-1) - 1).clamp_min(0))[:, -1]
+        places = {prompt: row for row, prompt in enumerate(members)}
+        rows = torch.tensor([places[draft.prompt] for draft in batch], device=device)
+        cache.batch_select_indices(rows)
+        return cache, hidden[rows], None if bool(mask.all()) else mask[rows]
+
+    def _draw(self, batch: Sequence[_Draft], hidden: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [B] and their float64 log-probabilities [B] at hidden states [B, d]."""
+        logits, _ = self.projection.logits(hidden, self.scratch, "logits")
+        top = logits.amax(-1, keepdim=True)
+        if not bool(torch.isfinite(top).all()):
+            draft = batch[int(torch.nonzero(~torch.isfinite(top[:, 0]))[0, 0])]
+            raise LogitError(
+                f"prompt {self.prompts[draft.prompt].id!r}, sample {draft.sample}, position {len(draft.ids)}: "
+                f"{self.student.name} gives logits that are not finite; check the checkpoint's weights"
+            )
+        scaled = logits.sub_(top).div_(self.temperature)
+        places, log_partition = invert_cdf(scaled.exp(), uniforms)
+        logprobs = scaled.gather(1, places[:, None])[:, 0].double() - log_partition
+        return self.allowed[places], logprobs
 
 
-def _prefill(student: LoadedModel, prompts: Sequence[Sequence[int]]) -> tuple[DynamicCache, Tensor]:
-    """The cache after prompts of one length, and the hidden states at their last tokens [P, d]."""
-    cache = DynamicCache()
-    ids = torch.tensor([list(prompt) for prompt in prompts], device=student.device)
-    return cache, student.advance(ids, cache)[:, -1]
+def invert_cdf(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """The first index whose cumulative weight exceeds uniform · total, and log total.
 
+    Cumulative sums are float64: in float32 they would starve the tail of a large vocabulary. They are taken over
+    blocks first and then inside one block, so that no float64 row of the vocabulary is made. An index of weight 0
+    is never drawn.
 
-def _draw(
-    student: LoadedModel, hidden: Tensor, uniforms: Tensor, blocked: Tensor | None, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Tokens [B] and their log-probabilities [B] at hidden states [B, d]."""
-    logits = student.output_layer.logits(hidden) / temperature
-    if blocked is not None:
-        logits = logits.masked_fill(blocked, -torch.inf)
-    # float64: a cumulative sum over a large vocabulary in float32 would starve the tail.
-    probabilities = torch.softmax(logits.double(), dim=-1)
-    cumulative = probabilities.cumsum(-1)
-    drawn = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)
-    # A uniform next to 1 may round beyond the last id that has probability.
-    last = logits.shape[-1] - 1 - (probabilities > 0).flip(-1).to(torch.uint8).argmax(-1, keepdim=True)
-    tokens = torch.minimum(drawn, last)
-    return tokens[:, 0], probabilities.gather(1, tokens).log()[:, 0]
+    Args:
+        weights: [B, V], not negative, with a positive sum.
+        uniforms: float64 [B] in [0, 1).
+    """
+    blocks = torch.nn.functional.pad(weights, (0, -weights.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK))
+    sums = blocks.sum(-1, dtype=torch.float64)
+    cumulative = sums.cumsum(-1)
+    total = cumulative[:, -1:]
+    # Rounding may carry a target up to the sum, beyond the last index that has weight.
+    target = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    block = torch.searchsorted(cumulative, target, right=True)
+    inside = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].double().cumsum(-1)
+    rest = target - (cumulative - sums).gather(1, block)
+    last = inside[:, -1:]
+    rest = torch.minimum(rest, torch.nextafter(last, torch.zeros_like(last)))
+    index = torch.searchsorted(inside, rest, right=True)
+    return (block * _BLOCK + index)[:, 0], total[:, 0].log()
 
 
 def _rollout(student: LoadedModel, prompt: Prompt, draft: _Draft, step: int | None) -> Rollout:
     text = None
     if student.tokenizer is not None:
-        text = student.tokenizer.decode(draft.ids, skip_special_tokens=True)
+        text = str(student.tokenizer.decode(draft.ids, skip_special_tokens=True))
     return Rollout(
         id=f"{prompt.id}/{draft.sample}",
         prompt_ids=tuple(prompt.ids or ()),

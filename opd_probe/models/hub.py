@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from opd_probe.errors import MissingError
 from opd_probe.models.checkpoints import is_checkpoint, resolve_checkpoint
@@ -25,18 +27,21 @@ def hub_snapshot(checkpoint: Checkpoint, *, code: bool = False) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    place = {"repo_id": checkpoint.path, "revision": checkpoint.revision}
-    patterns = {"allow_patterns": [*_WANTED, "*.py"] if code else _WANTED, "ignore_patterns": _UNWANTED}
+    place: dict[str, Any] = {
+        "repo_id": checkpoint.path,
+        "revision": checkpoint.revision,
+        "allow_patterns": [*_WANTED, "*.py"] if code else _WANTED,
+        "ignore_patterns": _UNWANTED,
+    }
     # The hub client's errors have no common root: not cached, not reachable, not found, not allowed, offline.
-    try:
-        cached = Path(snapshot_download(**place, **patterns, local_files_only=True))
-    except Exception:
-        cached = None
+    cached: Path | None = None
+    with contextlib.suppress(Exception):
+        cached = Path(snapshot_download(**place, local_files_only=True))
     if cached is not None and is_checkpoint(cached):
         return cached
     try:
         with quiet():
-            return Path(snapshot_download(**place, **patterns))
+            return Path(snapshot_download(**place))
     except Exception as error:
         raise MissingError(
             f"model {checkpoint.path}: not a local directory, not in the local hub cache, and not to be had from the "

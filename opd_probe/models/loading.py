@@ -99,9 +99,18 @@ class LoadedModel:
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def advance(self, input_ids: Tensor, cache: Any) -> Tensor:
-        """Hidden states [B, T, d] of new tokens [B, T] behind what ``cache`` holds; the cache grows by T."""
-        output = self._backbone(input_ids=input_ids, past_key_values=cache, use_cache=True)
+    def advance(
+        self, input_ids: Tensor, cache: Any, mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states [B, T, d] of new tokens [B, T] behind what ``cache`` holds; the cache grows by T.
+
+        Args:
+            mask: [B, cached + T], 0 at padding; None: there is none.
+            positions: [B, T] of the new tokens; None: they go on counting from the cache.
+        """
+        known = {"attention_mask": mask, "position_ids": positions}
+        given = {name: value for name, value in known.items() if value is not None}
+        output = self._backbone(input_ids=input_ids, past_key_values=cache, use_cache=True, **given)
         hidden: Tensor = output.last_hidden_state
         return hidden
 
