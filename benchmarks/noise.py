@@ -1,0 +1,49 @@
+"""How much log-probabilities move when a rollout is replayed alone instead of in a batch, by type of the weights.
+
+    python -m benchmarks.noise            # 494M and 630M parameters, V = 151,936
+    python -m benchmarks.noise --small
+
+The numbers are the models' own rounding: matrix products of other shapes add in another order.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+
+from benchmarks.replay import workload
+from opd_probe.engine.replay import Replay, ReplaySettings
+from opd_probe.engine.scoring import Columns
+
+
+def columns(work_dtype: str, small: bool, k: int, batch_tokens: int) -> Columns:
+    """All states of the benchmark's rollouts, in order, batched within ``batch_tokens``."""
+    work = workload(getattr(torch, work_dtype), small, k)
+    shared = np.arange(min(work.student.width, work.teacher.width))
+    settings = ReplaySettings(k, batch_tokens=batch_tokens)
+    engine = Replay(work.student, work.teacher, work.rollouts, shared, settings)
+    parts = dict(engine.states())
+    return {name: np.concatenate([parts[index][name] for index in sorted(parts)]) for name in parts[0]}
+
+
+def main() -> None:
+    """Print one row per type of the weights."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--k", type=int, default=16)
+    arguments = parser.parse_args()
+    print(f"{'weights':<10}{'median |Δ log p|':>18}{'p99':>10}{'max':>10}{'states with another top-k set':>32}")
+    for dtype in ("float32", "bfloat16"):
+        alone = columns(dtype, arguments.small, arguments.k, 1)
+        together = columns(dtype, arguments.small, arguments.k, 1 << 20)
+        moved = np.abs(alone["student_logprob"] - together["student_logprob"])
+        sets = [np.sort(part["student_top_ids"], axis=1) for part in (alone, together)]
+        differ = float((sets[0] != sets[1]).any(1).mean())
+        numbers = f"{np.median(moved):>18.1e}{np.quantile(moved, 0.99):>10.1e}{moved.max():>10.1e}"
+        print(f"{dtype:<10}{numbers}{differ:>32.1%}")
+
+
+if __name__ == "__main__":
+    main()
