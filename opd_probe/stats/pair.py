@@ -223,11 +223,13 @@ def _refine_small(
     wanted &= (reverse != 0) | (forward != 0)
     for rows in torch.nonzero(wanted).flatten().split(16):
         a_rows, b_rows = a[rows], b[rows]
-        x = ((a_rows - b_rows) - shift[rows].float().unsqueeze(1)).clamp_(-80.0, 80.0)
+        x = (a_rows - b_rows) - shift[rows].float().unsqueeze(1)
         p = torch.exp(a_rows - log_za[rows].float().unsqueeze(1))
         q = torch.exp(b_rows - log_zb[rows].float().unsqueeze(1))
-        reverse[rows] = (p * (torch.expm1(-x) + x)).sum(-1).double()
-        forward[rows] = (q * (torch.expm1(x) - x)).sum(-1).double()
+        # Where x is large there is nothing to cancel, and p may have underflown while q = p e^-x has not.
+        near = x.abs() < 1.0
+        reverse[rows] = torch.where(near, p * (torch.expm1(-x) + x), q - p + p * x).sum(-1).double()
+        forward[rows] = torch.where(near, q * (torch.expm1(x) - x), p - q - q * x).sum(-1).double()
 
 
 def _jensen_shannon(a: Tensor, b: Tensor, log_za: Tensor, log_zb: Tensor) -> Tensor:
