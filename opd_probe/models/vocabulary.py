@@ -64,32 +64,40 @@ def shared_vocabulary(
         VocabularyError: one id stands for two strings; names the first. Or nothing is shared.
     """
     widths = student.width, teacher.width
-    tokenizers = student.tokenizer, teacher.tokenizer
-    digests = tuple(None if tokenizer is None else tokenizer_digest(tokenizer) for tokenizer in tokenizers)
-    hashes = (digests[0], digests[1])
-    if tokenizers[0] is None or tokenizers[1] is None:
-        return SharedVocabulary(np.arange(min(widths)), *widths, assumed=True, tokenizer_sha256=hashes)
-    left, right = _strings(tokenizers[0]), _strings(tokenizers[1])
-    common = np.array(sorted(set(left) & set(right)), dtype=np.int64)
-    if hashes[0] != hashes[1]:
-        special = _special_ids(tokenizers[0]) & _special_ids(tokenizers[1]) if allow_special_mismatch else set()
-        differing = [token for token in common.tolist() if left[token] != right[token]]
-        for token in differing:
-            if token not in special:
-                raise VocabularyError(
-                    f"tokenizers of {student.name} and {teacher.name} differ: id {token} is {left[token]!r} in the "
-                    f"first and {right[token]!r} in the second ({len(differing)} ids differ); a comparison of tokens "
-                    "needs one vocabulary"
-                )
-        common = np.setdiff1d(common, np.array(differing, dtype=np.int64))
-    ids = common[common < min(widths)]
+    first, second = student.tokenizer, teacher.tokenizer
+    if first is None or second is None:
+        hashes = tuple(None if tokenizer is None else tokenizer_digest(tokenizer) for tokenizer in (first, second))
+        return SharedVocabulary(np.arange(min(widths)), *widths, assumed=True, tokenizer_sha256=(hashes[0], hashes[1]))
+    left, right = _strings(first), _strings(second)
+    both = min(len(left), len(right))
+    known = np.not_equal(left[:both], None) & np.not_equal(right[:both], None)
+    equal = np.equal(left[:both], right[:both]).astype(bool)
+    differing = np.flatnonzero(known & ~equal)
+    special = _special_ids(first) & _special_ids(second) if allow_special_mismatch else set()
+    for token in differing.tolist():
+        if token not in special:
+            raise VocabularyError(
+                f"tokenizers of {student.name} and {teacher.name} differ: id {token} is {left[token]!r} in the "
+                f"first and {right[token]!r} in the second ({len(differing)} ids differ); a comparison of tokens "
+                "needs one vocabulary"
+            )
+    ids = np.flatnonzero(known & equal)
+    ids = ids[ids < min(widths)].astype(np.int64)
     if len(ids) == 0:
         raise VocabularyError(f"tokenizers of {student.name} and {teacher.name} share no token id")
-    return SharedVocabulary(ids, *widths, assumed=False, tokenizer_sha256=hashes)
+    return SharedVocabulary(ids, *widths, assumed=False, tokenizer_sha256=(_digest(left), _digest(right)))
 
 
-def _strings(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    return {token: string for string, token in tokenizer.get_vocab().items()}
+def _strings(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.object_]:
+    """Token strings by id, added tokens included; None where no token has the id."""
+    vocabulary = tokenizer.get_vocab()
+    strings = np.full(max(vocabulary.values(), default=-1) + 1, None, dtype=object)
+    strings[list(vocabulary.values())] = list(vocabulary)
+    return strings
+
+
+def _digest(strings: NDArray[np.object_]) -> str:
+    return hashlib.sha256(json.dumps(strings.tolist()).encode()).hexdigest()
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -98,9 +106,8 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over the (id, string) pairs of a tokenizer, added tokens included."""
-    pairs = sorted(_strings(tokenizer).items())
-    return hashlib.sha256(json.dumps(pairs, ensure_ascii=True).encode()).hexdigest()
+    """sha256 over the token strings in the order of their ids, added tokens included."""
+    return _digest(_strings(tokenizer))
 
 
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
