@@ -141,9 +141,21 @@ def score_logits(
         ("student", student_rest, statistics.student_log_partition),
         ("teacher", teacher_rest, statistics.teacher_log_partition),
     ):
+        _check_rest(rest, side)
         columns[f"{side}_mass_outside"] = mass_outside(rest, log_partition, temperature).cpu().numpy()
     columns["token_id"] = token_ids.to(torch.int32).cpu().numpy()
     return columns
+
+
+def _check_rest(rest: Tensor, side: str) -> None:
+    """Logits outside the shared ids enter one statistic only, but are held to the same rule."""
+    if rest.shape[1] == 0:
+        return
+    bad = ~(rest.amax(-1) < torch.inf)  # amax passes NaN on
+    if bool(bad.any()):
+        row = int(torch.nonzero(bad)[0, 0])
+        what = "NaN" if bool(torch.isnan(rest[row]).any()) else "+inf"
+        raise LogitError(f"the {side}'s logits are {what} outside the shared vocabulary at a state", row)
 
 
 def _to_columns(statistics: PairStatistics, vocabulary: VocabularyMap) -> Columns:
