@@ -101,7 +101,8 @@ def quantile(values: Floats, q: float) -> Floats:
     columns = np.arange(values.shape[1])
     left, right = ordered[low, columns], ordered[high, columns]
     with np.errstate(invalid="ignore"):
-        between = np.where(left == right, left, left + (place - low) * (right - left))
+        between = np.where((left == right) | (place == low), left, left + (place - low) * (right - left))
+    between = np.where(np.isneginf(left), left, between)
     return np.where(defined > 0, between, np.nan)
 
 
