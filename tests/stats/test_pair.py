@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -236,9 +237,7 @@ def test_top_k_comes_from_the_logits_before_division() -> None:
     for _ in range(200):
         candidates.append(np.nextafter(candidates[-1], np.float32(2)))
     pair = next(
-        (low, high)
-        for low, high in zip(candidates, candidates[1:], strict=False)
-        if low / np.float32(1.7) == high / np.float32(1.7)
+        (low, high) for low, high in pairwise(candidates) if low / np.float32(1.7) == high / np.float32(1.7)
     )
     logits = np.array([[*pair, 0.5]], dtype=np.float32)
     result = statistics(logits, logits.copy(), 2, temperature=1.7)
