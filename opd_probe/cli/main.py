@@ -5,7 +5,6 @@ Only light modules are imported here, so that ``--help`` is immediate; each comm
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -56,21 +55,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         _show_warnings_as_lines()
         try:
             code = typer.main.get_command(app).main(spread(words), prog_name="opd-probe", standalone_mode=False)
+            if code == INTERRUPTED:  # typer keeps the interrupt to itself and hands on this code
+                return _interrupted()
             return code if isinstance(code, int) else 0
         except OpdProbeError as error:
             return _fail(str(error))
         except _usage_error() as error:
             return _usage(error)
         except (KeyboardInterrupt, typer.Abort):
-            progress.close()
-            progress.say("interrupted; finished traces are kept, run the same command to resume")
-            return INTERRUPTED
-        except BrokenPipeError:
-            # The reader of stdout has gone; what Python would flush at exit must not complain either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+            return _interrupted()
         finally:
             progress.close()
+
+
+def _interrupted() -> int:
+    progress.close()
+    progress.say("interrupted; finished traces are kept, run the same command to resume")
+    return INTERRUPTED
 
 
 def _usage_error() -> Any:

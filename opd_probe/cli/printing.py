@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,9 +31,13 @@ def print_json(value: Any) -> None:
 
 
 def write(text: str) -> None:
-    """Write to stdout and flush, so that a closed pipe shows here."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Write to stdout. Quiet when its reader has gone, as ``| head`` does."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What Python would flush at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -97,9 +97,7 @@ def _expand(arguments: Sequence[str]) -> list[Path | str]:
         elif is_hub_id(argument):
             items.append(argument)
         else:
-            raise MissingError(
-                f"--ckpts {argument}: no such path; expected {ACCEPTED}, or a hub id (org/name)"
-            )
+            raise MissingError(f"--ckpts {argument}: no such path; expected {ACCEPTED}, or a hub id (org/name)")
     return items
 
 
@@ -123,9 +121,7 @@ def _add_hub(groups: dict[str, _Group], hub_id: str) -> None:
 def _add_directory(groups: dict[str, _Group], path: Path) -> str | None:
     """Take in one existing directory; returns what was found instead when it has no checkpoint."""
     absolute = Path(os.path.normpath(path.absolute()))
-    children = (
-        sorted(child for child in absolute.iterdir() if child.is_dir()) if os.access(path, os.R_OK) else []
-    )
+    children = sorted(child for child in absolute.iterdir() if child.is_dir()) if os.access(path, os.R_OK) else []
     steps = [child for child in children if step_of_name(child.name) is not None]
     usable = [child for child in steps if is_checkpoint(child)]
     if usable:
@@ -156,9 +152,7 @@ def _group(groups: dict[str, _Group], directory: Path) -> _Group:
 
 def _add_member(group: _Group, checkpoint: Path) -> None:
     key = str(checkpoint.resolve())
-    if (
-        key not in group.members or step_of_name(checkpoint.name) is not None
-    ):  # a link's name may hide the step
+    if key not in group.members or step_of_name(checkpoint.name) is not None:  # a link's name may hide the step
         group.members[key] = checkpoint
 
 
@@ -215,9 +209,7 @@ def _part(group: _Group) -> list[_Group]:
     if len(other) <= 1:
         return [group]
     return [
-        _Group(
-            parts=(*group.parts[:-1], f"{group.parts[-1]}/{path.name}"), directory=path, members={key: path}
-        )
+        _Group(parts=(*group.parts[:-1], f"{group.parts[-1]}/{path.name}"), directory=path, members={key: path})
         for key, path in other.items()
     ]
 

@@ -132,9 +132,7 @@ def _header(file: Path) -> Mapping[str, Any]:
             (size,) = struct.unpack("<Q", handle.read(8))
             header = json.loads(handle.read(size))
     except (OSError, ValueError, struct.error):
-        raise InputError(
-            f"weights {file}: not a whole safetensors file; copy or save the checkpoint again"
-        ) from None
+        raise InputError(f"weights {file}: not a whole safetensors file; copy or save the checkpoint again") from None
     header.pop("__metadata__", None)
     return dict(header)
 

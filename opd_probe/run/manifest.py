@@ -63,9 +63,7 @@ def read_manifest(path: Path) -> Manifest:
     if manifest.rollouts and manifest.prompts:
         raise InputError(f"manifest {path}: both 'rollouts' and 'prompts' are given; keep one of them")
     if manifest.teacher_template:
-        raise InputError(
-            f"manifest {path}: key 'teacher_template' is not supported yet; both models read the same ids"
-        )
+        raise InputError(f"manifest {path}: key 'teacher_template' is not supported yet; both models read the same ids")
     resolved: dict[str, Any] = {}
     if manifest.teacher:
         resolved["teacher"] = [resolve_model(path, "teacher", value) for value in manifest.teacher]
@@ -106,9 +104,7 @@ def _explain(path: Path, content: dict[str, Any], error: ValidationError) -> Inp
     if unknown:
         close = difflib.get_close_matches(unknown[0], accepted, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        return InputError(
-            f"manifest {path}: unknown key {unknown[0]!r}{hint}; accepted keys: {', '.join(accepted)}"
-        )
+        return InputError(f"manifest {path}: unknown key {unknown[0]!r}{hint}; accepted keys: {', '.join(accepted)}")
     key, expected, got = first_problem(error)
     return InputError(f"manifest {path}: key {key!r}: {expected}, got {got}")
 

@@ -24,9 +24,7 @@ def check_writable(directory: Path) -> None:
     if not place.is_dir():
         raise OutputError(f"output {directory}: {place} is not a directory; choose another place with --out")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"output {directory}: no permission to write in {place}; choose another place with --out"
-        )
+        raise OutputError(f"output {directory}: no permission to write in {place}; choose another place with --out")
 
 
 def check_file_writable(path: Path) -> None:

@@ -120,9 +120,7 @@ def make_sampling_plan(request: Request) -> Plan:
     _check_file("--prompts", prompts)
     out = Path(request.out) if request.out else None
     if out is None or out.suffix not in (".jsonl", ".parquet"):
-        raise InputError(
-            f"--out {out or ''}: expected the .jsonl or .parquet file to write".replace(" :", ":")
-        )
+        raise InputError(f"--out {out or ''}: expected the .jsonl or .parquet file to write".replace(" :", ":"))
     check_file_writable(out)
     plan = RunPlan(
         run=run,
@@ -139,11 +137,7 @@ def make_sampling_plan(request: Request) -> Plan:
 def _agreed(name: str, runs: Iterable[Run]) -> Any:
     return agree(
         name,
-        [
-            (run.manifest_path, getattr(run.manifest, name))
-            for run in runs
-            if run.manifest and run.manifest_path
-        ],
+        [(run.manifest_path, getattr(run.manifest, name)) for run in runs if run.manifest and run.manifest_path],
     )
 
 
@@ -163,9 +157,7 @@ def _model_path(option: str, value: str | None) -> str | None:
     raise MissingError(f"{option} {value}: no such path, and not a hub id (org/name)")
 
 
-def _find_teachers(
-    request: Request, runs: Sequence[Run], *, required: bool = True
-) -> dict[str, tuple[Teacher, ...]]:
+def _find_teachers(request: Request, runs: Sequence[Run], *, required: bool = True) -> dict[str, tuple[Teacher, ...]]:
     """Each run's teachers under names unique over all runs; the command line's replace the manifests'."""
     sources: dict[str, list[str]] = {}
     for run in runs:
@@ -180,9 +172,7 @@ def _find_teachers(
         sources[run.name] = list({_identity(value): value for value in reversed(named)}.values())[::-1]
     distinct = {_identity(value): value for values in sources.values() for value in values}
     names = unique_names({key: _teacher_parts(key, value) for key, value in distinct.items()})
-    found = {
-        key: Teacher(names[key], resolve_checkpoint(value, run=names[key])) for key, value in distinct.items()
-    }
+    found = {key: Teacher(names[key], resolve_checkpoint(value, run=names[key])) for key, value in distinct.items()}
     return {
         run: tuple(sorted((found[_identity(v)] for v in values), key=lambda t: t.name))
         for run, values in sources.items()

@@ -10,6 +10,9 @@ from opd_probe.run.progress import Progress
 from opd_probe.run.settings import Settings
 from opd_probe.types import Checkpoint
 
+_LARGE = 10_000_000
+"""Parameters of a model whose memory is worth a garbage collection, which takes up to a second."""
+
 _Key = tuple[str, str | None, str | None, str | None, str | None]
 
 
@@ -25,8 +28,7 @@ class ModelPool:
         """The student; the one before it is let go."""
         key = _key(checkpoint, settings, tokenizer)
         if self._student is None or self._student[0] != key:
-            self._student = None
-            gc.collect()
+            self._let_go([self._student[1]] if self._student else [])
             self._student = key, self._load(checkpoint, settings, tokenizer)
         return self._student[1]
 
@@ -40,8 +42,18 @@ class ModelPool:
     def keep_teachers(self, wanted: list[Checkpoint]) -> None:
         """Let go of every teacher that is not among ``wanted``."""
         names = {(checkpoint.path, checkpoint.revision) for checkpoint in wanted}
-        self._teachers = {key: model for key, model in self._teachers.items() if key[:2] in names}
-        gc.collect()
+        self._let_go([model for key, model in self._teachers.items() if key[:2] not in names])
+
+    def _let_go(self, models: list[LoadedModel]) -> None:
+        """Forget models, and have their memory back before the next is loaded: modules hold reference cycles."""
+        large = any(model.identity["parameters"] > _LARGE for model in models)
+        gone = {id(model) for model in models}
+        if self._student is not None and id(self._student[1]) in gone:
+            self._student = None
+        self._teachers = {key: model for key, model in self._teachers.items() if id(model) not in gone}
+        models.clear()
+        if large:
+            gc.collect()
 
     def _load(self, checkpoint: Checkpoint, settings: Settings, tokenizer: str | None) -> LoadedModel:
         self._progress.begin(f"load {checkpoint.path}")

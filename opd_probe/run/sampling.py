@@ -95,9 +95,7 @@ def allowed_ids(
     Without a teacher they are those that the student's own tokenizer knows.
     """
     allow = settings.allow_special_mismatch
-    shared = [
-        shared_vocabulary(student, other, allow_special_mismatch=allow).ids for other in teachers or [student]
-    ]
+    shared = [shared_vocabulary(student, other, allow_special_mismatch=allow).ids for other in teachers or [student]]
     return reduce(np.intersect1d, shared)
 
 

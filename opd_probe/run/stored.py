@@ -46,9 +46,7 @@ def find_traces(arguments: Sequence[str], given: Options) -> list[Measured]:
     for argument in arguments:
         path = Path(argument).expanduser()
         if not path.exists():
-            raise MissingError(
-                f"--traces {argument}: no such path; expected a trace or a directory with traces"
-            )
+            raise MissingError(f"--traces {argument}: no such path; expected a trace or a directory with traces")
         if path.is_file():
             found.setdefault(path.resolve(), _measured(read_trace(path), path, settings))
             continue

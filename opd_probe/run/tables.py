@@ -38,9 +38,7 @@ def as_table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
     """A data frame whose steps stay whole numbers where some are unknown."""
     table = pd.DataFrame(rows)
     if "step" in table:
-        table["step"] = pd.array(
-            [None if pd.isna(step) else int(step) for step in table["step"]], dtype="Int64"
-        )
+        table["step"] = pd.array([None if pd.isna(step) else int(step) for step in table["step"]], dtype="Int64")
     return table
 
 
