@@ -70,8 +70,8 @@ def extreme_advantage_gap(view: TopView) -> Floats:
     with np.errstate(invalid="ignore"):
         size = np.exp(log_p - shift[0]) * np.abs((log_q - shift[1]) - (log_p - shift[0]))
     size[np.isneginf(log_p)] = 0.0  # 0 log 0 = 0
-    undefined = ~overlap.any(1) | np.isnan(np.where(overlap, log_q, 0.0)).any(1)
-    undefined |= np.isneginf(shift[0] + shift[1])[:, 0]  # no mass there: nothing to renormalise
+    # NaN partitions: the overlap is empty, a value on it is unknown, or one side has no mass there.
+    undefined = np.isnan(shift[0] + shift[1])[:, 0]
     size = np.where(overlap, size, -1.0)
     largest = size == size.max(1, keepdims=True)
     ids = np.where(largest, view.block["student_top_ids"][:, : view.k].astype(np.int64), np.iinfo(np.int64).max)

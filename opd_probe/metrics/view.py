@@ -87,7 +87,7 @@ class TopView:
 
     @cached_property
     def overlap_log_partitions(self) -> tuple[Floats, Floats]:
-        """log of the mass of p and of q on S_p ∩ S_q, [n, 1] each; -inf where the overlap is empty."""
+        """log of the mass of p and of q on S_p ∩ S_q, [n, 1] each; NaN where there is none."""
         with np.errstate(invalid="ignore", divide="ignore"):
             log_p = _partition(self.student_logprobs, self.in_overlap)[1]
             log_q = _partition(self.teacher_logprobs_on_student, self.in_overlap)[1]
