@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,14 +153,19 @@ def write_trace(
             os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise OutputError(
             f"trace {path}: cannot be written ({error.strerror or error}); free space or choose another --out"
         ) from None
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise
     return read_trace(path)
+
+
+def _remove(temporary: Path) -> None:
+    with suppress(OSError):  # the place itself may be what is wrong, and that error is the one to report
+        temporary.unlink()
 
 
 def _encodings(columns: Sequence[str]) -> dict[str, str]:
