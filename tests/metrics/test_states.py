@@ -175,7 +175,7 @@ def test_a_metric_without_its_column_is_null() -> None:
 
 def test_unknown_metric() -> None:
     trace = opd_probe.trace_logits(*random_pair(3, 20), 8)
-    with pytest.raises(InputError, match="'overlap'.*overlap_ratio"):
+    with pytest.raises(InputError, match=r"'overlap'.*overlap_ratio"):
         opd_probe.state_metrics(trace, 4, metrics=["overlap"])
 
 
