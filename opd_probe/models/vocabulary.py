@@ -69,9 +69,8 @@ def shared_vocabulary(
         hashes = tuple(None if tokenizer is None else tokenizer_digest(tokenizer) for tokenizer in (first, second))
         return SharedVocabulary(np.arange(min(widths)), *widths, assumed=True, tokenizer_sha256=(hashes[0], hashes[1]))
     left, right = _strings(first), _strings(second)
-    both = min(len(left), len(right))
-    known = np.not_equal(left[:both], None) & np.not_equal(right[:both], None)
-    equal = np.equal(left[:both], right[:both]).astype(bool)
+    known = np.array([None not in pair for pair in zip(left, right, strict=False)], dtype=bool)
+    equal = np.equal(left[: len(known)], right[: len(known)]).astype(bool)
     differing = np.flatnonzero(known & ~equal)
     special = _special_ids(first) & _special_ids(second) if allow_special_mismatch else set()
     for token in differing.tolist():

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from opd_probe.errors import InputError
+from opd_probe.rollouts.prompts import check_messages, encode_messages, encode_text
 from opd_probe.rollouts.rows import Row, read_rows, write_rows
 from opd_probe.types import Rollout
 
-TEXT_FIELDS = ("prompt", "response", "finish_reason", "answer")
 FIELDS = (
     "id",
     "prompt_id",
@@ -32,6 +32,7 @@ FIELDS = (
     "answer",
     "score",
     "token_source",
+    "extra",
 )
 
 
@@ -44,7 +45,7 @@ def read_rollouts(path: str | Path) -> list[Rollout]:
     Raises:
         MissingError, InputError: names the file, the line or row, and the field.
     """
-    return _rollouts(read_rows(path, "rollouts"))
+    return _rollouts(read_rows(path, "rollouts"), f"rollouts {path}")
 
 
 def rollouts_from_dicts(rows: Iterable[Mapping[str, Any]]) -> list[Rollout]:
@@ -53,13 +54,13 @@ def rollouts_from_dicts(rows: Iterable[Mapping[str, Any]]) -> list[Rollout]:
     Raises:
         InputError: names the row and the field; or there are no rows.
     """
-    rollouts = _rollouts((f"rollouts, row {number}", row) for number, row in enumerate(rows))
+    rollouts = _rollouts(((f"rollouts, row {number}", row) for number, row in enumerate(rows)), "rollouts")
     if not rollouts:
         raise InputError("rollouts: empty; expected at least one with prompt_ids and response_ids")
     return rollouts
 
 
-def _rollouts(rows: Iterable[Row]) -> list[Rollout]:
+def _rollouts(rows: Iterable[Row], what: str) -> list[Rollout]:
     rollouts: list[Rollout] = []
     seen: dict[str, str] = {}
     for number, (place, row) in enumerate(rows):
@@ -73,41 +74,84 @@ def _rollouts(rows: Iterable[Row]) -> list[Rollout]:
     sources = {rollout.token_source for rollout in rollouts}
     if len(sources) > 1:
         raise InputError(
-            "rollouts: sampled ids and re-tokenised text in one list are never pooled; put them into two files"
+            f"{what}: holds sampled ids and text to be re-tokenised, which are never pooled; make two files of it"
         )
     return rollouts
 
 
-def _rollout(place: str, row: Mapping[str, Any], number: int) -> Rollout:
-    has_ids = row.get("prompt_ids") is not None or row.get("response_ids") is not None
-    has_text = row.get("response") is not None and (
-        row.get("prompt") is not None or row.get("messages") is not None
-    )
-    if not has_ids and not has_text:
-        raise InputError(f"{place}: no prompt_ids and response_ids; expected both, or prompt (or messages) and response")
-    source = row.get("token_source") or ("sampled_ids" if has_ids else "retokenized")
+def _rollout(place: str, given: Mapping[str, Any], number: int) -> Rollout:
+    row = {name: value for name, value in given.items() if not _absent(value)}
+    has_ids = "prompt_ids" in row or "response_ids" in row
+    if not has_ids:
+        row = _text_row(place, row)
+    source = row.get("token_source", "sampled_ids" if has_ids else "retokenized")
     if source not in ("sampled_ids", "retokenized"):
         raise InputError(f"{place}: token_source is {source!r}; expected sampled_ids or retokenized")
     response = _ids(place, row, "response_ids") if has_ids else ()
-    for name in TEXT_FIELDS[:3]:
-        if row.get(name) is not None and not isinstance(row[name], str):
+    for name in ("prompt", "response", "finish_reason"):
+        if name in row and not isinstance(row[name], str):
             raise InputError(f"{place}: {name} is {type(row[name]).__name__}; expected text")
     return Rollout(
-        id=str(number) if row.get("id") is None else str(row["id"]),
+        id=_name(place, row, "id") or str(number),
         prompt_ids=_ids(place, row, "prompt_ids") if has_ids else (),
         response_ids=response,
-        prompt_id=None if row.get("prompt_id") is None else str(row["prompt_id"]),
+        prompt_id=_name(place, row, "prompt_id"),
         response_mask=_mask(place, row, len(response)),
         step=_step(place, row),
         prompt=row.get("prompt"),
         response=row.get("response"),
-        answer=None if row.get("answer") is None else str(row["answer"]),
+        answer=_name(place, row, "answer"),
         score=_score(place, row),
         logprobs=_logprobs(place, row, len(response)),
         finish_reason=row.get("finish_reason"),
-        token_source=source,
-        extra={key: value for key, value in row.items() if key not in FIELDS or key == "messages"},
+        token_source="sampled_ids" if source == "sampled_ids" else "retokenized",
+        extra=_extra(row),
     )
+
+
+def _absent(value: Any) -> bool:
+    """None, or the NaN that data frames put where nothing is."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _text_row(place: str, row: dict[str, Any]) -> dict[str, Any]:
+    """A row without ids as (prompt or messages) and response; the last assistant message may be the response."""
+    if "messages" in row:
+        check_messages(place, row["messages"])
+        messages = list(row["messages"])
+        if "response" not in row and messages[-1]["role"] == "assistant":
+            row = {**row, "response": messages[-1]["content"], "messages": messages[:-1]}
+    if "response" not in row or not ("prompt" in row or row.get("messages")):
+        raise InputError(
+            f"{place}: no prompt_ids and response_ids; expected both, or prompt (or messages) and response as text"
+        )
+    for name in ("response_mask", "logprobs"):
+        if name in row:
+            raise InputError(f"{place}: {name} without response_ids; expected ids, of which text says nothing")
+    return row
+
+
+def _name(place: str, row: Mapping[str, Any], name: str) -> str | None:
+    value = row.get(name)
+    if value is None:
+        return None
+    if isinstance(value, (str, int, float)):
+        return str(value)
+    raise InputError(f"{place}: {name} is {type(value).__name__}; expected text or a number")
+
+
+def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Messages and what is not ours; ``extra`` is how :func:`write_rollouts` stored it, as JSON."""
+    kept = {name: value for name, value in row.items() if name not in FIELDS or name in ("messages", "extra")}
+    stored = kept.pop("extra", None)
+    if isinstance(stored, str):
+        try:
+            stored = json.loads(stored)
+        except ValueError:
+            return {**kept, "extra": stored}
+    if isinstance(stored, Mapping):
+        return {**stored, **kept}
+    return kept if stored is None else {**kept, "extra": stored}
 
 
 def _sequence(place: str, row: Mapping[str, Any], name: str) -> Sequence[Any]:
@@ -121,11 +165,13 @@ def _ids(place: str, row: Mapping[str, Any], name: str) -> tuple[int, ...]:
     if row.get(name) is None:
         raise InputError(f"{place}: no {name}; expected a list of token ids")
     values = _sequence(place, row, name)
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise InputError(f"{place}: {name} holds {value!r}; expected whole numbers")
-        if value < 0:
-            raise InputError(f"{place}: {name} holds the negative id {value}; expected ids of the tokenizer")
+    if not set(map(type, values)) <= {int}:  # JSON and Parquet hold no other integers; a program's lists may
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise InputError(f"{place}: {name} holds {value!r}; expected whole numbers")
+        values = [int(value) for value in values]
+    if values and min(values) < 0:
+        raise InputError(f"{place}: {name} holds the negative id {min(values)}; expected ids of the tokenizer")
     return tuple(values)
 
 
@@ -157,9 +203,9 @@ def _logprobs(place: str, row: Mapping[str, Any], length: int) -> tuple[float, .
 
 def _step(place: str, row: Mapping[str, Any]) -> int | None:
     step = row.get("step")
-    if step is None or (isinstance(step, float) and math.isnan(step)):
+    if step is None:
         return None
-    if isinstance(step, bool) or not isinstance(step, (int, float)) or step != int(step):
+    if isinstance(step, bool) or not isinstance(step, (int, float, np.integer)) or step != step // 1:
         raise InputError(f"{place}: step is {step!r}; expected a whole number")
     return int(step)
 
@@ -168,8 +214,8 @@ def _score(place: str, row: Mapping[str, Any]) -> float | None:
     score = row.get("score")
     if score is None:
         return None
-    if isinstance(score, (bool, int, float)):
-        return None if math.isnan(score) else float(score)
+    if isinstance(score, (bool, int, float, np.number, np.bool_)):
+        return float(score)
     raise InputError(f"{place}: score is {score!r}; expected a number")
 
 
@@ -182,25 +228,26 @@ def encode_rollouts(rollouts: Sequence[Rollout], tokenizer: Any) -> list[Rollout
     Raises:
         InputError: a rollout is text and there is no tokenizer, or no chat template for messages.
     """
-    from opd_probe.rollouts.prompts import encode_messages
-
     encoded = []
     for rollout in rollouts:
         if rollout.prompt_ids or rollout.response_ids or rollout.response is None:
             encoded.append(rollout)
             continue
+        place = f"rollout {rollout.id!r}"
         if tokenizer is None:
-            raise InputError(f"rollout {rollout.id!r}: is text, and the student has no tokenizer; give --tokenizer")
-        messages = rollout.extra.get("messages")
+            raise InputError(f"{place}: is text, and the student has no tokenizer; give --tokenizer")
         if rollout.prompt is not None:
-            prompt = tokenizer(rollout.prompt)["input_ids"]
+            prompt = encode_text(rollout.prompt, tokenizer)
         else:
-            prompt = encode_messages(f"rollout {rollout.id!r}", messages or [], tokenizer)
+            prompt = encode_messages(place, rollout.extra["messages"], tokenizer)
         response = tokenizer(rollout.response, add_special_tokens=False)["input_ids"]
         if rollout.finish_reason == "stop" and tokenizer.eos_token_id is not None:
             response = [*response, tokenizer.eos_token_id]
-        changed = {"prompt_ids": tuple(prompt), "response_ids": tuple(response), "token_source": "retokenized"}
-        encoded.append(dataclasses.replace(rollout, **changed))
+        encoded.append(
+            dataclasses.replace(
+                rollout, prompt_ids=tuple(prompt), response_ids=tuple(response), token_source="retokenized"
+            )
+        )
     return encoded
 
 
@@ -216,19 +263,26 @@ def write_rollouts(path: str | Path, rollouts: Iterable[Rollout]) -> None:
 def _row(rollout: Rollout) -> dict[str, Any]:
     row = {name: getattr(rollout, name, None) for name in FIELDS}
     for name in ("prompt_ids", "response_ids", "response_mask"):
-        row[name] = None if row[name] is None else [int(value) for value in row[name]]
+        values = getattr(rollout, name)
+        row[name] = None if values is None else [int(value) for value in values]
+    if not row["prompt_ids"] and not row["response_ids"] and rollout.token_source == "retokenized":
+        row["prompt_ids"] = row["response_ids"] = None  # text that waits for a tokenizer
     if rollout.logprobs is not None:
         row["logprobs"] = [None if math.isnan(value) else float(value) for value in rollout.logprobs]
+    extra = {name: value for name, value in rollout.extra.items() if name != "messages"}
     row["messages"] = rollout.extra.get("messages")
+    row["extra"] = json.dumps(extra, sort_keys=True, default=str) if extra else None
     return row
 
 
 def prompt_key(rollout: Rollout) -> str:
-    """What groups the rollouts of one prompt: its ``prompt_id``, else a hash of its ids."""
+    """What groups the rollouts of one prompt: its ``prompt_id``, else a hash of its ids, of its text without ids."""
     if rollout.prompt_id is not None:
         return rollout.prompt_id
-    ids = np.asarray(rollout.prompt_ids, dtype="<i8")
-    return "prompt-" + hashlib.sha256(ids.tobytes()).hexdigest()[:16]
+    content = np.asarray(rollout.prompt_ids, dtype="<i8").tobytes()
+    if not content:
+        content = json.dumps([rollout.prompt, rollout.extra.get("messages")], default=str).encode()
+    return "prompt-" + hashlib.sha256(content).hexdigest()[:16]
 
 
 def rollouts_digest(rollouts: Iterable[Rollout]) -> str:

@@ -40,7 +40,11 @@ def _prompt(place: str, row: Mapping[str, Any], number: int) -> Prompt:
     if text is not None and not isinstance(text, str):
         raise InputError(f"{place}: prompt is {type(text).__name__}; expected text or a list of chat messages")
     if messages is not None:
-        _check_messages(place, messages)
+        check_messages(place, messages)
+    if ids is not None:
+        good = isinstance(ids, (list, tuple)) and len(ids) > 0
+        if not good or not all(type(token) is int and token >= 0 for token in ids):
+            raise InputError(f"{place}: prompt_ids must be a non-empty list of token ids")
     answer = row.get("answer")
     reward_model = row.get("reward_model")
     if answer is None and isinstance(reward_model, Mapping):
@@ -49,12 +53,17 @@ def _prompt(place: str, row: Mapping[str, Any], number: int) -> Prompt:
         id=str(number) if row.get("id") is None else str(row["id"]),
         text=text,
         messages=None if messages is None else tuple(messages),
-        ids=None if ids is None else tuple(int(token) for token in ids),
+        ids=None if ids is None else tuple(ids),
         answer=None if answer is None else str(answer),
     )
 
 
-def _check_messages(place: str, messages: Any) -> None:
+def check_messages(place: str, messages: Any) -> None:
+    """Refuse what is no non-empty list of chat messages.
+
+    Raises:
+        InputError: names the place.
+    """
     good = isinstance(messages, (list, tuple)) and len(messages) > 0
     if not good or not all(isinstance(m, Mapping) and "role" in m and "content" in m for m in messages):
         raise InputError(f"{place}: messages must be a non-empty list of objects with role and content")
@@ -76,11 +85,19 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[Prompt]:
         if prompt.messages is not None:
             ids = encode_messages(f"prompt {prompt.id!r}", prompt.messages, tokenizer)
         else:
-            ids = tokenizer(prompt.text)["input_ids"]
+            ids = encode_text(prompt.text or "", tokenizer)
         if not ids:
             raise InputError(f"prompt {prompt.id!r}: encodes to no token")
         encoded.append(dataclasses.replace(prompt, ids=tuple(ids)))
     return encoded
+
+
+def encode_text(text: str, tokenizer: Any) -> list[int]:
+    """Text as it stands, with what the tokenizer puts before every text; a BOS that is already there is not doubled."""
+    bos = tokenizer.bos_token
+    written = bool(bos) and text.startswith(bos)
+    ids: list[int] = tokenizer(text, add_special_tokens=not written)["input_ids"]
+    return ids
 
 
 def encode_messages(place: str, messages: Sequence[Mapping[str, Any]], tokenizer: Any) -> list[int]:
@@ -96,6 +113,6 @@ def encode_messages(place: str, messages: Sequence[Mapping[str, Any]], tokenizer
     try:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     except (TemplateError, ValueError, TypeError) as error:
-        raise InputError(f"{place}: the chat template refuses the messages ({error})") from None
+        raise InputError(f"{place}: the chat template refuses the messages ({' '.join(str(error).split())})") from None
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids

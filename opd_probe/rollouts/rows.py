@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -101,8 +102,11 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Seq
             pq.write_table(table, temporary, compression="zstd")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"output {path}: cannot be written ({error.strerror or error}); choose another place") from None
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OutputError(
+            f"output {path}: cannot be written ({error.strerror or error}); choose another place"
+        ) from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from opd_probe.rollouts.grading import grade
+
+RIGHT = [
+    (r"so the answer is \boxed{142}.", "142.0"),
+    (r"\boxed{1} no, \boxed{2}", "2"),
+    (r"\boxed{\frac{1}{2}}", "0.5"),
+    (r"\boxed{\dfrac{3}{4}}", r"\frac{3}{4}"),
+    (r"\boxed{1,234}", "1234"),
+    ("we get 3, then 17", "17"),
+    ("the total is 1,200.", "1200"),
+    ("it is -5", "-5"),
+    (r"\boxed{x^2+2x+1}", "(x+1)^2"),
+    (r"\boxed{204}", "204"),
+    ("a has 3 . total answer 12", "12"),
+]
+WRONG = [
+    (r"\boxed{3} and then 4", "4"),
+    (r"\boxed{\frac{1}{3}}", "0.5"),
+    ("17 then 3", "17"),
+    ("", "3"),
+    ("no number", "3"),
+    (r"\boxed{5", "4"),
+    ("12.5", "12"),
+    ("it is 5", "-5"),
+    (r"\boxed{}", "4"),
+]
+
+
+@pytest.mark.parametrize(("response", "answer"), RIGHT)
+def test_right_answers(response: str, answer: str) -> None:
+    assert grade(response, answer) is True
+
+
+@pytest.mark.parametrize(("response", "answer"), WRONG)
+def test_wrong_answers(response: str, answer: str) -> None:
+    assert grade(response, answer) is False
+
+
+def test_outside_the_main_thread() -> None:
+    results: list[bool] = []
+    thread = threading.Thread(target=lambda: results.append(grade(r"\boxed{\frac{2}{4}}", r"\frac{1}{2}")))
+    thread.start()
+    thread.join()
+    assert results == [True]
