@@ -92,7 +92,7 @@ def test_mass_curve_of_a_whole_vocabulary_ends_at_one() -> None:
         assert last[name] == pytest.approx(1.0, abs=1e-6)
 
 
-def test_one_prompt(trace: Trace) -> None:
+def test_one_prompt() -> None:
     single = grouped_trace([{"prompt_id": "a", "n_states": 5}])
     with pytest.warns(opd_probe.OpdProbeWarning, match="1 prompt"):
         curve = opd_probe.mass_curve(single)

@@ -78,7 +78,7 @@ def test_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, on_d
     assert rollout.tolist() == [0] * 5 + [2] + [3] * 30
 
 
-def test_metrics_of_a_file_with_many_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_of_a_file_with_many_row_groups(tmp_path: Path) -> None:
     trace = small_trace()
     write_trace(
         tmp_path / "t.parquet",
@@ -205,7 +205,7 @@ class TestAtomic:
 
 
 class TestSpool:
-    counts = [int(str(row["n_states"])) for row in ROLLOUTS]
+    counts = tuple(int(str(row["n_states"])) for row in ROLLOUTS)
     columns = array_columns(jsd=True, sampler=False)
 
     def spool(self, directory: Path | None = None, key: str = "a") -> TraceSpool:
