@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,7 +20,7 @@ def memory_advice(doing: str) -> Iterator[None]:
         yield
     except OutOfMemoryError:
         raise
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         if not _is_refused_allocation(error):
             raise
         raise OutOfMemoryError(
@@ -33,6 +34,7 @@ def _is_refused_allocation(error: BaseException) -> bool:
     text = str(error)
     return (
         isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or type(error).__name__ == "OutOfMemoryError"
         or "can't allocate memory" in text
         or "out of memory" in text

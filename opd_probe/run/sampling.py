@@ -141,7 +141,7 @@ def _check_lengths(prompts: Sequence[Prompt], teachers: Sequence[LoadedModel], n
         if limit is not None and longest + new_tokens > limit:
             raise InputError(
                 f"prompts of up to {longest} tokens and {new_tokens} new ones need more than the {limit} positions "
-                f"of the teacher {teacher.name}; lower --max-new-tokens"
+                f"of {teacher.name}; lower --max-new-tokens"
             )
 
 

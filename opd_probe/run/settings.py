@@ -124,5 +124,6 @@ def first_problem(error: ValidationError) -> tuple[str, str, str]:
     problem = error.errors(include_url=False)[0]
     location = [str(part) for part in problem["loc"] if not str(part).startswith(("constrained", "list["))]
     message = str(problem["msg"])
-    expected = message.replace("Input should be", "expected", 1) if message.startswith("Input") else message
+    expected = message.replace("Input should be ", "expected ", 1)
+    expected = expected.replace("greater than or equal to", "at least").replace("greater than", "more than")
     return location[0] if location else "", expected, repr(problem.get("input"))

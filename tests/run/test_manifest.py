@@ -54,7 +54,7 @@ def test_an_empty_manifest_says_nothing(tmp_path: Path) -> None:
     ("text", "parts"),
     [
         ("techer: a/b", ["'techer'", "did you mean 'teacher'", "accepted keys:", "max_new_tokens"]),
-        ("k: 0", ["'k'", "greater than or equal to 1", "got 0"]),
+        ("k: 0", ["'k'", "expected at least 1", "got 0"]),
         ("k: '16'", ["'k'", "integer", "got '16'"]),
         ("jsd: 1", ["'jsd'", "boolean"]),
         ("average: mean", ["'average'", "token", "rollout"]),
