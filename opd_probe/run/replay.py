@@ -104,6 +104,7 @@ def replay(
     load = {"dtype": dtype, "device": device, "tokenizer": tokenizer, "trust_remote_code": trust_remote_code}
     models = load_model(student, **load), load_model(teacher, **load)
     vocabulary = shared_vocabulary(*models, allow_special_mismatch=allow_special_mismatch)
+    given = encode_rollouts(given, models[0].tokenizer)
     job = _Job(
         models,
         vocabulary,
@@ -162,9 +163,22 @@ class _Job:
         spool = TraceSpool(counts, columns, self.settings.k, directory, key)
         for index, values in engine.states(spool.done, progress):
             spool.put(index, values)
-        _warn_outside(spool)
+        self._warn_outside(spool, labels)
         table = rollout_table(self._rows(counts))
         return spool.finish(table, self._provenance(fingerprint, labels), path)
+
+    def _warn_outside(self, spool: TraceSpool, labels: Mapping[str, Any]) -> None:
+        where = f"run {labels['run']}, step {labels.get('step')}: " if "run" in labels else ""
+        for side, model in zip(("student", "teacher"), self.models, strict=True):
+            outside = spool.arrays[f"{side}_mass_outside"]
+            mean = float(np.mean(outside)) if len(outside) else 0.0
+            if mean > OUTSIDE_WARNING:
+                warnings.warn(
+                    f"{where}{mean:.1%} of the probability of the {side} {model.name} lies outside the shared "
+                    "vocabulary (mean over states); it is left out of every metric",
+                    OpdProbeWarning,
+                    stacklevel=4,
+                )
 
     def _rows(self, counts: Sequence[int]) -> list[dict[str, Any]]:
         rows = []
@@ -287,18 +301,6 @@ def _relabel(trace: Trace, labels: Mapping[str, Any] | None) -> Trace:
     if labels:
         trace.provenance["labels"] = {**trace.provenance.get("labels", {}), **labels}
     return trace
-
-
-def _warn_outside(spool: TraceSpool) -> None:
-    for side in ("student", "teacher"):
-        outside = spool.arrays[f"{side}_mass_outside"]
-        mean = float(np.mean(outside)) if len(outside) else 0.0
-        if mean > OUTSIDE_WARNING:
-            warnings.warn(
-                f"{side}: {mean:.1%} of its probability lies outside the shared vocabulary (mean over states)",
-                OpdProbeWarning,
-                stacklevel=4,
-            )
 
 
 def _digest(value: Mapping[str, Any]) -> str:
