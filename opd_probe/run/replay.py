@@ -22,6 +22,7 @@ from opd_probe.models.checkpoints import tokenizer_files_digest, weights_digest
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, template_digest
 from opd_probe.rollouts.files import (
+    encode_rollouts,
     prompt_key,
     read_rollouts,
     rollouts_digest,
