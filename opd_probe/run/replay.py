@@ -247,7 +247,9 @@ def _read(rollouts: RolloutsSource) -> list[Rollout]:
     nouns = [rollout for rollout in given if isinstance(rollout, Rollout)]
     if nouns and len(nouns) == len(given):
         return nouns
-    return rollouts_from_dicts([row for row in given if not isinstance(row, Rollout)])
+    if nouns:
+        raise InputError("rollouts: Rollout objects and dictionaries in one list; expected all of one kind")
+    return rollouts_from_dicts(given)
 
 
 def _check_writable(path: Path) -> None:
