@@ -249,7 +249,7 @@ def _read(rollouts: RolloutsSource) -> list[Rollout]:
         return nouns
     if nouns:
         raise InputError("rollouts: Rollout objects and dictionaries in one list; expected all of one kind")
-    return rollouts_from_dicts(given)
+    return rollouts_from_dicts([row for row in given if not isinstance(row, Rollout)])
 
 
 def _check_writable(path: Path) -> None:
