@@ -243,13 +243,13 @@ def _check_settings(k: int, temperature: float, batch_tokens: int) -> None:
 def _read(rollouts: RolloutsSource) -> list[Rollout]:
     if isinstance(rollouts, (str, Path)):
         return read_rollouts(rollouts)
-    given = list(rollouts)
+    given: list[Any] = list(rollouts)
     nouns = [rollout for rollout in given if isinstance(rollout, Rollout)]
     if nouns and len(nouns) == len(given):
         return nouns
     if nouns:
         raise InputError("rollouts: Rollout objects and dictionaries in one list; expected all of one kind")
-    return rollouts_from_dicts([row for row in given if not isinstance(row, Rollout)])
+    return rollouts_from_dicts(given)
 
 
 def _check_writable(path: Path) -> None:
