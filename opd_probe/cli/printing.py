@@ -62,9 +62,9 @@ def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
 def _print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """A table with intervals; without them on a terminal that is too narrow for them."""
     width = _terminal_width()
-    text = _render_table(rows, columns, WIDE, intervals=True)
+    text = _render_table(rows, columns, WIDE, full=True)
     if width is not None and max(map(len, text)) > width:
-        text = _render_table(rows, columns, width, intervals=False)
+        text = _render_table(rows, columns, width, full=False)
     write("\n".join(text) + "\n")
 
 
@@ -72,18 +72,17 @@ def _terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def _render_table(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], width: int, *, intervals: bool
-) -> list[str]:
+def _render_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], width: int, *, full: bool) -> list[str]:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2 if full else 1, 0, 0))
     for name in columns:
         left = any(isinstance(row.get(name), str) for row in rows)
-        table.add_column(name, justify="left" if left else "right", overflow="fold")
+        header = name if full else name.replace("_", " ")  # a narrow one is broken between words
+        table.add_column(header, justify="left" if left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row, name, intervals) for name in columns))
+        table.add_row(*(_cell(row, name, full) for name in columns))
     buffer = io.StringIO()
     Console(file=buffer, width=width, markup=False, color_system=None).print(table)
     return [line.rstrip() for line in buffer.getvalue().splitlines()]

@@ -51,8 +51,8 @@ def unique_names(parts: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 
 def path_parts(path: str | Path) -> tuple[str, ...]:
-    """The components of an absolute path without its root."""
-    return tuple(part for part in Path(path).parts if part != Path(path).anchor)
+    """The components of an absolute path without its root; never empty."""
+    return tuple(part for part in Path(path).parts if part != Path(path).anchor) or ("root",)
 
 
 def file_names(names: Sequence[str]) -> dict[str, str]:
