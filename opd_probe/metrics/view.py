@@ -111,17 +111,19 @@ def match_ranks(left: NDArray[Any], right: NDArray[Any]) -> Ints:
         int64 [n, i].
     """
     n, width = right.shape
-    if n == 0 or width == 0:
-        return np.full(left.shape, width, dtype=np.int64)
-    span = max(int(left.max(initial=0)), int(right.max(initial=0))) + 1
-    base = np.arange(n, dtype=np.int64)[:, None] * span
-    order = np.argsort(right, axis=1, kind="stable")
-    # Row by row ascending, and rows ascending: one sorted list for one binary search over all rows.
-    known = (np.take_along_axis(right, order, 1) + base).reshape(-1)
-    wanted = (left + base).reshape(-1)
-    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-    ranks = np.where(known[place] == wanted, order.reshape(-1)[place], width)
-    return ranks.reshape(left.shape)
+    depth = max(left.shape[1], width)
+    bits = (2 * depth).bit_length()
+    # One sort of both lists, by id and then by side and rank: an id of both stands twice in a row.
+    keys = np.concatenate([left, right], axis=1).astype(np.int64)
+    keys <<= bits
+    keys += np.concatenate([np.arange(left.shape[1]), depth + np.arange(width)])
+    keys.sort(axis=1)
+    place = keys & ((1 << bits) - 1)
+    keys >>= bits
+    rows, at = np.nonzero(keys[:, 1:] == keys[:, :-1])
+    ranks = np.full(left.shape, width, dtype=np.int64)
+    ranks[rows, place[rows, at]] = place[rows, at + 1] - depth
+    return ranks
 
 
 def renormalised_kl(log_p: Floats, log_q: Floats, support: Bools | None = None) -> Floats:
