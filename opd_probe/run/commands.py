@@ -140,8 +140,7 @@ def show(trace: str, *, k: int | None = None, average: str | None = None) -> dic
 def _gather(request: Request, progress: Progress) -> _Gathered | Result:
     """The traces of a request: found, re-used or made. For a dry run, what making them would take."""
     if request.traces:
-        if request.ckpts:
-            raise InputError("--ckpts and --traces: both are given; keep one of them")
+        _refuse_inputs_beside_traces(request)
         out = Path(request.out or DEFAULT_OUT)
         check_writable(out)
         measured = find_traces(request.traces, parse_options(request.options))
@@ -156,6 +155,18 @@ def _gather(request: Request, progress: Progress) -> _Gathered | Result:
     from opd_probe.run.pipeline import measure
 
     return _Gathered(_ordered(measure(plan, progress)), plan.out, plan.format, progress)
+
+
+def _refuse_inputs_beside_traces(request: Request) -> None:
+    given = {
+        "--ckpts": request.ckpts,
+        "--teacher": request.teachers,
+        "--rollouts": request.rollouts,
+        "--prompts": request.prompts,
+    }
+    for option, value in given.items():
+        if value:
+            raise InputError(f"{option} and --traces: both are given; stored traces need none, so keep one of them")
 
 
 def _ordered(measured: Iterable[Measured]) -> list[Measured]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from opd_probe.trace.table import VERSION_KEY
 from tests.cli.workspace import VOCABULARY, Caller, run_command, write_lines
@@ -55,6 +56,14 @@ def truncated(desk: Desk) -> list[str]:
     weights = path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     return overlap(str(desk.own / "cut"))
+
+
+def not_a_number(desk: Desk) -> list[str]:
+    model = tiny_model(VOCABULARY)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3, 0] = torch.nan
+    save_checkpoint(desk.own / "nan" / "checkpoint-5", model, tiny_tokenizer(VOCABULARY))
+    return overlap(str(desk.own / "nan"))
 
 
 def unwritable(desk: Desk) -> list[str]:
@@ -106,6 +115,8 @@ CASES: dict[str, tuple[Make, list[str]]] = {
     ),
     "both sources": (lambda _: [*overlap(), "--prompts", "prompts.jsonl"], ["--rollouts and --prompts"]),
     "ckpts and traces": (lambda _: [*overlap(), "--traces", "x"], ["--ckpts and --traces"]),
+    "teacher and traces": (lambda _: ["mass", "--traces", "x", "--teacher", "y"], ["--teacher and --traces"]),
+    "weights that are NaN": (not_a_number, ["rollout 'r", "position 0", "NaN"]),
     "tokenizers differ": (other_tokenizer, ["id 10", "'7'", "'seven'"]),
     "k = 0": (lambda _: [*overlap(), "--k", "0"], ["option --k", "got 0"]),
     "k beyond the vocabulary": (lambda _: [*overlap(), "--k", "65"], ["k = 65", "shared vocabulary of 64"]),

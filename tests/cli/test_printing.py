@@ -1,0 +1,74 @@
+"""What is printed, and where."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from opd_probe.cli import printing, progress
+from opd_probe.cli.progress import StderrProgress
+
+ROWS = [
+    {"run": "a", "step": 5, "x": 0.25, "x_lo": 0.125, "x_hi": 0.5, "kl": None, "infinite": {"kl": "inf"}},
+    {"run": "b", "step": None, "x": None, "x_lo": None, "x_hi": None, "kl": 1.0},
+]
+
+
+def test_a_table_shows_intervals_infinities_and_gaps(capsys: pytest.CaptureFixture[str]) -> None:
+    printing.print_rows(ROWS, ("run", "step", "x", "kl"), "table")
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head.split() == ["run", "step", "x", "kl"]
+    assert first.split(maxsplit=2) == ["a", "5", "0.2500 [0.125, 0.500]     inf"]
+    assert second.split() == ["b", "-", "-", "1.0000"]
+
+
+def test_csv_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    printing.print_rows(ROWS, (), "csv")
+    assert capsys.readouterr().out == "run,step,x,x_lo,x_hi,kl\na,5,0.25,0.125,0.5,inf\nb,,,,,1.0\n"
+    printing.print_rows(ROWS, (), "json")
+    assert json.loads(capsys.readouterr().out) == ROWS
+
+
+def test_a_narrow_terminal_gets_no_intervals(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "30")
+    printing.print_rows(ROWS, ("run", "step", "x", "kl"), "table")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["a", "5", "0.2500", "inf"]
+    assert max(map(len, lines)) <= 30
+
+
+def test_flatten() -> None:
+    nested = {"a": {"b": 1, "c": {"d": [1, 2]}}, "e": None}
+    assert list(printing.flatten(nested)) == [("a.b", 1), ("a.c.d", "[1, 2]"), ("e", None)]
+
+
+def test_plain_progress_has_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reporter = StderrProgress()
+    reporter.begin("replay a")
+    reporter.update(1, 4)
+    assert capsys.readouterr().err == ""  # short work is silent
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    reporter.update(1000, 4000)
+    line = capsys.readouterr().err
+    assert line.startswith("replay a: 1,000 of 4,000 (25%) after 0:00, about 0:0")
+    assert line.endswith(" left\n")
+
+
+def test_live_progress_stays_on_stderr(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    reporter = StderrProgress()
+    reporter.begin("replay a")
+    reporter.update(1, 4)
+    reporter.say("warning: something")
+    reporter.begin("replay b")
+    reporter.close()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "warning: something" in captured.err
