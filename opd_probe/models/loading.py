@@ -242,8 +242,14 @@ def _self_check(loaded: LoadedModel) -> None:
         )
 
 
+def _config_json(config: Any) -> str:
+    """The configuration without where it came from."""
+    values = {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
+    return json.dumps(values, sort_keys=True, default=str)
+
+
 def _identity(model: PreTrainedModel, checkpoint: Checkpoint | None, layer: OutputLayer) -> dict[str, Any]:
-    config = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
+    config = _config_json(model.config)
     identity: dict[str, Any] = {
         "architecture": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -266,8 +272,11 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) 
 
 
 def state_digest(model: PreTrainedModel) -> str:
-    """sha256 over names, shapes, types and bytes of a model's parameters in memory."""
-    digest = hashlib.sha256()
+    """sha256 over the configuration, and names, shapes, types and bytes of the parameters, of a model in memory."""
+    digest = hashlib.sha256(_config_json(model.config).encode())
+    for name, adapter in sorted((getattr(model, "peft_config", None) or {}).items()):
+        stated = {key: sorted(value) if isinstance(value, set) else value for key, value in adapter.to_dict().items()}
+        digest.update((name + json.dumps(stated, sort_keys=True, default=str)).encode())  # its scale is no parameter
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -89,6 +89,7 @@ def _read_adapter(
     _check_safetensors(path / "adapter_model.safetensors")
     model = read_model(base, dtype, device, trust_remote_code=trust_remote_code)
     with one_line(f"adapter {path}"), quiet() as warned:
+        _widen(model, path / "adapter_model.safetensors")
         adapted = PeftModel.from_pretrained(model, str(path))
         if adapted.active_peft_config.is_prompt_learning:
             raise InputError(
@@ -102,6 +103,27 @@ def _read_adapter(
             adapted.to(dtype)
         with_adapter: Any = adapted.get_base_model()
     return with_adapter  # type: ignore[no-any-return]
+
+
+def _widen(model: PreTrainedModel, weights: Path) -> None:
+    """Give the base the vocabulary of an adapter trained with tokens added to it.
+
+    PEFT then stores the whole embedding and output layer, and refuses a base of another width.
+    """
+    from safetensors import safe_open
+
+    with safe_open(weights, framework="pt") as file:
+        stored = {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118 (it has no __iter__)
+    rows = {n for name, n in stored.items() if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
+    embeddings: Any = model.get_input_embeddings()
+    own = embeddings.weight.shape[0]
+    layers = [
+        "embed_tokens.weight",
+        *([] if model.config.get_text_config().tie_word_embeddings else ["lm_head.weight"]),
+    ]
+    whole = all(any(name.endswith(layer) for name in stored) for layer in layers)  # or new rows would stay random
+    if rows and rows != {own} and len(rows) == 1 and whole:
+        model.resize_token_embeddings(rows.pop(), mean_resizing=False)
 
 
 def _check_safetensors(path: Path) -> None:

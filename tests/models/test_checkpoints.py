@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from opd_probe.errors import InputError, MissingError
 from opd_probe.models.checkpoints import is_checkpoint, resolve_checkpoint, weights_digest
@@ -74,6 +76,31 @@ def test_the_digest_follows_the_weights_and_nothing_else(tmp_path: Path) -> None
     assert weights_digest(first) != weights_digest(other)
     assert weights_digest(tiny_model(seed=1)) == weights_digest(tiny_model(seed=1))
     assert weights_digest(tiny_model(seed=1)) != weights_digest(tiny_model(seed=2))
+
+
+def test_the_digest_sees_one_weight_the_configuration_and_the_base(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny_model(dtype=torch.bfloat16)
+    first, loaded = save_checkpoint(tmp_path / "a", model), weights_digest(model)
+    digests = {weights_digest(first)}
+    shutil.copytree(first, tmp_path / "copy")
+    assert weights_digest(tmp_path / "copy") in digests
+    config = json.loads((first / "config.json").read_text())
+    (first / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    digests.add(weights_digest(first))
+    with torch.no_grad():
+        model.model.norm.weight[0] += 1
+    digests.add(weights_digest(save_checkpoint(tmp_path / "b", model)))
+    in_memory = {loaded, weights_digest(model)}
+    model.config.rms_norm_eps = 1e-3
+    in_memory.add(weights_digest(model))
+    assert (len(digests), len(in_memory)) == (3, 3)
+
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "adapter")
+    over = [resolve_checkpoint(tmp_path / "adapter", base=str(tmp_path / base)) for base in ("copy", "b")]
+    assert weights_digest(over[0]) != weights_digest(over[1])
 
 
 def test_the_digest_is_made_anew_when_a_file_changes_in_place(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
 
 from opd_probe.errors import InputError, LogitError
 from opd_probe.models.generation import invert_cdf, sample_rollouts
@@ -48,6 +50,31 @@ def test_at_another_temperature_and_on_fewer_ids(student: LoadedModel) -> None:
         places = torch.tensor([allowed.tolist().index(token) for token in rollout.response_ids])
         expected = torch.log_softmax(logits, -1).gather(1, places[:, None])[:, 0]
         assert np.allclose(rollout.logprobs, expected, atol=1e-4)
+
+
+SMALL: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+OTHERS: dict[str, Any] = {
+    "gemma2, window shorter than the text": Gemma2Config(
+        **SMALL, num_key_value_heads=1, intermediate_size=48, head_dim=16, final_logit_softcapping=2.0, sliding_window=8
+    ),
+    "gpt2, learnt positions": GPT2Config(**SMALL, n_positions=64),
+}
+
+
+@pytest.mark.parametrize("config", OTHERS.values(), ids=OTHERS.keys())
+def test_padded_batches_of_other_architectures(config: Any) -> None:
+    torch.manual_seed(0)
+    student = load_model(AutoModelForCausalLM.from_config(config).eval())
+    for rollout in sample_rollouts(student, PROMPTS, num_rollouts=2, max_new_tokens=24):
+        expected = torch.log_softmax(_forward(student, rollout), -1)
+        expected = expected.gather(1, torch.tensor(rollout.response_ids)[:, None])[:, 0]
+        assert np.allclose(rollout.logprobs, expected, atol=1e-4)
+
+
+def test_the_order_of_the_prompts_does_not_change_their_draws(student: LoadedModel) -> None:
+    forth = sample_rollouts(student, PROMPTS, max_new_tokens=25)
+    back = sample_rollouts(student, PROMPTS[::-1], max_new_tokens=25)
+    assert {r.id: r.response_ids for r in back} == {r.id: r.response_ids for r in forth}
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 90, 333, 10**6])

@@ -236,10 +236,11 @@ def _adapter(model: PreTrainedModel, directory: Path, base: str, **options: Any)
     torch.manual_seed(3)
     options = {"target_modules": ["q_proj", "v_proj", "up_proj"], **options}
     adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **options))
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0.0, 0.05)
+    optimizer = torch.optim.Adam([p for p in adapted.parameters() if p.requires_grad], lr=0.02)
+    for _ in range(4):
+        adapted(input_ids=IDS, labels=IDS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
     adapted.peft_config["default"].base_model_name_or_path = base
     adapted.save_pretrained(directory)
     return adapted.eval()
@@ -281,6 +282,45 @@ def test_an_adapter_with_an_output_layer_of_its_own(tmp_path: Path) -> None:
         adapted.base_model.model.lm_head.modules_to_save["default"].weight.mul_(1.5)
     adapted.save_pretrained(tmp_path / "a")
     assert torch.allclose(_ours(load_model(tmp_path / "a")), _logits(adapted), atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_trained_with_added_tokens_widens_its_base(tmp_path: Path, tied: bool) -> None:
+    base = save_checkpoint(tmp_path / "base", tiny_model(tied=tied))
+    model = tiny_model(tied=tied)
+    model.resize_token_embeddings(70)
+    adapted = _adapter(model, tmp_path / "a", str(base), modules_to_save=None if tied else ["embed_tokens", "lm_head"])
+    loaded = load_model(tmp_path / "a")
+    ids = torch.tensor([[3, 66, 5, 69]])
+    with torch.no_grad():
+        expected = adapted(input_ids=ids).logits
+        ours = loaded.output_layer.logits(loaded.hidden(ids))
+    assert loaded.width == 70
+    assert torch.allclose(ours, expected, atol=1e-4)
+
+
+def test_an_adapter_whose_own_output_layer_is_missing_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = save_checkpoint(tmp_path / "base", tiny_model(tied=False))
+    _adapter(tiny_model(tied=False), tmp_path / "a", str(base), modules_to_save=["lm_head"])
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if "lm_head" not in name}, file)
+    _one_line(tmp_path / "a", "lm_head")
+
+
+def test_weights_that_are_nan_are_left_for_the_replay_to_place(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3] = float("nan")
+    loaded = load_model(save_checkpoint(tmp_path / "m", model))
+    with torch.no_grad():
+        assert bool(loaded.hidden(IDS).isnan().any())
+
+
+def test_the_output_layer_is_the_model_s_own_tensor_and_not_a_copy(tmp_path: Path) -> None:
+    loaded = load_model(save_checkpoint(tmp_path / "m", tiny_model()))
+    assert loaded.output_layer.weight.data_ptr() == loaded.model.get_input_embeddings().weight.data_ptr()
 
 
 def test_the_base_of_an_adapter_may_be_overridden(tmp_path: Path) -> None:

@@ -30,6 +30,25 @@ def test_output_layers_of_different_width_share_the_tokens_that_are_real() -> No
     assert shared.tokenizer_sha256[0] == shared.tokenizer_sha256[1] is not None
 
 
+class _NotById(PreTrainedTokenizerFast):
+    """A real tokenizer that will not be asked id by id, which takes seconds with 150,000 of them."""
+
+    def convert_ids_to_tokens(self, *_: object, **__: object) -> object:  # type: ignore[override]
+        raise AssertionError("asked by id")
+
+    decode = convert_ids_to_tokens  # type: ignore[assignment]
+
+
+def test_a_large_vocabulary_is_compared_at_once() -> None:
+    n = 151_665
+    inner = Tokenizer(models.WordLevel({f"w{index}": index for index in range(n)}, unk_token="w0"))
+    sides = [
+        load_model(tiny_model(width, hidden=4), tokenizer=_NotById(tokenizer_object=inner)) for width in (n + 7, n + 9)
+    ]
+    shared = shared_vocabulary(*sides)
+    assert (shared.size, shared.is_prefix, shared.student_width, shared.teacher_width) == (n, True, n + 7, n + 9)
+
+
 def test_ids_beyond_a_width_are_excluded() -> None:
     assert shared_vocabulary(_model(50, tiny_tokenizer(64)), _model(64, tiny_tokenizer(64))).size == 50
 
