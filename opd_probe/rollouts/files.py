@@ -14,7 +14,7 @@ import numpy as np
 
 from opd_probe.errors import InputError
 from opd_probe.rollouts.prompts import check_messages, encode_messages, encode_text
-from opd_probe.rollouts.rows import Row, read_rows, write_rows
+from opd_probe.rollouts.rows import Row, absent, read_rows, write_rows
 from opd_probe.types import Rollout
 
 FIELDS = (
@@ -34,6 +34,9 @@ FIELDS = (
     "token_source",
     "extra",
 )
+
+_LARGEST_ID = 2**62
+"""Beyond, integers of 64 bits end; what a model knows is checked when it is known."""
 
 
 def read_rollouts(path: str | Path) -> list[Rollout]:
@@ -80,11 +83,13 @@ def _rollouts(rows: Iterable[Row], what: str) -> list[Rollout]:
 
 
 def _rollout(place: str, given: Mapping[str, Any], number: int) -> Rollout:
-    row = {name: value for name, value in given.items() if not _absent(value)}
+    row = {name: value for name, value in given.items() if not absent(value)}
     has_ids = "prompt_ids" in row or "response_ids" in row
     if not has_ids:
         row = _text_row(place, row)
     source = row.get("token_source", "sampled_ids" if has_ids else "retokenized")
+    if source == "sampled_ids" and not has_ids:
+        raise InputError(f"{place}: token_source is 'sampled_ids', and the row has no ids; expected both")
     if source not in ("sampled_ids", "retokenized"):
         raise InputError(f"{place}: token_source is {source!r}; expected sampled_ids or retokenized")
     response = _ids(place, row, "response_ids") if has_ids else ()
@@ -109,11 +114,6 @@ def _rollout(place: str, given: Mapping[str, Any], number: int) -> Rollout:
     )
 
 
-def _absent(value: Any) -> bool:
-    """None, or the NaN that data frames put where nothing is."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
 def _text_row(place: str, row: dict[str, Any]) -> dict[str, Any]:
     """A row without ids as (prompt or messages) and response; the last assistant message may be the response."""
     if "messages" in row:
@@ -135,7 +135,9 @@ def _name(place: str, row: Mapping[str, Any], name: str) -> str | None:
     value = row.get(name)
     if value is None:
         return None
-    if isinstance(value, (str, int, float)):
+    if isinstance(value, float) and name != "answer" and value.is_integer():
+        value = int(value)  # a data frame makes floats of a column of ids in which one is missing
+    if isinstance(value, (str, int, float, np.integer, np.floating)):
         return str(value)
     raise InputError(f"{place}: {name} is {type(value).__name__}; expected text or a number")
 
@@ -172,6 +174,8 @@ def _ids(place: str, row: Mapping[str, Any], name: str) -> tuple[int, ...]:
         values = [int(value) for value in values]
     if values and min(values) < 0:
         raise InputError(f"{place}: {name} holds the negative id {min(values)}; expected ids of the tokenizer")
+    if values and max(values) > _LARGEST_ID:
+        raise InputError(f"{place}: {name} holds {max(values)}, which no tokenizer has; expected ids of the tokenizer")
     return tuple(values)
 
 
@@ -195,7 +199,7 @@ def _logprobs(place: str, row: Mapping[str, Any], length: int) -> tuple[float, .
         raise InputError(f"{place}: logprobs has {len(values)} entries for {length} response_ids")
     numbers = []
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating, type(None))):
             raise InputError(f"{place}: logprobs holds {value!r}; expected numbers or null")
         numbers.append(math.nan if value is None else float(value))
     return tuple(numbers)
@@ -230,7 +234,9 @@ def encode_rollouts(rollouts: Sequence[Rollout], tokenizer: Any) -> list[Rollout
     """
     encoded = []
     for rollout in rollouts:
-        if rollout.prompt_ids or rollout.response_ids or rollout.response is None:
+        messages = rollout.extra.get("messages")
+        text = rollout.token_source == "retokenized" and rollout.response is not None
+        if not text or rollout.prompt_ids or rollout.response_ids or (rollout.prompt is None and not messages):
             encoded.append(rollout)
             continue
         place = f"rollout {rollout.id!r}"
@@ -239,7 +245,7 @@ def encode_rollouts(rollouts: Sequence[Rollout], tokenizer: Any) -> list[Rollout
         if rollout.prompt is not None:
             prompt = encode_text(rollout.prompt, tokenizer)
         else:
-            prompt = encode_messages(place, rollout.extra["messages"], tokenizer)
+            prompt = encode_messages(place, messages or (), tokenizer)
         response = tokenizer(rollout.response, add_special_tokens=False)["input_ids"]
         if rollout.finish_reason == "stop" and tokenizer.eos_token_id is not None:
             response = [*response, tokenizer.eos_token_id]

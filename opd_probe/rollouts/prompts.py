@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError
-from opd_probe.rollouts.rows import read_rows
+from opd_probe.rollouts.rows import absent, read_rows
 from opd_probe.types import Prompt
 
 
@@ -31,7 +31,8 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     return prompts
 
 
-def _prompt(place: str, row: Mapping[str, Any], number: int) -> Prompt:
+def _prompt(place: str, given: Mapping[str, Any], number: int) -> Prompt:
+    row = {name: value for name, value in given.items() if not absent(value)}
     text, messages, ids = row.get("prompt"), row.get("messages"), row.get("prompt_ids")
     if isinstance(text, (list, tuple)):
         text, messages = None, text

@@ -9,10 +9,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from opd_probe.errors import InputError, MissingError, OutputError
 
 Row = tuple[str, Mapping[str, Any]]
 """Where the row stands, and the row."""
+
+
+def absent(value: Any) -> bool:
+    """None, or the NaN, NA or NaT that data frames put where nothing is."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, (float, np.floating)) and bool(value != value)
 
 
 def read_rows(path: str | Path, what: str) -> Iterator[Row]:
@@ -24,7 +33,7 @@ def read_rows(path: str | Path, what: str) -> Iterator[Row]:
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingError(f"{what} {path}: no such file")
+        raise MissingError(f"{what} {path}: {'is a directory; expected a file' if path.is_dir() else 'no such file'}")
     if path.suffix == ".parquet":
         rows = _parquet_rows(path, what)
     elif path.suffix in (".jsonl", ".json", ".ndjson"):
@@ -40,7 +49,7 @@ def read_rows(path: str | Path, what: str) -> Iterator[Row]:
 
 
 def _json_rows(path: Path, what: str) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as handle:
+    with path.open(encoding="utf-8-sig") as handle:
         try:
             for number, line in enumerate(handle, start=1):
                 if not line.strip():
@@ -48,7 +57,7 @@ def _json_rows(path: Path, what: str) -> Iterator[Row]:
                 place = f"{what} {path}, line {number}"
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise InputError(f"{place}: not valid JSON ({error}); mend or remove the line") from None
                 if not isinstance(row, dict):
                     raise InputError(f"{place}: expected a JSON object, got {type(row).__name__}")
@@ -98,7 +107,11 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Seq
             import pyarrow as pa
             import pyarrow.parquet as pq
 
-            table = pa.table({name: [row.get(name) for row in held] for name in used})
+            try:
+                table = pa.table({name: [row.get(name) for row in held] for name in used})
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                reason = str(error).splitlines()[0]
+                raise InputError(f"output {path}: Parquet cannot hold these rows ({reason}); use .jsonl") from None
             pq.write_table(table, temporary, compression="zstd")
         temporary.replace(path)
     except OSError as error:

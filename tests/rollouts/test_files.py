@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -77,6 +78,7 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
     "a step that is text": ({"step": "3"}, "step is '3'"),
     "a finish reason that is a number": ({"finish_reason": 3}, "finish_reason is int"),
     "an id that is a list": ({"id": [1]}, "id is list"),
+    "an id beyond 64 bits": ({"prompt_ids": [2**70]}, "prompt_ids holds 1180591620717411303424"),
     "an unknown token source": ({"token_source": "guess"}, "token_source is 'guess'"),
 }
 
@@ -155,6 +157,47 @@ def test_rows_of_a_data_frame() -> None:
     first, second = rollouts_from_dicts(frame.to_dict("records"))
     assert (first.prompt_ids, first.response_ids, first.score, first.step) == ((3,), (5, 6), 1.0, 5)
     assert (second.response_ids, second.score, second.step, second.prompt_id) == ((5, 6), None, None, None)
+
+
+def test_numbers_of_numpy_and_missing_values_of_pandas() -> None:
+    row = {
+        "id": np.int64(4),
+        "prompt_id": 7.0,  # an integer column with a gap becomes one of floats
+        "prompt_ids": torch.tensor([3]),
+        "response_ids": (np.int64(5), np.int32(6)),
+        "logprobs": [np.float32(-0.5), np.float64("nan")],
+        "response_mask": np.array([True, False]),
+        "answer": pd.NA,
+        "score": np.float32("nan"),
+        "step": np.int64(3),
+    }
+    (rollout,) = rollouts_from_dicts([row])
+    assert (rollout.id, rollout.prompt_id, rollout.step, rollout.response_mask) == ("4", "7", 3, (1, 0))
+    assert (rollout.answer, rollout.score, rollout.prompt_ids) == (None, None, (3,))
+    assert rollout.logprobs is not None
+    assert rollout.logprobs[0] == -0.5
+    assert math.isnan(rollout.logprobs[1])
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text(json.dumps(GOOD), encoding="utf-8-sig")
+    assert read_rollouts(tmp_path / "r.jsonl")[0].response_ids == (5, 6, 1)
+
+
+def test_rows_that_parquet_cannot_hold_leave_nothing(tmp_path: Path) -> None:
+    mixed = [{"role": "user", "content": "3"}, {"role": "user", "content": [{"type": "text"}]}]
+    rollouts = rollouts_from_dicts([{"messages": mixed, "response": "4"}])
+    with pytest.raises(InputError, match=r"r\.parquet: Parquet cannot hold these rows") as caught:
+        write_rollouts(tmp_path / "r.parquet", rollouts)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    write_rollouts(tmp_path / "r.jsonl", rollouts)
+    assert read_rollouts(tmp_path / "r.jsonl") == rollouts
+
+
+def test_an_empty_sampled_rollout_is_not_taken_for_text() -> None:
+    empty = rollouts_from_dicts([{"prompt_ids": [], "response_ids": [], "response": ""}])
+    assert encode_rollouts(empty, tiny_tokenizer()) == empty
 
 
 def test_parquet_written_by_pandas(tmp_path: Path) -> None:
@@ -291,6 +334,7 @@ def test_messages_go_through_the_chat_template() -> None:
         ({"messages": [], "response": "x"}, "messages must be"),
         ({"messages": [{"role": "user"}], "response": "x"}, "messages must be"),
         ({"messages": "hi", "response": "x"}, "messages must be"),
+        ({"prompt": "x", "response": "y", "token_source": "sampled_ids"}, "the row has no ids"),
         ({"prompt": "x", "response": "y", "response_mask": [1]}, "response_mask without response_ids"),
     ],
 )

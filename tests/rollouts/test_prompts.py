@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from tokenizers import processors
 
@@ -61,6 +62,12 @@ def test_rows_that_cannot_be_used_are_named(tmp_path: Path, row: dict[str, Any],
 def test_an_id_that_stands_twice(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="line 2: id 'a' stands already at"):
         read_prompts(_jsonl(tmp_path / "p.jsonl", {"id": "a", "prompt": "x"}, {"id": "a", "prompt": "y"}))
+
+
+def test_what_a_data_frame_lacks_is_absent(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"prompt": ["x", "y"], "id": ["a", None], "answer": [3.5, float("nan")]})
+    frame.to_parquet(tmp_path / "p.parquet")
+    assert read_prompts(tmp_path / "p.parquet") == [Prompt("a", text="x", answer="3.5"), Prompt("1", text="y")]
 
 
 def test_text_is_encoded_as_it_stands_with_one_bos() -> None:
