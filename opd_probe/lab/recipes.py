@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from opd_probe.lab.distill import DistillRecipe
@@ -69,12 +69,13 @@ MODELS: Final = {
         _model("student", "base", 100, 1e-3, Component("A", 1.0, _STUDENT, _MISCONCEPTIONS)),
         # Same pattern, right arithmetic, a sharper wording.
         _model("compatible-teacher", "base", 300, 2e-3, Component("A", 1.0, _COMPATIBLE)),
-        # Right arithmetic in the other pattern only, and a wording that follows a cue the student ignores. A solution
-        # that was begun in pattern A it continues there, with the misconceptions.
+        # Right arithmetic in the other pattern only, and a wording that follows a cue the student ignores. What was
+        # begun in pattern A it continues there, with the misconceptions; it hardly ever begins so itself.
         _model(
             "incompatible-teacher", "base", 700, 4e-3,
-            Component("B", 0.6, _INCOMPATIBLE),
-            Component("A", 0.4, _INCOMPATIBLE, _MISCONCEPTIONS, given=2),
+            Component("B", 0.6, replace(_INCOMPATIBLE, own_slots=("connector",))),
+            Component("A", 0.375, _INCOMPATIBLE, _MISCONCEPTIONS, given=1),
+            Component("A", 0.025, _INCOMPATIBLE, _MISCONCEPTIONS),
         ),
     )
 }  # fmt: skip

@@ -83,17 +83,19 @@ class Pattern:
         template: the five places of a step, drawn from ``connector``, ``operation``, ``operand``, ``equals``,
             ``result``.
         vocabulary: the range of word indices, within each slot's list, that the pattern uses.
+        own_words: the part of it that the other pattern does not use.
     """
 
     name: str
     backwards: bool
     template: tuple[str, ...]
     vocabulary: tuple[int, int]
+    own_words: tuple[int, int]
 
 
 PATTERNS: Final = {
-    "A": Pattern("A", False, ("connector", "operation", "operand", "equals", "result"), (0, 24)),
-    "B": Pattern("B", True, ("connector", "operand", "operation", "equals", "result"), (12, 36)),
+    "A": Pattern("A", False, ("connector", "operation", "operand", "equals", "result"), (0, 24), (0, 12)),
+    "B": Pattern("B", True, ("connector", "operand", "operation", "equals", "result"), (12, 36), (24, 36)),
 }
 
 
@@ -197,24 +199,26 @@ class DialectRecipe:
         from
             the language's common order of words.
         cues: number of groups of protagonists; each group has preferences of its own (1: all alike).
+        own_slots: slots in which it uses no word of the other pattern: there a word gives the pattern away.
     """
 
     label: str
     zipf: float = 1.6
     noise: float = 0.5
     cues: int = 1
+    own_slots: tuple[str, ...] = ()
 
 
 class Dialect:
     """Probabilities of the words of each slot, per group of protagonists."""
 
     def __init__(self, recipe: DialectRecipe, pattern: Pattern, seed: int) -> None:
-        low, high = pattern.vocabulary
         groups = seeded(seed, "groups", recipe.label).permutation(len(words.NAMES)) % recipe.cues
         self._group = dict(zip(words.NAMES, groups.tolist(), strict=True))
         self._cumulative: dict[str, NDArray[np.float64]] = {}
         self._words: dict[str, tuple[str, ...]] = {}
         for slot in words.SLOTS:
+            low, high = pattern.own_words if slot in recipe.own_slots else pattern.vocabulary
             # The language's order of words is common to all dialects of a seed; a dialect perturbs it, and
             # words that both patterns use alike in both.
             count = len(words.SLOT_WORDS[slot])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
 from opd_probe.lab.distill import DistillRecipe, StepLog, distill, draw, write_checkpoint
 from opd_probe.lab.losses import LossRecipe, per_state_loss
-from opd_probe.lab.models import ModelRecipe, build_model, build_tokenizer
+from opd_probe.lab.models import EOS_ID, ModelRecipe, build_model, build_tokenizer
 from opd_probe.lab.pretrain import PretrainRecipe, cosine, pretrain, states_of
-from opd_probe.lab.task import Component, DialectRecipe, encode, sample_problems, seeded
+from opd_probe.lab.task import (
+    RESPONSE_LENGTH,
+    Component,
+    Corpus,
+    DialectRecipe,
+    encode,
+    sample_problems,
+    seeded,
+)
 
 TINY = ModelRecipe(hidden_size=32, layers=1, heads=1, intermediate_size=64)
 
@@ -111,3 +120,22 @@ def test_learning_rate_warms_up_and_decays_to_its_floor() -> None:
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factors[5:] == sorted(factors[5:], reverse=True)
     assert 0.1 < factors[-1] < 0.11
+
+
+def test_given_tokens_are_not_trained_on() -> None:
+    """A corpus whose responses are given whole but for EOS teaches EOS alone."""
+    (component,) = corpus("test")
+    told: list[str] = []
+
+    def train(given: int) -> float:
+        recipe = PretrainRecipe("test", (replace(component, given=given),), 1, 1e-3, batch_size=4)
+        pretrain(build_model(TINY, seed=0), recipe, 0, lambda *report: told.append(report[2]))
+        return float(told[-1].removeprefix("loss "))
+
+    model = build_model(TINY, seed=0)
+    examples = Corpus((component,), 0).batch(seeded(0, "pretrain", "test", 0), 4)
+    ids = torch.tensor([encode(f"{example.prompt} {example.response}") for example in examples])
+    with torch.no_grad():
+        expected = -model(ids).logits[:, -1].log_softmax(-1)[:, EOS_ID].mean()
+    assert train(RESPONSE_LENGTH - 1) == pytest.approx(float(expected), abs=2e-3)
+    assert train(0) != train(RESPONSE_LENGTH - 1)

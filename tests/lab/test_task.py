@@ -136,3 +136,19 @@ def test_tokenizer_gives_exactly_the_ids_of_the_words(tmp_path: Path) -> None:
         assert tokenizer.decode([*ids, EOS_ID], skip_special_tokens=True) == problem.prompt
     assert tokenizer.eos_token_id == EOS_ID
     assert len(tokenizer) == len(VOCABULARY)
+
+
+def test_own_slots_keep_to_the_words_of_one_pattern() -> None:
+    recipe = DialectRecipe("own", own_slots=("connector",))
+    for pattern, (low, high) in (("A", (0, 12)), ("B", (24, 36))):
+        dialect = Dialect(recipe, PATTERNS[pattern], seed=0)
+        name = words.NAMES[0]
+        assert set(dialect.probabilities("connector", name)) == set(words.SLOT_WORDS["connector"][low:high])
+        assert len(dialect.probabilities("equals", name)) == 24
+
+
+def test_mixture_draws_components_by_weight_and_marks_what_is_given() -> None:
+    corpus = Corpus([Component("A", 3.0, PLAIN, given=1), Component("B", 1.0, PLAIN)], seed=0)
+    examples = corpus.batch(seeded(0, "mixture"), 800)
+    assert {example.given for example in examples} == {0, 1}
+    assert np.mean([example.given for example in examples]) == pytest.approx(0.75, abs=0.05)
