@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from opd_probe.models.checkpoints import checkpoint_format, resolve_checkpoint
 from opd_probe.models.guards import brief, one_line, quiet
 from opd_probe.models.hub import localized
 from opd_probe.types import Checkpoint
+
+_LAYER_WEIGHT = re.compile(r"^model\.layers\.\d+\..*\.weight$")
+"""A weight of the language model's layers. Buffers, other towers and heads may rightly be left over."""
 
 
 def read_model(
@@ -46,18 +50,24 @@ def read_model(
             output_loading_info=True,
         )
         model, info = loaded
-        _check_complete(path, info)
+        _check_complete(path, model.config, info)
         moved: PreTrainedModel = model.to(device)
     return moved
 
 
-def _check_complete(path: Path, info: dict[str, Any]) -> None:
+def _check_complete(path: Path, config: Any, info: dict[str, Any]) -> None:
     """transformers fills what is missing with random numbers, which would be measured as if they were a model."""
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise InputError(
             f"checkpoint {path}: the weights lack {missing[0]} ({len(missing)} missing in all); expected every weight "
             "of the architecture in config.json; save the checkpoint again"
+        )
+    beyond = sorted(key for key in info["unexpected_keys"] if _LAYER_WEIGHT.search(key))
+    if beyond and not getattr(config, "num_nextn_predict_layers", None):  # layers that guess ahead are left out
+        raise InputError(
+            f"checkpoint {path}: the weights hold {beyond[0]} ({len(beyond)} such in all), for which config.json has "
+            "no layer; weights and config.json do not belong together"
         )
     if info["mismatched_keys"]:
         key, stored, expected = min(info["mismatched_keys"], key=lambda entry: str(entry[0]))

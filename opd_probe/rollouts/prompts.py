@@ -66,7 +66,9 @@ def check_messages(place: str, messages: Any) -> None:
         InputError: names the place.
     """
     good = isinstance(messages, (list, tuple)) and len(messages) > 0
-    if not good or not all(isinstance(m, Mapping) and "role" in m and "content" in m for m in messages):
+    if not good or not all(
+        isinstance(m, Mapping) and "role" in m and ("content" in m or "tool_calls" in m) for m in messages
+    ):
         raise InputError(f"{place}: messages must be a non-empty list of objects with role and content")
 
 

@@ -75,10 +75,17 @@ def _parquet_rows(path: Path, what: str) -> Iterator[Row]:
             number = 0
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
-                    yield f"{what} {path}, row {number}", row
+                    yield f"{what} {path}, row {number}", {name: _plain(value) for name, value in row.items()}
                     number += 1
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{what} {path}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
+
+
+def _plain(value: Any) -> Any:
+    """Chat messages without the keys that only other messages of the column have."""
+    if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+        return [{name: held for name, held in entry.items() if held is not None} for entry in value]
+    return value
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:

@@ -134,6 +134,14 @@ def test_weights_that_lack_a_key_are_refused_not_invented(tmp_path: Path) -> Non
     _one_line(path, r"model\.layers\.1\.mlp\.up_proj\.weight")
 
 
+def test_layers_that_the_config_leaves_out_are_refused(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "m", tiny_model(layers=3))
+    config = json.loads((path / "config.json").read_text())
+    config |= {"num_hidden_layers": 2, "layer_types": config["layer_types"][:2]}
+    (path / "config.json").write_text(json.dumps(config))
+    _one_line(path, r"model\.layers\.2\.")
+
+
 def test_an_untied_output_layer_that_is_missing_is_refused(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path / "m", tiny_model(tied=False))
     _change_weights(path, lambda weights: weights.pop("lm_head.weight"))

@@ -263,6 +263,13 @@ def test_text_is_written_as_text(tmp_path: Path) -> None:
         assert read_rollouts(tmp_path / name) == rollouts
 
 
+def test_parquet_adds_no_keys_to_messages(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "3"}, {"role": "user", "content": "4", "name": "q"}]
+    rollouts = rollouts_from_dicts([{"messages": messages, "response": "4"}])
+    write_rollouts(tmp_path / "r.parquet", rollouts)
+    assert read_rollouts(tmp_path / "r.parquet") == rollouts
+
+
 def test_an_output_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="cannot be written"):
