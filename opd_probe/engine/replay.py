@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from opd_probe.engine.batching import batches
-from opd_probe.engine.scoring import Columns, StateScorer, VocabularyMap, rows_of
+from opd_probe.engine.scoring import Columns, StateScorer, VocabularyMap, default_chunk, rows_of
 from opd_probe.engine.sequences import StateSequence, build_sequence, check_sequences
 from opd_probe.errors import LogitError, OutOfMemoryError
+from opd_probe.stats.compiled import CompiledReduction, compiling_pays
 from opd_probe.stats.projection import OutputProjection
 from opd_probe.types import Rollout
 
@@ -53,13 +54,17 @@ class ReplayModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReplaySettings:
-    """What shapes the numbers (k, temperature, jsd) and what only shapes the work (batch_tokens, chunk)."""
+    """What shapes the numbers (k, temperature, jsd) and what only shapes the work (the rest).
+
+    ``compiled`` says whether the passes over the logits are compiled; None: when the job is long enough to pay for it.
+    """
 
     k: int
     temperature: float = 1.0
     jsd: bool = False
     batch_tokens: int = BATCH_TOKENS
     chunk: int | None = None
+    compiled: bool | None = None
 
 
 class Replay:
@@ -144,6 +149,7 @@ class Replay:
             return OutputProjection(layer.weight, layer.bias, ids, layer.scale, layer.softcap)
 
         vocabulary = VocabularyMap(self.shared_ids, max(self.student.width, self.teacher.width), self.student.device)
+        chunk = settings.chunk or default_chunk(max(self.student.width, self.teacher.width))
         return StateScorer(
             projection(self.student.output_layer),
             projection(self.teacher.output_layer),
@@ -151,8 +157,14 @@ class Replay:
             settings.k,
             temperature=settings.temperature,
             jsd=settings.jsd,
-            chunk=settings.chunk,
+            chunk=chunk,
+            reduction=CompiledReduction(chunk, self.student.device) if self._compiles() else None,
         )
+
+    def _compiles(self) -> bool:
+        if self.settings.compiled is not None:
+            return self.settings.compiled
+        return compiling_pays(sum(self.state_counts), len(self.shared_ids), self.student.device)
 
     @torch.inference_mode()
     def _score(self, scorer: StateScorer, members: Sequence[StateSequence]) -> Columns:

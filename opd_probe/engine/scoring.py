@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from opd_probe.errors import LogitError
-from opd_probe.stats.pair import PairStatistics, Scratch, pair_statistics
+from opd_probe.stats.pair import PairStatistics, Reduction, pair_statistics
 from opd_probe.stats.projection import OutputProjection, mass_outside
+from opd_probe.stats.scratch import Scratch
 
 Columns = dict[str, NDArray[Any]]
 
 CHUNK_VALUES = 20_000_000
-"""Logits of one model in a chunk: 80 MB of float32. A chunk needs about six such buffers."""
+"""Logits of one model in a chunk: 80 MB of float32, of which a chunk needs two."""
 
 
 def default_chunk(width: int) -> int:
@@ -59,7 +60,8 @@ class StateScorer:
         k: depth of the top lists.
         temperature: of both scored distributions.
         jsd: also the Jensen-Shannon divergence.
-        chunk: positions per chunk; None chooses by the width of the output layer.
+        chunk: positions per chunk, see :func:`default_chunk`.
+        reduction: how the passes over whole rows are done, see :func:`opd_probe.stats.pair.pair_statistics`.
     """
 
     def __init__(
@@ -71,11 +73,13 @@ class StateScorer:
         *,
         temperature: float = 1.0,
         jsd: bool = False,
-        chunk: int | None = None,
+        chunk: int,
+        reduction: Reduction | None = None,
     ) -> None:
         self.student, self.teacher, self.vocabulary = student, teacher, vocabulary
         self.k, self.temperature, self.jsd = k, temperature, jsd
-        self.chunk = chunk or default_chunk(max(student.width, teacher.width))
+        self.chunk = chunk
+        self.reduction = reduction
         self._scratch = Scratch()
 
     def score(self, student_hidden: Tensor, teacher_hidden: Tensor, token_ids: Tensor) -> Columns:
@@ -102,7 +106,7 @@ class StateScorer:
                         teacher_rest=rest,
                         temperature=self.temperature,
                         jsd=self.jsd,
-                        scratch=self._scratch,
+                        reduction=self.reduction,
                     )
                 )
             except LogitError as error:
@@ -121,12 +125,9 @@ def score_logits(
     teacher_rest: Tensor,
     temperature: float = 1.0,
     jsd: bool = False,
-    scratch: Scratch | None = None,
+    reduction: Reduction | None = None,
 ) -> Columns:
-    """Trace columns of T states from float32 logits over the shared ids [T, S] and over the others [T, R].
-
-    The logits over the shared ids are overwritten when ``scratch`` is given.
-    """
+    """Trace columns of T states from float32 logits over the shared ids [T, S] and over the others [T, R]."""
     statistics = pair_statistics(
         student,
         teacher,
@@ -134,7 +135,7 @@ def score_logits(
         k,
         temperature=temperature,
         jsd=jsd,
-        scratch=scratch,
+        reduction=reduction,
     )
     columns = _to_columns(statistics, vocabulary)
     for side, rest, log_partition in (

@@ -15,8 +15,8 @@ from transformers import DynamicCache
 
 from opd_probe.errors import InputError, LogitError, OutOfMemoryError
 from opd_probe.models.loading import LoadedModel
-from opd_probe.stats.pair import Scratch
 from opd_probe.stats.projection import OutputProjection
+from opd_probe.stats.scratch import Scratch
 from opd_probe.types import Prompt, Rollout
 
 BATCH_TOKENS = 8192

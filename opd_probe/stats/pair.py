@@ -9,6 +9,7 @@ minus cross-entropy cancels: it loses divergences below 1e-4.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -50,6 +51,10 @@ class PairStatistics:
         return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
 
 
+Reduction = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
+"""(student logits, teacher logits, temperature) -> block maxima of both, and moments; see :func:`reduce_pair`."""
+
+
 def pair_statistics(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -58,7 +63,7 @@ def pair_statistics(
     *,
     temperature: float = 1.0,
     jsd: bool = False,
-    scratch: Scratch | None = None,
+    reduction: Reduction | None = None,
 ) -> PairStatistics:
     """Statistics of T pairs of distributions over the same V ids.
 
@@ -66,84 +71,118 @@ def pair_statistics(
     are probability 0: 0 log 0 counts 0, and p > 0 where q = 0 makes ``reverse_kl`` +inf.
 
     Args:
-        student_logits, teacher_logits: float32 [T, V]. **Overwritten** when ``scratch`` is given.
+        student_logits, teacher_logits: float32 [T, V].
         token_ids: int64 [T]; -1 for a token outside the V ids.
         k: depth of the top lists, 1 <= k <= V.
         temperature: both distributions are softmax(logits / temperature).
         jsd: also the Jensen-Shannon divergence.
-        scratch: buffers to use again from chunk to chunk.
+        reduction: how the passes over whole rows are done; None: :func:`reduce_in_tiles`.
 
     Raises:
         LogitError: a logit is NaN or +inf, or a state has no finite logit; ``row`` says which state.
     """
-    scratch_given = scratch is not None
-    scratch = scratch or Scratch()
-    student = student_logits if scratch_given else student_logits.clone()
-    teacher = teacher_logits if scratch_given else teacher_logits.clone()
-    student_maxima, teacher_maxima = block_maxima(student), block_maxima(teacher)
-    student_top = _row_maximum(student_maxima, "student")
-    teacher_top = _row_maximum(teacher_maxima, "teacher")
-    student_ids = exact_topk(student, k, student_maxima)
-    teacher_ids = exact_topk(teacher, k, teacher_maxima)
-
-    a, b = student.sub_(student_top), teacher.sub_(teacher_top)
-    if temperature != 1.0:
-        a.div_(temperature)
-        b.div_(temperature)
-    moments = _moments(a, b, scratch)
+    student_maxima, teacher_maxima, moments = (reduction or reduce_in_tiles)(
+        student_logits, teacher_logits, temperature
+    )
+    student = Side(student_logits, _row_maximum(student_maxima, "student"), temperature)
+    teacher = Side(teacher_logits, _row_maximum(teacher_maxima, "teacher"), temperature)
+    student_ids = exact_topk(student_logits, k, student_maxima)
+    teacher_ids = exact_topk(teacher_logits, k, teacher_maxima)
     odd = ~torch.isfinite(moments).all(0)
     if bool(odd.any()):
         rows = torch.nonzero(odd).flatten()
-        moments[:, rows] = _masked_moments(a[rows], b[rows])
-    log_za, log_zb = moments[0].log(), moments[1].log()
-    entropy_p = log_za - moments[2]
-    entropy_q = log_zb - moments[3]
-    reverse = moments[4] - log_za + log_zb
-    forward = -moments[5] - log_zb + log_za
-    _refine_small(a, b, log_za - log_zb, log_za, log_zb, reverse, forward, odd)
-
-    def at(values: Tensor, log_z: Tensor, ids: Tensor) -> Tensor:
-        return (torch.gather(values, 1, ids).double() - log_z.unsqueeze(1)).float()
-
+        moments[:, rows] = _masked_moments(student.shifted(rows), teacher.shifted(rows))
+    moments[2:] /= moments[[0, 1, 0, 1]]
+    student.log_z, teacher.log_z = moments[0].log(), moments[1].log()
+    reverse = moments[4] - student.log_z + teacher.log_z
+    forward = -moments[5] - teacher.log_z + student.log_z
+    _refine_small(student, teacher, reverse, forward, odd)
     sampled = token_ids.clamp(min=0).unsqueeze(1)
     outside = token_ids < 0
     return PairStatistics(
         student_top_ids=student_ids,
-        student_top_logprobs=at(a, log_za, student_ids),
-        teacher_logprobs_at_student_top=at(b, log_zb, student_ids),
+        student_top_logprobs=student.logprobs(student_ids),
+        teacher_logprobs_at_student_top=teacher.logprobs(student_ids),
         teacher_top_ids=teacher_ids,
-        teacher_top_logprobs=at(b, log_zb, teacher_ids),
-        student_logprobs_at_teacher_top=at(a, log_za, teacher_ids),
-        student_logprob=at(a, log_za, sampled).squeeze(1).masked_fill(outside, torch.nan),
-        teacher_logprob=at(b, log_zb, sampled).squeeze(1).masked_fill(outside, torch.nan),
-        student_entropy=entropy_p.float(),
-        teacher_entropy=entropy_q.float(),
+        teacher_top_logprobs=teacher.logprobs(teacher_ids),
+        student_logprobs_at_teacher_top=student.logprobs(teacher_ids),
+        student_logprob=student.logprobs(sampled).squeeze(1).masked_fill(outside, torch.nan),
+        teacher_logprob=teacher.logprobs(sampled).squeeze(1).masked_fill(outside, torch.nan),
+        student_entropy=(student.log_z - moments[2]).float(),
+        teacher_entropy=(teacher.log_z - moments[3]).float(),
         reverse_kl=reverse.float(),
         forward_kl=forward.float(),
-        jsd=_jensen_shannon(a, b, log_za, log_zb).float() if jsd else None,
-        student_log_partition=(log_za + student_top.squeeze(1).double() / temperature).float(),
-        teacher_log_partition=(log_zb + teacher_top.squeeze(1).double() / temperature).float(),
+        jsd=_jensen_shannon(student, teacher).float() if jsd else None,
+        student_log_partition=student.log_partition(),
+        teacher_log_partition=teacher.log_partition(),
     )
 
 
-class Scratch:
-    """Buffers that live from chunk to chunk: fresh large tensors cost a page fault for every 4 KB."""
+class Side:
+    """The logits of one model at T states, with the maximum and, once known, log sum exp of what lies below it."""
 
-    def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
+    log_z: Tensor
+    """float64 [T]: log Σ e^a, a = (logit − maximum) / temperature."""
 
-    def like(self, name: str, reference: Tensor) -> Tensor:
-        """An uninitialised tensor of the shape, type and device of ``reference``."""
-        return self.take(name, (reference.shape[0], reference.shape[1]), reference.dtype, reference.device)
+    def __init__(self, logits: Tensor, maximum: Tensor, temperature: float) -> None:
+        self.logits, self.maximum, self.temperature = logits, maximum, temperature
 
-    def take(self, name: str, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """An uninitialised contiguous tensor; what it held before under this name is gone."""
-        held = self._buffers.get(name)
-        needed = shape[0] * shape[1]
-        if held is None or held.numel() < needed or held.dtype != dtype or held.device != device:
-            held = torch.empty(needed, dtype=dtype, device=device)
-            self._buffers[name] = held
-        return held[:needed].view(shape)
+    def shifted(self, rows: Tensor) -> Tensor:
+        """a = (logit − maximum) / temperature at some states, float32 [r, V]."""
+        a = self.logits[rows] - self.maximum[rows]
+        return a if self.temperature == 1.0 else a / self.temperature
+
+    def logprobs(self, ids: Tensor) -> Tensor:
+        """Log-probabilities of ids [T, m], float32 [T, m]."""
+        a = torch.gather(self.logits, 1, ids) - self.maximum
+        if self.temperature != 1.0:
+            a = a / self.temperature
+        return (a.double() - self.log_z.unsqueeze(1)).float()
+
+    def log_partition(self) -> Tensor:
+        """log Σ exp(logit / temperature), float32 [T]."""
+        return (self.log_z + self.maximum.squeeze(1).double() / self.temperature).float()
+
+
+def reduce_pair(
+    student: Tensor, teacher: Tensor, temperature: float, sums: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Everything that needs whole rows, as plain tensor code: the one definition of the passes over the logits.
+
+    Args:
+        student, teacher: float32 [T, V].
+        sums: the type that sums are accumulated in. torch's own sums are pairwise and good in float32; those that a
+            compiler makes run naively along the row, which costs four digits at V = 150,000, and want float64.
+
+    Returns:
+        Block maxima of both ([T, ceil(V / 64)] each), and moments [6, T]: Σ e^a, Σ e^b, Σ e^a a, Σ e^b b, Σ e^a (a − b),
+        Σ e^b (a − b), with a and b the logits below their row's maximum, over the temperature.
+    """
+    student_maxima, teacher_maxima = block_maxima(student), block_maxima(teacher)
+    a = student - student_maxima.amax(-1, keepdim=True)
+    b = teacher - teacher_maxima.amax(-1, keepdim=True)
+    if temperature != 1.0:
+        a, b = a / temperature, b / temperature
+    p, q, d = a.exp(), b.exp(), a - b
+    moments = torch.stack([x.sum(-1, dtype=sums) for x in (p, q, p * a, q * b, p * d, q * d)])
+    return student_maxima, teacher_maxima, moments
+
+
+CACHED_VALUES = 320_000
+"""Values per tensor of a tile on a CPU: two rows of 150,000 ids."""
+
+
+def reduce_in_tiles(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`reduce_pair` with moments in float64, a few rows at a time on a CPU.
+
+    A tile's intermediates stay in the caches, and are small enough for the allocator to hand out the same memory again.
+    """
+    n, width = student.shape
+    tile = max(1, CACHED_VALUES // width) if student.device.type == "cpu" else n
+    pieces = zip(student.split(tile), teacher.split(tile), strict=True)
+    parts = [reduce_pair(s, t, temperature) for s, t in pieces]
+    student_maxima, teacher_maxima, moments = zip(*parts, strict=True)
+    return torch.cat(student_maxima), torch.cat(teacher_maxima), torch.cat(moments, dim=1).double()
 
 
 def _row_maximum(maxima: Tensor, side: str) -> Tensor:
@@ -156,34 +195,6 @@ def _row_maximum(maxima: Tensor, side: str) -> Tensor:
     return top
 
 
-def _moments(a: Tensor, b: Tensor, scratch: Scratch) -> Tensor:
-    """float64 [6, T]: sum e^a, sum e^b, E_p[a], E_q[b], E_p[a - b], E_q[a - b]."""
-    n, width = a.shape
-    moments = torch.empty((6, n), dtype=torch.float64, device=a.device)
-    # On a CPU a few rows at a time keep the four buffers in its caches: 0.6 instead of 1 ms per 150,000 ids.
-    tile = max(1, CACHED_VALUES // width) if a.device.type == "cpu" else n
-    for start in range(0, n, tile):
-        rows = slice(start, start + tile)
-        _tile_moments(a[rows], b[rows], scratch, moments[:, rows])
-    moments[2:] /= moments[[0, 1, 0, 1]]
-    return moments
-
-
-CACHED_VALUES = 320_000
-"""Values per buffer of a tile on a CPU."""
-
-
-def _tile_moments(a: Tensor, b: Tensor, scratch: Scratch, out: Tensor) -> None:
-    p = torch.exp(a, out=scratch.like("p", a))
-    q = torch.exp(b, out=scratch.like("q", b))
-    d = torch.sub(a, b, out=scratch.like("d", a))
-    product = scratch.like("product", a)
-    out[0], out[1] = p.sum(-1), q.sum(-1)
-    # A batched matrix product would be as fast, but accumulates naively: 3e-4 of the value at V = 150,000.
-    for row, (weights, values) in enumerate(((p, a), (q, b), (p, d), (q, d)), start=2):
-        out[row] = torch.mul(weights, values, out=product).sum(-1)
-
-
 def _masked_moments(a: Tensor, b: Tensor) -> Tensor:
     """The same moments where logits of -inf occur, in float64 with the conventions for zeros."""
     a, b = a.double(), b.double()
@@ -191,56 +202,49 @@ def _masked_moments(a: Tensor, b: Tensor) -> Tensor:
     on_p, on_q = torch.isfinite(a), torch.isfinite(b)
     za, zb = p.sum(-1), q.sum(-1)
 
-    def mean(weights: Tensor, values: Tensor, on: Tensor, z: Tensor) -> Tensor:
-        return torch.where(on, weights * torch.where(on, values, 0.0), 0.0).sum(-1) / z
+    def total(weights: Tensor, values: Tensor, on: Tensor) -> Tensor:
+        return torch.where(on, weights * torch.where(on, values, 0.0), 0.0).sum(-1)
 
     both = on_p & on_q
-    reverse = mean(p, a - b, both, za).masked_fill((on_p & ~on_q).any(-1), torch.inf)
-    forward = mean(q, a - b, both, zb).masked_fill((on_q & ~on_p).any(-1), -torch.inf)
-    return torch.stack([za, zb, mean(p, a, on_p, za), mean(q, b, on_q, zb), reverse, forward])
+    reverse = total(p, a - b, both).masked_fill((on_p & ~on_q).any(-1), torch.inf)
+    forward = total(q, a - b, both).masked_fill((on_q & ~on_p).any(-1), -torch.inf)
+    return torch.stack([za, zb, total(p, a, on_p), total(q, b, on_q), reverse, forward])
 
 
-def _refine_small(
-    a: Tensor,
-    b: Tensor,
-    shift: Tensor,
-    log_za: Tensor,
-    log_zb: Tensor,
-    reverse: Tensor,
-    forward: Tensor,
-    odd: Tensor,
-) -> None:
+def _refine_small(student: Side, teacher: Side, reverse: Tensor, forward: Tensor, odd: Tensor) -> None:
     """Recompute small divergences in place, as KL(p || q) = sum p (e^-x - 1 + x) with x = log p - log q.
 
     Every term is non-negative and of second order in x, so that the rounding of the partition functions, which
     is all that a divergence of 1e-6 would otherwise consist of, enters only squared. That rounding is about
     1e-7 of the mass outside the most probable tokens; rows where it cannot reach the fourth digit stay.
     """
-    spread = 1e-7 * ((1.0 - (-log_za).exp()) + (1.0 - (-log_zb).exp()))
+    shift = student.log_z - teacher.log_z
+    spread = 1e-7 * ((1.0 - (-student.log_z).exp()) + (1.0 - (-teacher.log_z).exp()))
     smaller = torch.minimum(reverse, forward)
     wanted = (smaller < _SMALL) & (smaller.abs() < 1e4 * spread) & (shift.isfinite()) & ~odd
     # Equal logits give exactly 0 already.
     wanted &= (reverse != 0) | (forward != 0)
-    for rows in torch.nonzero(wanted).flatten().split(16):
-        a_rows, b_rows = a[rows], b[rows]
-        x = (a_rows - b_rows) - shift[rows].float().unsqueeze(1)
-        p = torch.exp(a_rows - log_za[rows].float().unsqueeze(1))
-        q = torch.exp(b_rows - log_zb[rows].float().unsqueeze(1))
+    for rows in torch.nonzero(wanted).flatten().split(2):
+        a, b = student.shifted(rows), teacher.shifted(rows)
+        x = (a - b) - shift[rows].float().unsqueeze(1)
+        p = torch.exp(a - student.log_z[rows].float().unsqueeze(1))
+        q = torch.exp(b - teacher.log_z[rows].float().unsqueeze(1))
         # Where x is large there is nothing to cancel, and p may have underflown while q = p e^-x has not.
         near = x.abs() < 1.0
         reverse[rows] = torch.where(near, p * (torch.expm1(-x) + x), q - p + p * x).sum(-1).double()
         forward[rows] = torch.where(near, q * (torch.expm1(x) - x), p - q - q * x).sum(-1).double()
 
 
-def _jensen_shannon(a: Tensor, b: Tensor, log_za: Tensor, log_zb: Tensor) -> Tensor:
+def _jensen_shannon(student: Side, teacher: Side) -> Tensor:
     """JSD = 1/2 sum m ((1 + u) log(1 + u) + (1 - u) log(1 - u)), m = (p + q) / 2, u = (p - q) / (p + q).
 
     u = tanh(x / 2) with x = log p - log q; every term is non-negative, so small values keep their digits.
     """
-    result = torch.empty(a.shape[0], dtype=torch.float64, device=a.device)
-    for rows in torch.arange(a.shape[0], device=a.device).split(16):
-        log_p = a[rows] - log_za[rows].float().unsqueeze(1)
-        log_q = b[rows] - log_zb[rows].float().unsqueeze(1)
+    n = len(student.logits)
+    result = torch.empty(n, dtype=torch.float64, device=student.logits.device)
+    for rows in torch.arange(n, device=student.logits.device).split(2):
+        log_p = student.shifted(rows) - student.log_z[rows].float().unsqueeze(1)
+        log_q = teacher.shifted(rows) - teacher.log_z[rows].float().unsqueeze(1)
         x = log_p - log_q
         u = torch.tanh(x.nan_to_num_(nan=0.0) * 0.5)  # -inf on both sides: no mass, any u will do
         m = (log_p.exp() + log_q.exp()) * 0.5

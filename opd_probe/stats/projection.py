@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd_probe.stats.pair import Scratch
+from opd_probe.stats.scratch import Scratch
 
 
 class OutputProjection:
@@ -56,7 +56,8 @@ class OutputProjection:
         weight = self.weight.t()
         if hidden.dtype == weight.dtype == torch.float32 or self._on_cpu:
             # Values that came from bf16 lose nothing as bf16 factors of a product that accumulates in float32.
-            with _bf16_factors(self._bf16 and hidden.dtype == torch.bfloat16):
+            narrow = self._bf16 and hidden.dtype == torch.bfloat16
+            with _product_precision(hidden.device, "bf16" if narrow else "ieee"):
                 torch.mm(hidden.float(), weight, out=out)
         else:
             torch.mm(hidden.to(weight.dtype), weight, out_dtype=torch.float32, out=out)
@@ -70,15 +71,16 @@ class OutputProjection:
 
 
 @contextmanager
-def _bf16_factors(allowed: bool) -> Iterator[None]:
-    """Let the CPU's matrix product use its bf16 units, where it has them, with float32 sums and results."""
-    setting: Any = torch.backends.mkldnn.matmul
-    before = setting.fp32_precision
-    setting.fp32_precision = "bf16" if allowed else "ieee"
+def _product_precision(device: torch.device, precision: str) -> Iterator[None]:
+    """How products of float32 matrices are taken, whatever the process has set: ``ieee``, or on a CPU that has bf16
+    units ``bf16``, with float32 sums and results."""
+    backend: Any = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = backend.fp32_precision
+    backend.fp32_precision = precision
     try:
         yield
     finally:
-        setting.fp32_precision = before
+        backend.fp32_precision = before
 
 
 def mass_outside(rest: Tensor, log_partition: Tensor, temperature: float = 1.0) -> Tensor:

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, rel_entr
 from scipy.stats import entropy
 
-from opd_probe.errors import LogitError
-from opd_probe.stats.pair import PairStatistics, Scratch, pair_statistics
+from opd_probe.errors import LogitError, OpdProbeWarning
+from opd_probe.stats.compiled import CompiledReduction
+from opd_probe.stats.pair import PairStatistics, pair_statistics, reduce_in_tiles
 from tests import reference
 from tests.samples import random_pair
 
@@ -236,9 +238,7 @@ def test_top_k_comes_from_the_logits_before_division() -> None:
     candidates = [np.float32(1.8)]
     for _ in range(200):
         candidates.append(np.nextafter(candidates[-1], np.float32(2)))
-    pair = next(
-        (low, high) for low, high in pairwise(candidates) if low / np.float32(1.7) == high / np.float32(1.7)
-    )
+    pair = next((low, high) for low, high in pairwise(candidates) if low / np.float32(1.7) == high / np.float32(1.7))
     logits = np.array([[*pair, 0.5]], dtype=np.float32)
     result = statistics(logits, logits.copy(), 2, temperature=1.7)
     assert result.student_top_ids.tolist() == [[1, 0]]
@@ -251,7 +251,7 @@ def test_tokens_outside_have_no_logprob() -> None:
     assert torch.isnan(result.teacher_logprob).tolist() == [False, True, False]
 
 
-def test_arguments_survive_unless_scratch_is_given() -> None:
+def test_arguments_survive() -> None:
     student, teacher, _ = random_pair(3, 100)
     before = student.copy(), teacher.copy()
     statistics(student, teacher, 2)
@@ -259,21 +259,31 @@ def test_arguments_survive_unless_scratch_is_given() -> None:
     np.testing.assert_array_equal(teacher, before[1])
 
 
-def test_scratch_carried_between_chunks_changes_nothing() -> None:
-    scratch = Scratch()
-    for states, vocabulary in ((7, 300), (2, 300), (9, 500), (1, 20)):
-        student, teacher, tokens = random_pair(states, vocabulary, seed=states)
-        fresh = statistics(student, teacher, 5, tokens=tokens)
-        again = pair_statistics(
-            torch.from_numpy(student.copy()),
-            torch.from_numpy(teacher.copy()),
-            torch.from_numpy(tokens),
-            5,
-            jsd=True,
-            scratch=scratch,
-        )
-        for name in fresh.names():
-            assert torch.equal(getattr(fresh, name), getattr(again, name)), name
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_compiled_passes_agree_with_the_plain_ones(temperature: float) -> None:
+    student, teacher, tokens = random_pair(6, 3_000, seed=3)
+    student[1, 5] = -np.inf  # a row that the plain passes hand to the masked ones
+    inputs = torch.from_numpy(student), torch.from_numpy(teacher), torch.from_numpy(tokens), 16
+    plain = pair_statistics(*inputs, temperature=temperature, jsd=True)
+    reduction = CompiledReduction(6, torch.device("cpu"))
+    compiled = pair_statistics(*inputs, temperature=temperature, jsd=True, reduction=reduction)
+    assert reduction.is_compiled
+    for name in plain.names():
+        torch.testing.assert_close(getattr(compiled, name), getattr(plain, name), rtol=1e-6, atol=1e-6, equal_nan=True)
+    shorter = reduction(inputs[0][:4], inputs[1][:4], temperature)
+    for ours, theirs in zip(shorter, reduce_in_tiles(inputs[0][:4], inputs[1][:4], temperature), strict=True):
+        assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
+
+
+def test_without_a_compiler_the_plain_passes_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    student, teacher, tokens = random_pair(5, 777, seed=4)  # a shape that no cache holds
+    inputs = torch.from_numpy(student), torch.from_numpy(teacher), torch.from_numpy(tokens), 8
+    with torch._inductor.config.patch({"cpp.cxx": ("/nowhere/c++",), "force_disable_caches": True}):
+        reduction = CompiledReduction(5, torch.device("cpu"))
+        with pytest.warns(OpdProbeWarning, match="going on without it"):
+            result = pair_statistics(*inputs, reduction=reduction)
+    assert torch.equal(result.reverse_kl, pair_statistics(*inputs).reverse_kl)
 
 
 @settings(max_examples=60, deadline=None)

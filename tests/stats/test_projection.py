@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from opd_probe.stats.pair import Scratch
 from opd_probe.stats.projection import OutputProjection, mass_outside
+from opd_probe.stats.scratch import Scratch
 from tests import reference
 
 WIDTH, DEPTH, STATES = 70, 24, 5
@@ -22,12 +22,8 @@ def parts(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tenso
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shared", [list(range(WIDTH)), list(range(50)), [*range(3, 40), 44, 69]])
-@pytest.mark.parametrize(
-    ("scale", "softcap", "with_bias"), [(1.0, None, False), (0.25, None, True), (2.0, 9.0, True)]
-)
-def test_logits(
-    dtype: torch.dtype, shared: list[int], scale: float, softcap: float | None, with_bias: bool
-) -> None:
+@pytest.mark.parametrize(("scale", "softcap", "with_bias"), [(1.0, None, False), (0.25, None, True), (2.0, 9.0, True)])
+def test_logits(dtype: torch.dtype, shared: list[int], scale: float, softcap: float | None, with_bias: bool) -> None:
     weight, bias, hidden = parts(dtype)
     layer = OutputProjection(weight, bias if with_bias else None, shared, scale, softcap)
     inside, outside = layer.logits(hidden, Scratch(), "student")
