@@ -58,9 +58,7 @@ def test_names_are_lengthened_until_unique(tmp_path: Path) -> None:
     assert [run.name for run in quietly(tmp_path / "x" / "*" / "*")] == ["a/seed0", "b/seed0", "seed1"]
 
 
-def test_a_quoted_pattern_and_the_shells_words_are_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_quoted_pattern_and_the_shells_words_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):
         checkpoint(tmp_path / "runs" / name / "checkpoint-1")

@@ -23,8 +23,7 @@ def test_paths_resolve_against_the_file_and_hub_ids_stay(tmp_path: Path) -> None
     manifest = read_manifest(
         write(
             run,
-            "teacher: [../../models/big, Qwen/Qwen2.5-7B]\nstudent: org/name\n"
-            "prompts: prompts.jsonl\nout: results\n",
+            "teacher: [../../models/big, Qwen/Qwen2.5-7B]\nstudent: org/name\nprompts: prompts.jsonl\nout: results\n",
         )
     )
     assert manifest.teacher == [str(tmp_path / "models" / "big"), "Qwen/Qwen2.5-7B"]
@@ -37,8 +36,7 @@ def test_options_and_one_teacher(tmp_path: Path) -> None:
     manifest = read_manifest(
         write(
             tmp_path,
-            "teacher: org/t\nk: 4\ntemperature: 1\nmax_states: 100\njsd: true\n"
-            "average: rollout\nformat: json",
+            "teacher: org/t\nk: 4\ntemperature: 1\nmax_states: 100\njsd: true\naverage: rollout\nformat: json",
         )
     )
     assert manifest.teacher == ["org/t"]
@@ -70,9 +68,7 @@ def test_an_empty_manifest_says_nothing(tmp_path: Path) -> None:
         ("- a", ["expected lines of 'key: value'", "list"]),
     ],
 )
-def test_each_mistake_is_one_line_that_names_the_file_and_the_key(
-    tmp_path: Path, text: str, parts: list[str]
-) -> None:
+def test_each_mistake_is_one_line_that_names_the_file_and_the_key(tmp_path: Path, text: str, parts: list[str]) -> None:
     path = write(tmp_path, text)
     with pytest.raises(OpdProbeError) as caught:
         read_manifest(path)

@@ -134,10 +134,7 @@ def test_what_came_along_is_kept(home: Path) -> None:
 
 
 def test_prompts_without_id_are_grouped_by_their_ids(home: Path) -> None:
-    given = [
-        {**row, "prompt_ids": ROWS[index // 2]["prompt_ids"], "prompt_id": None}
-        for index, row in enumerate(ROWS)
-    ]
+    given = [{**row, "prompt_ids": ROWS[index // 2]["prompt_ids"], "prompt_id": None} for index, row in enumerate(ROWS)]
     trace = opd_probe.replay(home / "student", home / "teacher", given, k=4)
     prompts = trace.rollouts.column("prompt_id").to_pylist()
     assert prompts[0] == prompts[1] != prompts[2] == prompts[3]
@@ -154,9 +151,7 @@ class TestReuse:
         assert [entry.name for entry in tmp_path.iterdir()] == ["t.parquet"]
         before = (tmp_path / "t.parquet").read_bytes()
         forwards.clear()
-        monkeypatch.setattr(
-            "opd_probe.run.replay.load_model", lambda *_, **__: pytest.fail("a model was loaded")
-        )
+        monkeypatch.setattr("opd_probe.run.replay.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
         for k in (8, 3):
             same_numbers(opd_probe.replay(*arguments, k=k, out=tmp_path / "t.parquet"), made)
         assert forwards == []
@@ -231,9 +226,7 @@ class TestReuse:
 
 
 class TestInterrupted:
-    def test_goes_on_where_it_stopped(
-        self, home: Path, tmp_path: Path, forwards: list[tuple[int, ...]]
-    ) -> None:
+    def test_goes_on_where_it_stopped(self, home: Path, tmp_path: Path, forwards: list[tuple[int, ...]]) -> None:
         arguments = load_model(home / "student"), load_model(home / "teacher"), ROWS
         options: dict[str, Any] = {"k": 8, "batch_tokens": 1, "jsd": True}
         forwards.clear()
@@ -256,9 +249,7 @@ class TestInterrupted:
         assert first < len(forwards)
         same_numbers(again, whole)
         for column in ("student_top_ids", "reverse_kl", "rollout_id"):
-            left, right = (
-                pq.read_table(path, columns=[column]) for path in (out, tmp_path / "whole.parquet")
-            )
+            left, right = (pq.read_table(path, columns=[column]) for path in (out, tmp_path / "whole.parquet"))
             assert left.equals(right)
         assert sorted(entry.name for entry in tmp_path.iterdir()) == ["t.parquet", "whole.parquet"]
 
@@ -272,9 +263,7 @@ class TestInterrupted:
         with pytest.raises(KeyboardInterrupt):
             opd_probe.replay(*models, ROWS, k=8, batch_tokens=1, out=tmp_path / "t.parquet", progress=stop)
         forwards.clear()
-        trace = opd_probe.replay(
-            *models, ROWS, k=8, batch_tokens=1, temperature=0.5, out=tmp_path / "t.parquet"
-        )
+        trace = opd_probe.replay(*models, ROWS, k=8, batch_tokens=1, temperature=0.5, out=tmp_path / "t.parquet")
         assert len(forwards) == 12
         same_numbers(trace, opd_probe.replay(*models, ROWS, k=8, batch_tokens=1, temperature=0.5))
 
@@ -315,9 +304,7 @@ class TestRefused:
         self, home: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Before any model is loaded."""
-        monkeypatch.setattr(
-            "opd_probe.run.replay.load_model", lambda *_, **__: pytest.fail("a model was loaded")
-        )
+        monkeypatch.setattr("opd_probe.run.replay.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
         (tmp_path / "file").write_text("")
         out = tmp_path if kind == "directory" else tmp_path / "file" / "t.parquet"
         with pytest.raises(OutputError) as caught:

@@ -9,9 +9,7 @@ from opd_probe.run.tables import json_row, present, sort_key, write_csv
 
 
 def test_what_json_cannot_say_is_null_and_an_infinity_is_named() -> None:
-    row = json_row(
-        {"a": np.float32(1.5), "b": float("nan"), "c": np.inf, "d": -np.inf, "n": np.int64(3), "s": "own"}
-    )
+    row = json_row({"a": np.float32(1.5), "b": float("nan"), "c": np.inf, "d": -np.inf, "n": np.int64(3), "s": "own"})
     assert row == {
         "a": 1.5, "b": None, "c": None, "d": None, "n": 3, "s": "own",
         "infinite": {"c": "inf", "d": "-inf"},
