@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,14 +34,14 @@ class RolloutSums:
 
     total: Floats
     count: Floats
-    infinite: Floats
-    sign: Floats
+    plus: Floats
+    minus: Floats
 
     @classmethod
     def empty(cls, n_rollouts: int, n_groups: int, n_quantities: int) -> RolloutSums:
         """Nothing added yet."""
         shape = (n_rollouts, n_groups, n_quantities)
-        return cls(np.zeros(shape), np.zeros(shape), np.zeros(shape), np.ones(n_quantities))
+        return cls(np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape))
 
     def add(self, keys: Ints, values: Floats) -> None:
         """Add the states of a block.
@@ -52,46 +52,56 @@ class RolloutSums:
         """
         starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
         cells = keys[starts]
-        infinite = np.isinf(values)
         finite = np.isfinite(values)
-        shape = (-1, self.total.shape[2])
-        self.total.reshape(shape)[cells] += np.add.reduceat(np.where(finite, values, 0.0), starts, axis=0)
-        self.count.reshape(shape)[cells] += np.add.reduceat((finite | infinite).astype(float), starts, axis=0)
-        if infinite.any():
-            self.infinite.reshape(shape)[cells] += np.add.reduceat(infinite.astype(float), starts, axis=0)
-            self.sign = np.where((infinite & (values < 0)).any(0), -1.0, self.sign)
+
+        def add(sums: Floats, added: Floats | NDArray[np.bool_]) -> None:
+            sums.reshape(-1, values.shape[1])[cells] += np.add.reduceat(added.astype(np.float64), starts, axis=0)
+
+        add(self.total, np.where(finite, values, 0.0))
+        add(self.count, ~np.isnan(values))
+        for sums, infinity in ((self.plus, np.inf), (self.minus, -np.inf)):
+            infinite = values == infinity
+            if infinite.any():
+                add(sums, infinite)
 
     def clustered(self, codes: Ints, n_clusters: int, average: str) -> list[Sums]:
         """The sums of each group over clusters of rollouts, one :class:`Sums` per group."""
-        total, count, infinite = self.total, self.count, self.infinite
+        arrays = [self.total, self.count, self.plus, self.minus]
         if average == "rollout":
             with np.errstate(invalid="ignore", divide="ignore"):
-                total = np.where(count > 0, total / count, 0.0)
-            count, infinite = (count > 0).astype(float), (infinite > 0).astype(float)
+                total = np.where(self.count > 0, self.total / self.count, 0.0)
+            arrays = [total, *((array > 0).astype(np.float64) for array in arrays[1:])]
 
         def gather(values: Floats) -> Floats:
             summed = np.zeros((n_clusters, *values.shape[1:]))
             np.add.at(summed, codes, values)
             return summed
 
-        total, count, infinite = gather(total), gather(count), gather(infinite)
-        return [
-            Sums(total[:, group], count[:, group], infinite[:, group], self.sign) for group in range(total.shape[1])
-        ]
+        gathered = [gather(array) for array in arrays]
+        return [Sums(*(array[:, group] for array in gathered)) for group in range(self.total.shape[1])]
 
-
-BlockFunction = Callable[[Mapping[str, NDArray[np.generic]]], Floats]
+    def rollout_means(self, quantity: int) -> Floats:
+        """[n_rollouts]: the mean of one quantity over the states of each rollout, groups together; NaN over nothing."""
+        arrays = (self.total, self.count, self.plus, self.minus)
+        sums = Sums(*(array[:, :, quantity].sum(1, keepdims=True) for array in arrays))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means: Floats = sums.total / sums.count
+            means = means + np.where(sums.plus > 0, np.inf, 0.0) - np.where(sums.minus > 0, np.inf, 0.0)
+        return means[:, 0]
 
 
 def clusters_of(trace: Trace) -> tuple[Ints, int]:
-    """The cluster (prompt) of each rollout of a trace, counting only prompts of rollouts that have states."""
-    prompts = trace.rollouts.column("prompt_id").to_pylist()
-    has_states = np.diff(trace.rollout_offsets) > 0
-    kept = [prompt for prompt, has in zip(prompts, has_states, strict=True) if has]
-    codes = np.zeros(len(prompts), dtype=np.int64)
-    inner, n_clusters = cluster_codes(kept) if kept else (np.empty(0, dtype=np.int64), 0)
-    codes[has_states] = inner
-    return codes, n_clusters
+    """The cluster (prompt) of each rollout of a trace, and how many there are.
+
+    Prompts whose rollouts were all skipped are clusters too: traces of the same prompts then draw the same resamples.
+    """
+    return cluster_codes(trace.rollouts.column("prompt_id").to_pylist())
+
+
+def prompts_with_states(trace: Trace) -> int:
+    """The number of prompts that have a state."""
+    codes, _ = clusters_of(trace)
+    return len(np.unique(codes[np.diff(trace.rollout_offsets) > 0]))
 
 
 def stack(values: Mapping[str, NDArray[np.float64]], names: Sequence[str]) -> Floats:

@@ -49,24 +49,29 @@ class Sums:
     Attributes:
         total: [c, m], sum of the finite defined values.
         count: [c, m], number of defined values, infinite ones included.
-        infinite: [c, m], number of values that are +inf or -inf.
-        sign: [m], the sign of the infinite values (a quantity here has infinities of one sign only).
+        plus, minus: [c, m], numbers of values that are +inf and -inf.
     """
 
     total: Floats
     count: Floats
-    infinite: Floats
-    sign: Floats
+    plus: Floats
+    minus: Floats
 
     def means(self, weights: Floats | None = None) -> Floats:
-        """Means [b, m] under cluster weights [b, c] (None: each cluster once, b = 1); NaN over nothing."""
+        """Means [b, m] under cluster weights [b, c] (None: each cluster once, b = 1).
+
+        NaN over nothing, and where infinities of both signs meet.
+        """
         if weights is None:
             weights = np.ones((1, len(self.total)))
-        total, count, infinite = weights @ self.total, weights @ self.count, weights @ self.infinite
+        total, count = weights @ self.total, weights @ self.count
         with np.errstate(invalid="ignore", divide="ignore"):
-            means = total / count
-        means = np.where(infinite > 0, self.sign * np.inf, means)
-        return np.where(count > 0, means, np.nan)
+            means: Floats = total / count
+            if self.plus.any():
+                means = means + np.where(weights @ self.plus > 0, np.inf, 0.0)
+            if self.minus.any():
+                means = means - np.where(weights @ self.minus > 0, np.inf, 0.0)
+        return means
 
 
 def intervals(sums: Sums, resampling: Resampling) -> tuple[Floats, Floats, Floats]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of
+from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of, prompts_with_states
 from opd_probe.curves.bootstrap import RESAMPLES, Floats, Ints, Resampling, intervals, warn_few_prompts
 from opd_probe.metrics.view import match_ranks
 from opd_probe.trace import Trace
@@ -43,10 +43,10 @@ def mass_curve(trace: Trace, *, average: str = "token", seed: int = 0, resamples
     sums = RolloutSums.empty(trace.rollouts.num_rows, 1, len(QUANTITIES) * depth)
     for block in trace.blocks(TOP_COLUMNS, 8192):
         sums.add(block["rollout"], _by_rank(block, depth))
-    codes, n_prompts = clusters_of(trace)
+    codes, n_clusters = clusters_of(trace)
     if resamples:
-        warn_few_prompts(n_prompts)
-    mean, lo, hi = intervals(sums.clustered(codes, n_prompts, average)[0], Resampling(resamples, seed))
+        warn_few_prompts(prompts_with_states(trace))
+    mean, lo, hi = intervals(sums.clustered(codes, n_clusters, average)[0], Resampling(resamples, seed))
     defined = sums.count[:, 0].sum(0)
     table: dict[str, Any] = {"k": np.arange(1, depth + 1)}
     for index, name in enumerate(QUANTITIES):

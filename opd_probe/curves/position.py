@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of, stack
+from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of, prompts_with_states, stack
 from opd_probe.curves.bootstrap import RESAMPLES, Resampling, intervals, warn_few_prompts
 from opd_probe.errors import InputError
 from opd_probe.metrics import METRICS
@@ -57,11 +57,11 @@ def position_curve(
         keys = block["rollout"] * n_bins + block["position"] // width
         matrix = np.column_stack([block["position"].astype(np.float64), stack(values, names)])
         sums.add(keys, matrix)
-    codes, n_prompts = clusters_of(trace)
+    codes, n_clusters = clusters_of(trace)
     if resamples:
-        warn_few_prompts(n_prompts)
+        warn_few_prompts(prompts_with_states(trace))
     rows = []
-    for index, group in enumerate(sums.clustered(codes, n_prompts, average)):
+    for index, group in enumerate(sums.clustered(codes, n_clusters, average)):
         n_states = sums.count[:, index, 0].sum()
         if n_states == 0:
             continue

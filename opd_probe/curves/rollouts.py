@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,14 +43,14 @@ def summarise_rollouts(
     """Means over rollouts that have states, with intervals over prompts, and the AUROC of the mean reward."""
     values, codes = values[used], codes[used]
     defined = ~np.isnan(values)
-    total = np.zeros((n_clusters, values.shape[1]))
-    count = np.zeros_like(total)
-    np.add.at(total, codes, np.where(defined & np.isfinite(values), values, 0.0))
-    np.add.at(count, codes, defined.astype(float))
-    infinite = np.zeros_like(total)
-    np.add.at(infinite, codes, np.isinf(values).astype(float))
-    sign = np.where((values == -np.inf).any(0), -1.0, 1.0)
-    sums = Sums(total, count, infinite, sign)
+
+    def gather(added: NDArray[Any]) -> Floats:
+        summed = np.zeros((n_clusters, values.shape[1]))
+        np.add.at(summed, codes, added.astype(np.float64))
+        return summed
+
+    finite = np.where(np.isfinite(values), values, 0.0)
+    sums = Sums(gather(finite), gather(defined), gather(values == np.inf), gather(values == -np.inf))
     mean, lo, hi = intervals(sums, resampling)
     row: dict[str, float] = {}
     for index, name in enumerate(ROLLOUT_QUANTITIES):

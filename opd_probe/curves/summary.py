@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of, stack
+from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of, prompts_with_states, stack
 from opd_probe.curves.bootstrap import RESAMPLES, Floats, Ints, Resampling, intervals, warn_few_prompts
 from opd_probe.curves.rollouts import rollout_values, summarise_rollouts
 from opd_probe.metrics import METRICS
@@ -54,18 +54,20 @@ def summarize(
     n_rollouts = trace.rollouts.num_rows
     sums = RolloutSums.empty(n_rollouts, 1, len(means) + len(internal))
     histograms = {name: np.zeros(trace.K + 2, dtype=np.int64) for name in counted}
-    empty = 0
+    empty = outside = 0
     for block, values in metric_blocks(trace, k, [*means, *internal, *counted]):
         sums.add(block["rollout"], stack(values, [*means, *internal]))
         empty += int((values["overlap_ratio"] == 0).sum())
+        outside += int(np.isnan(block["student_logprob"]).sum())
         for name in counted:
             histograms[name] += _histogram(values[name], trace.K)
-    codes, n_prompts = clusters_of(trace)
+    codes, n_clusters = clusters_of(trace)
+    n_prompts = prompts_with_states(trace)
     used = np.diff(trace.rollout_offsets) > 0
     if resamples:
         warn_few_prompts(n_prompts)
     resampling = Resampling(resamples, seed)
-    mean, lo, hi = intervals(sums.clustered(codes, n_prompts, average)[0], resampling)
+    mean, lo, hi = intervals(sums.clustered(codes, n_clusters, average)[0], resampling)
     reward_at = [*means, *internal].index("sampled_reward")
     row: dict[str, Any] = {
         "k": k,
@@ -74,7 +76,7 @@ def summarize(
         "n_skipped": int(n_rollouts - used.sum()),
         "n_states": trace.n_states,
         "n_empty_overlap": empty,
-        "n_outside_vocabulary": trace.n_states - int(sums.count[:, 0, reward_at].sum()),
+        "n_outside_vocabulary": outside,
     }
     defined = sums.count[:, 0].sum(0)
     for index, name in enumerate(means):
@@ -82,10 +84,8 @@ def summarize(
         row[f"{name}_n"] = int(defined[index])
     for name in counted:
         row |= _quantiles(name, histograms[name])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        reward = sums.total[:, 0, reward_at] / sums.count[:, 0, reward_at]
-    reward = np.where(sums.infinite[:, 0, reward_at] > 0, sums.sign[reward_at] * np.inf, reward)
-    return row | summarise_rollouts(rollout_values(trace, reward), used, codes, n_prompts, resampling)
+    by_rollout = rollout_values(trace, sums.rollout_means(reward_at))
+    return row | summarise_rollouts(by_rollout, used, codes, n_clusters, resampling)
 
 
 def _histogram(values: Floats, depth: int) -> Ints:

@@ -43,7 +43,10 @@ def trace_logits(
         LogitError: a logit is NaN or +inf; names the position.
     """
     student, teacher = _matrix("student_logits", student_logits), _matrix("teacher_logits", teacher_logits)
-    tokens = _as_tensor(token_ids).to(torch.int64)
+    tokens = _as_tensor(token_ids)
+    if tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise InputError(f"token_ids: of type {tokens.dtype}; expected whole numbers")
+    tokens = tokens.to(torch.int64)
     _check(student, teacher, tokens, k, temperature)
     shared = min(student.shape[1], teacher.shape[1])
     depth = min(k, shared)

@@ -40,13 +40,27 @@ class ReplayModel(Protocol):
     """What the engine needs of a loaded model."""
 
     name: str
-    width: int
-    max_positions: int | None
 
     @property
-    def output_layer(self) -> Layer: ...
+    def width(self) -> int:
+        """The width of the output layer."""
+        ...
+
     @property
-    def device(self) -> torch.device: ...
+    def max_positions(self) -> int | None:
+        """How many positions the model was built for, when it says."""
+        ...
+
+    @property
+    def output_layer(self) -> Layer:
+        """What turns hidden states into logits."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        ...
+
     def hidden(self, input_ids: Tensor) -> Tensor:
         """Inputs of the output layer, [B, T, d], for right-padded ids [B, T]."""
         ...

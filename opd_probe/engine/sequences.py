@@ -60,6 +60,12 @@ def build_sequence(index: int, rollout: Rollout) -> StateSequence | None:
     response = np.asarray(rollout.response_ids, dtype=np.int64)
     if len(prompt) == 0:
         raise InputError(f"rollout {rollout.id!r}: prompt_ids is empty; at least one token must precede a response")
+    for name in ("response_mask", "logprobs"):
+        values = getattr(rollout, name)
+        if values is not None and len(values) != len(response):
+            raise InputError(
+                f"rollout {rollout.id!r}: {name} has {len(values)} entries for {len(response)} response_ids"
+            )
     mask = rollout.response_mask
     positions = np.arange(len(response)) if mask is None else np.flatnonzero(np.asarray(mask))
     last = int(positions[-1])

@@ -207,7 +207,7 @@ class _Job:
         text = rollout.response
         tokenizer = self.models[0].tokenizer
         if text is None and tokenizer is not None:
-            text = tokenizer.decode(list(rollout.response_ids), skip_special_tokens=True)
+            text = str(tokenizer.decode(list(rollout.response_ids), skip_special_tokens=True))
         return None if text is None else float(grade(text, rollout.answer))
 
     def _provenance(self, fingerprint: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, Any]:
