@@ -84,6 +84,7 @@ def _by_rank(block: dict[str, Any], depth: int) -> Floats:
         terms = np.where(p > 0, p * (own_p - own_q), 0.0), np.where(p_other > 0, p_other * (other_p - other_q), 0.0)
         kl = running(*terms) / p_overlap - np.log(p_overlap) + np.log(q_overlap)
         advantage = np.where(size > 0, 0.0 - kl / size, np.nan)
+    advantage[size == 1] = 0.0  # renormalised on one token; the sums above would leave their rounding
     ratio = size / (place + 1)
     return np.concatenate(
         [np.cumsum(p, axis=1), np.cumsum(q_other, axis=1), p_overlap, q_overlap, ratio, advantage], axis=1
