@@ -10,9 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import Qwen2ForCausalLM
-
-from opd_probe.lab.models import build_model, load_model, save_model
+from opd_probe.lab.models import LabModel, build_model, load_model, save_model
 from opd_probe.lab.pretrain import Report, pretrain
 from opd_probe.lab.recipes import MODELS, digest
 
@@ -48,7 +46,7 @@ def cached_json(root: Path, name: str, seed: int, make: Callable[[], dict[str, A
     return result
 
 
-def trained_model(root: Path, name: str, seed: int, progress: Labelled) -> Qwen2ForCausalLM:
+def trained_model(root: Path, name: str, seed: int, progress: Labelled) -> LabModel:
     """The model of recipe ``name``; whatever of its lineage is not in the cache is trained first."""
     recipe = MODELS[name]
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import Qwen2ForCausalLM
 
 from opd_probe.lab.losses import LossRecipe, distillation_loss, support_mask
-from opd_probe.lab.models import save_model
+from opd_probe.lab.models import LabModel, save_model
 from opd_probe.lab.pretrain import Report, cosine, states_of
 from opd_probe.lab.sampling import Sample, sample_responses
 from opd_probe.lab.task import Problem, encode, grade, sample_problems, seeded
@@ -20,7 +19,7 @@ from opd_probe.lab.task import Problem, encode, grade, sample_problems, seeded
 __all__ = ["DistillRecipe", "StepLog", "distill", "draw", "write_checkpoint"]
 
 StepLog = Mapping[str, float]
-OnCheckpoint = Callable[[int, Qwen2ForCausalLM, list[StepLog]], None]
+OnCheckpoint = Callable[[int, LabModel, list[StepLog]], None]
 """Called as ``on_checkpoint(step, student, log_so_far)`` after the optimiser steps named in the recipe."""
 
 
@@ -53,7 +52,7 @@ class DistillRecipe:
 
 
 def draw(
-    model: Qwen2ForCausalLM, problems: list[Problem], max_new_tokens: int, seed: int, temperature: float = 1.0
+    model: LabModel, problems: list[Problem], max_new_tokens: int, seed: int, temperature: float = 1.0
 ) -> tuple[Sample, list[bool]]:
     """One sampled response to each problem, and whether it ends in the right answer."""
     prompts = torch.tensor([encode(problem.prompt) for problem in problems])
@@ -64,13 +63,13 @@ def draw(
 
 
 def distill(
-    student: Qwen2ForCausalLM,
-    teacher: Qwen2ForCausalLM,
+    student: LabModel,
+    teacher: LabModel,
     recipe: DistillRecipe,
     seed: int,
     on_checkpoint: OnCheckpoint | None = None,
     report: Report | None = None,
-) -> tuple[Qwen2ForCausalLM, list[StepLog]]:
+) -> tuple[LabModel, list[StepLog]]:
     """Distil ``teacher`` into a copy of ``student``; returns the copy and one log row per optimiser step."""
     student, teacher = copy.deepcopy(student), teacher.eval()
     optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
@@ -94,8 +93,8 @@ def distill(
 
 
 def _update(
-    student: Qwen2ForCausalLM,
-    teacher: Qwen2ForCausalLM,
+    student: LabModel,
+    teacher: LabModel,
     optimizer: torch.optim.Optimizer,
     sample: Sample,
     recipe: DistillRecipe,
@@ -114,7 +113,7 @@ def _update(
     return {"loss": loss.item(), "grad_norm": float(norm), "overlap_ratio": float(ratio)}
 
 
-def write_checkpoint(run: Path, step: int, student: Qwen2ForCausalLM, log: list[StepLog]) -> Path:
+def write_checkpoint(run: Path, step: int, student: LabModel, log: list[StepLog]) -> Path:
     """Write ``run/checkpoint-<step>`` as trainers do: model, tokenizer and ``trainer_state.json``."""
     directory = run / f"checkpoint-{step}"
     save_model(student, directory)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from transformers import Qwen2ForCausalLM
-
 import opd_probe
 from opd_probe.lab.distill import draw
+from opd_probe.lab.models import LabModel
 from opd_probe.lab.sampling import Sample
 from opd_probe.lab.task import Problem, sample_problems, seeded
 
@@ -30,7 +29,7 @@ EVALUATION_BATCH: Final = 256
 MAX_NEW_TOKENS: Final = 32
 
 
-def evaluation_rollouts(model: Qwen2ForCausalLM, count: int, seed: int) -> list[dict[str, Any]]:
+def evaluation_rollouts(model: LabModel, count: int, seed: int) -> list[dict[str, Any]]:
     """``count`` rollouts of the model itself, one to each held-out problem, as a rollout file holds them.
 
     Problems and draws depend on the seed alone, so that all models of a seed answer the same problems.
@@ -68,13 +67,13 @@ def proportion_interval(share: float, count: int) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def accuracy(model: Qwen2ForCausalLM, count: int, seed: int) -> float:
+def accuracy(model: LabModel, count: int, seed: int) -> float:
     """The share of ``count`` own rollouts at temperature 1 that end in the right answer."""
     rollouts = evaluation_rollouts(model, count, seed)
     return float(sum(row["score"] for row in rollouts) / len(rollouts))
 
 
-def measure(student: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM, count: int, seed: int, k: int = 16) -> dict[str, Any]:
+def measure(student: LabModel, teacher: LabModel, count: int, seed: int, k: int = 16) -> dict[str, Any]:
     """Accuracy and the toolkit's metrics at the student's own states, with 95 % intervals over prompts.
 
     Returns:

@@ -1,4 +1,10 @@
-"""The lab's models and tokenizer: Qwen2-shaped, small, saved as ordinary Hugging Face directories."""
+"""The lab's models and tokenizer: Qwen2-shaped, small, saved as ordinary Hugging Face directories.
+
+The models have exactly Qwen2's architecture (biases on queries, keys and values alone, tied output layer), but are
+held in transformers' Seed-OSS class, which can express it: weights, names and logits are the same to the last bit.
+From a directory whose configuration says ``qwen2``, transformers 5 loads Qwen2's byte-level tokenizer whatever
+tokenizer was saved there, so that a vocabulary of words could not travel with its model.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +16,22 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import GenerationConfig, PreTrainedTokenizerFast, SeedOssConfig, SeedOssForCausalLM
 
 from opd_probe.lab.task import VOCABULARY
 
-__all__ = ["EOS_ID", "PAD_ID", "ModelRecipe", "build_model", "build_tokenizer", "load_model", "save_model"]
+__all__ = ["EOS_ID", "PAD_ID", "LabModel", "ModelRecipe", "build_model", "build_tokenizer", "load_model", "save_model"]
 
 PAD_ID = VOCABULARY.index("<pad>")
 EOS_ID = VOCABULARY.index("<eos>")
 
+LabModel = SeedOssForCausalLM
+"""The class of every model of the lab."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelRecipe:
-    """The shape of a Qwen2 model: width, depth, attention heads, width of the feed-forward layer."""
+    """The shape of a model: width, depth, attention heads, width of the feed-forward layer."""
 
     hidden_size: int = 96
     layers: int = 3
@@ -31,16 +40,22 @@ class ModelRecipe:
     max_positions: int = 128
 
 
-def build_model(recipe: ModelRecipe, seed: int) -> Qwen2ForCausalLM:
+def build_model(recipe: ModelRecipe, seed: int) -> LabModel:
     """A randomly initialised model in float32; the seed decides the weights."""
-    config = Qwen2Config(
+    config = SeedOssConfig(
         vocab_size=len(VOCABULARY),
         hidden_size=recipe.hidden_size,
         intermediate_size=recipe.intermediate_size,
         num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.heads,
+        head_dim=recipe.hidden_size // recipe.heads,
         max_position_embeddings=recipe.max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        attention_bias=True,
+        attention_out_bias=False,
+        attention_dropout=0.0,
+        residual_dropout=0.0,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=EOS_ID,
@@ -48,7 +63,7 @@ def build_model(recipe: ModelRecipe, seed: int) -> Qwen2ForCausalLM:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen2ForCausalLM(config)
+        return LabModel(config)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -64,10 +79,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_model(model: Qwen2ForCausalLM, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+def save_model(model: LabModel, directory: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write weights (as ``dtype``), configurations and tokenizer to ``directory``."""
     directory.mkdir(parents=True, exist_ok=True)
-    copy = Qwen2ForCausalLM(model.config)
+    copy = LabModel(model.config)
     copy.load_state_dict(model.state_dict())
     copy.generation_config = GenerationConfig(do_sample=True, eos_token_id=EOS_ID, pad_token_id=PAD_ID)
     copied: Any = copy
@@ -75,7 +90,7 @@ def save_model(model: Qwen2ForCausalLM, directory: Path, dtype: torch.dtype = to
     build_tokenizer().save_pretrained(directory)
 
 
-def load_model(directory: Path) -> Qwen2ForCausalLM:
+def load_model(directory: Path) -> LabModel:
     """The model of a directory in float32, in evaluation mode."""
-    model: Any = Qwen2ForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+    model: Any = LabModel.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
     return model.eval()  # type: ignore[no-any-return]

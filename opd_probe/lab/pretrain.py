@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import Qwen2ForCausalLM
 
-from opd_probe.lab.models import EOS_ID
+from opd_probe.lab.models import EOS_ID, LabModel
 from opd_probe.lab.task import Component, Corpus, encode, seeded
 
 __all__ = ["PretrainRecipe", "Report", "cosine", "pretrain", "states_of"]
@@ -47,14 +46,14 @@ def cosine(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def states_of(model: Qwen2ForCausalLM, input_ids: torch.Tensor, first_state: int) -> torch.Tensor:
+def states_of(model: LabModel, input_ids: torch.Tensor, first_state: int) -> torch.Tensor:
     """Logits [N, T, V] of the states that predict the tokens after index ``first_state`` of ``input_ids``."""
     hidden = model.model(input_ids=input_ids[:, :-1], use_cache=False).last_hidden_state
     logits: torch.Tensor = model.lm_head(hidden[:, first_state:])
     return logits.float()
 
 
-def pretrain(model: Qwen2ForCausalLM, recipe: PretrainRecipe, seed: int, report: Report | None = None) -> None:
+def pretrain(model: LabModel, recipe: PretrainRecipe, seed: int, report: Report | None = None) -> None:
     """Train ``model`` in place on response tokens (EOS included), token-mean cross-entropy, AdamW."""
     corpus = Corpus(recipe.corpus, seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opd_probe.lab.distill import DistillRecipe, StepLog, distill, draw, write_checkpoint
 from opd_probe.lab.losses import LossRecipe, per_state_loss
-from opd_probe.lab.models import EOS_ID, ModelRecipe, build_model, build_tokenizer
+from opd_probe.lab.models import EOS_ID, LabModel, ModelRecipe, build_model, build_tokenizer
 from opd_probe.lab.pretrain import PretrainRecipe, cosine, pretrain, states_of
 from opd_probe.lab.task import (
     RESPONSE_LENGTH,
@@ -41,7 +41,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pair() -> tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]:
+def pair() -> tuple[LabModel, LabModel]:
     """A student and a teacher of one shape, trained on two wordings of pattern A for a few seconds."""
     models = []
     for label in ("student", "teacher"):
@@ -52,7 +52,7 @@ def pair() -> tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]:
 
 
 @torch.no_grad()
-def reverse_kl(student: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM) -> float:
+def reverse_kl(student: LabModel, teacher: LabModel) -> float:
     sample, _ = draw(student, sample_problems(seeded(99, "test"), 64), 24, seed=99)
     p, q = (states_of(model, sample.input_ids, sample.first_state).double() for model in (student, teacher))
     return float(per_state_loss(p, q, sample.response_ids, LossRecipe("full"))[sample.mask].mean())
@@ -68,36 +68,36 @@ def test_pretraining_lowers_the_loss_and_reports_every_step() -> None:
 
 
 def test_distillation_lowers_the_reverse_kl_at_the_students_own_states(
-    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM],
+    pair: tuple[LabModel, LabModel],
 ) -> None:
-    recipe = DistillRecipe("test", steps=25, learning_rate=3e-3, prompts_per_step=16, max_new_tokens=24)
+    recipe = DistillRecipe("test", steps=40, learning_rate=3e-3, prompts_per_step=16, max_new_tokens=24)
     before = {name: tensor.clone() for name, tensor in pair[0].state_dict().items()}
     student, log = distill(*pair, recipe, seed=0)
-    assert reverse_kl(student, pair[1]) < 0.5 * reverse_kl(*pair)
-    assert [row["step"] for row in log] == list(range(1, 26))
+    assert reverse_kl(student, pair[1]) < 0.6 * reverse_kl(*pair)
+    assert [row["step"] for row in log] == list(range(1, 41))
     assert log[-1]["loss"] < log[0]["loss"]
     assert all(torch.equal(before[name], tensor) for name, tensor in pair[0].state_dict().items())
 
 
 @pytest.mark.parametrize("support", ["overlap", "union", "full", "sampled"])
-def test_every_support_trains(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM], support: str) -> None:
+def test_every_support_trains(pair: tuple[LabModel, LabModel], support: str) -> None:
     loss = LossRecipe(support, k=8)  # type: ignore[arg-type]
     recipe = DistillRecipe("test", loss, steps=3, prompts_per_step=4, samples_per_prompt=2, max_new_tokens=8)
     _, log = distill(*pair, recipe, seed=0)
     assert all(row["grad_norm"] > 0 for row in log)
 
 
-def test_same_seed_same_run(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+def test_same_seed_same_run(pair: tuple[LabModel, LabModel]) -> None:
     recipe = DistillRecipe("test", steps=4, prompts_per_step=4, max_new_tokens=12)
     first, second, other = (distill(*pair, recipe, seed=seed)[1] for seed in (0, 0, 1))
     assert first == second
     assert first != other
 
 
-def test_checkpoints_are_ordinary_directories(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM], tmp_path: Path) -> None:
+def test_checkpoints_are_ordinary_directories(pair: tuple[LabModel, LabModel], tmp_path: Path) -> None:
     recipe = DistillRecipe("test", steps=4, checkpoints=(2, 4), prompts_per_step=4, max_new_tokens=8)
 
-    def on_checkpoint(step: int, student: Qwen2ForCausalLM, log: list[StepLog]) -> None:
+    def on_checkpoint(step: int, student: LabModel, log: list[StepLog]) -> None:
         write_checkpoint(tmp_path, step, student, log)
 
     student, log = distill(*pair, recipe, seed=0, on_checkpoint=on_checkpoint)

@@ -9,10 +9,9 @@ import pytest
 import torch
 from scipy.special import log_softmax
 from scipy.stats import entropy
-from transformers import Qwen2ForCausalLM
 
 from opd_probe.lab.evaluate import REPORTED, accuracy, evaluation_rollouts, measure
-from opd_probe.lab.models import ModelRecipe, build_model
+from opd_probe.lab.models import LabModel, ModelRecipe, build_model
 from opd_probe.lab.task import VOCABULARY, grade
 
 TINY = ModelRecipe(hidden_size=32, layers=2, heads=1, intermediate_size=48)
@@ -20,7 +19,7 @@ COUNT = 20
 
 
 @pytest.fixture(scope="module")
-def pair() -> tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]:
+def pair() -> tuple[LabModel, LabModel]:
     models = build_model(TINY, seed=0), build_model(TINY, seed=1)
     with torch.no_grad():  # sharper distributions than random weights give
         for model in models:
@@ -44,7 +43,7 @@ def reference_state(s: np.ndarray, t: np.ndarray, k: int) -> dict[str, float]:
     }
 
 
-def test_measure_equals_the_definitions(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+def test_measure_equals_the_definitions(pair: tuple[LabModel, LabModel]) -> None:
     row = measure(*pair, count=COUNT, seed=0, k=16)
     states: list[dict[str, float]] = []
     for rollout in evaluation_rollouts(pair[0], COUNT, seed=0):
@@ -60,7 +59,7 @@ def test_measure_equals_the_definitions(pair: tuple[Qwen2ForCausalLM, Qwen2ForCa
     assert set(REPORTED) <= row.keys()
 
 
-def test_rollouts_are_what_a_rollout_file_holds(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+def test_rollouts_are_what_a_rollout_file_holds(pair: tuple[LabModel, LabModel]) -> None:
     rollouts: list[dict[str, Any]] = evaluation_rollouts(pair[0], COUNT, seed=3)
     assert rollouts == evaluation_rollouts(pair[0], COUNT, seed=3)
     assert rollouts != evaluation_rollouts(pair[0], COUNT, seed=4)
