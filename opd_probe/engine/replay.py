@@ -18,6 +18,7 @@ from opd_probe.engine.sequences import StateSequence, build_sequence, check_sequ
 from opd_probe.errors import LogitError, OutOfMemoryError
 from opd_probe.stats.compiled import CompiledReduction, compiling_pays
 from opd_probe.stats.projection import OutputProjection
+from opd_probe.stats.threads import fitting_threads
 from opd_probe.types import Rollout
 
 BATCH_TOKENS = 8192
@@ -141,7 +142,7 @@ class Replay:
         scorer = self._scorer()
         for group in batches([len(s.input_ids) for s in todo], self.settings.batch_tokens):
             members = [todo[index] for index in group]
-            with _memory_advice():
+            with _memory_advice(), fitting_threads(self.teacher.output_layer.weight):
                 columns = self._score(scorer, members)
             start = 0
             for sequence in members:

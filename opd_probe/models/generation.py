@@ -17,6 +17,7 @@ from opd_probe.errors import InputError, LogitError, OutOfMemoryError
 from opd_probe.models.loading import LoadedModel
 from opd_probe.stats.projection import OutputProjection
 from opd_probe.stats.scratch import Scratch
+from opd_probe.stats.threads import fitting_threads
 from opd_probe.types import Prompt, Rollout
 
 BATCH_TOKENS = 8192
@@ -94,7 +95,8 @@ def sample_rollouts(
     finished(0)
     for batch in _batches(drafts, lengths, max_new_tokens, batch_tokens):
         try:
-            sampler.run(batch, finished)
+            with fitting_threads(student.output_layer.weight):
+                sampler.run(batch, finished)
         except (torch.OutOfMemoryError, MemoryError):
             raise OutOfMemoryError("out of memory while sampling; lower --batch-tokens or --max-new-tokens") from None
     return [_rollout(student, prompts[draft.prompt], draft, step) for draft in drafts]

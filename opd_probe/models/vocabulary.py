@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from opd_probe.errors import MissingError, VocabularyError
 from opd_probe.models.guards import one_line, quiet
@@ -132,8 +132,25 @@ def load_tokenizer(place: Any, *, required: bool, trust_remote_code: bool = Fals
         if required:
             raise MissingError(f"tokenizer {path}: the directory has no tokenizer files")
         return None
+    loader: Any = PreTrainedTokenizerFast if _says_it_all(path) else AutoTokenizer
     with one_line(f"tokenizer {place}"), quiet():
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = loader.from_pretrained(
             str(place), local_files_only=local, trust_remote_code=trust_remote_code
         )
     return tokenizer
+
+
+def _says_it_all(directory: Path) -> bool:
+    """Whether tokenizer.json is the whole of a tokenizer.
+
+    The automatic class goes by the model's type for some families (Qwen2 among them) and then splits words by that
+    family's rule, whatever tokenizer.json says; a tokenizer of another kind would turn into unknown tokens silently.
+    """
+    config = directory / "tokenizer_config.json"
+    if not config.is_file() or not (directory / "tokenizer.json").is_file():
+        return False
+    try:
+        named = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
+    except (ValueError, AttributeError):
+        return False  # the loader says what is wrong with the file
+    return named in ("TokenizersBackend", "PreTrainedTokenizerFast")

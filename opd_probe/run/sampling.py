@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from opd_probe.errors import InputError
-from opd_probe.models.checkpoints import weights_digest
+from opd_probe.models.checkpoints import tokenizer_files_digest, weights_digest
 from opd_probe.models.generation import sample_rollouts
 from opd_probe.models.hub import hub_snapshot
 from opd_probe.models.loading import LoadedModel
@@ -30,7 +30,7 @@ from opd_probe.run.selection import at_most
 from opd_probe.run.settings import Settings
 from opd_probe.types import Checkpoint, Prompt, Rollout
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 """Raised when the same key would lead to other samples."""
 
 
@@ -162,6 +162,7 @@ def sampling_key(
         "version": KEY_VERSION,
         "weights": weights_digest(checkpoint),
         "tokenizer": _digest_of(own),
+        "tokenizer files": tokenizer_files_digest(tokenizer or checkpoint),
         "template": None if own is None else template_digest(own),
         "prompts": prompts_digest(prompts),
         "vocabularies": sorted([digest or "", size] for digest, size in vocabularies),

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from opd_probe.errors import VocabularyError
 from opd_probe.models.loading import LoadedModel, load_model
-from opd_probe.models.vocabulary import shared_vocabulary, template_digest, tokenizer_digest
-from tests.tiny import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
+from opd_probe.models.vocabulary import load_tokenizer, shared_vocabulary, template_digest, tokenizer_digest
+from tests.tiny import CHAT_TEMPLATE, save_checkpoint, tiny_model, tiny_tokenizer
 
 
 def _model(width: int, tokenizer: PreTrainedTokenizerFast | None) -> LoadedModel:
@@ -107,3 +107,12 @@ def test_digests_follow_the_vocabulary_and_the_template(tmp_path: Path) -> None:
     chat.save_pretrained(tmp_path)
     stored = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     assert (tokenizer_digest(stored), template_digest(stored)) == (tokenizer_digest(chat), template_digest(chat))
+
+
+def test_tokenizer_json_is_believed_whatever_the_model_type_says(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(words=["ann", "has", "5", "apples", "."])
+    save_checkpoint(tmp_path, tiny_model(len(tokenizer)), tokenizer)
+    loaded = load_tokenizer(tmp_path, required=True)
+    assert loaded is not None
+    text = "ann has 5 apples ."
+    assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"] == [3, 4, 5, 6, 7]
