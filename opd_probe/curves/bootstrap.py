@@ -98,7 +98,7 @@ def percentile_interval(drawn: Floats, level: float) -> tuple[Floats, Floats]:
 
 def quantile(values: Floats, q: float) -> Floats:
     """The q-quantile of each column of [b, m] by linear interpolation; NaN is left out, infinities are kept."""
-    ordered = np.sort(values, axis=0)  # NaN goes last
+    ordered = np.sort(values.T, axis=1).T  # along memory, which is far faster; NaN goes last
     defined = (~np.isnan(ordered)).sum(0)
     place = q * np.maximum(defined - 1, 0)
     low = np.floor(place).astype(np.int64)

@@ -110,7 +110,7 @@ def match_ranks(left: NDArray[Any], right: NDArray[Any]) -> Ints:
     Returns:
         int64 [n, i].
     """
-    n, width = right.shape
+    width = right.shape[1]
     depth = max(left.shape[1], width)
     bits = (2 * depth).bit_length()
     # One sort of both lists, by id and then by side and rank: an id of both stands twice in a row.

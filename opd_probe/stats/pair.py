@@ -155,8 +155,8 @@ def reduce_pair(
             compiler makes run naively along the row, which costs four digits at V = 150,000, and want float64.
 
     Returns:
-        Block maxima of both ([T, ceil(V / 64)] each), and moments [6, T]: Σ e^a, Σ e^b, Σ e^a a, Σ e^b b, Σ e^a (a − b),
-        Σ e^b (a − b), with a and b the logits below their row's maximum, over the temperature.
+        Block maxima of both ([T, ceil(V / 64)] each), and moments [6, T]: Σ e^a, Σ e^b, Σ e^a a, Σ e^b b,
+        Σ e^a (a − b), Σ e^b (a − b), with a and b the logits below their row's maximum, over the temperature.
     """
     student_maxima, teacher_maxima = block_maxima(student), block_maxima(teacher)
     a = student - student_maxima.amax(-1, keepdim=True)
