@@ -111,8 +111,13 @@ def _chosen(name: str, table: pd.DataFrame, metrics: Sequence[str] | None) -> li
     return there
 
 
+MIN_STATES = 20
+"""Bins of positions with fewer states are not drawn: a handful of the longest responses says little, and loudly."""
+
+
 def _over_positions(table: pd.DataFrame, panels: list[Panel], columns: int) -> house.HouseFigure:
     k = single_k("position", table)
+    table, sparse = _without_sparse_bins(table)
     check_unique("position", table, ["run", "teacher", "step", "position"])
     series = split_series(table, "position")
     steps = step_order(table)
@@ -143,7 +148,7 @@ def _over_positions(table: pd.DataFrame, panels: list[Panel], columns: int) -> h
         finish(
             figure,
             title=f"Alignment by position at {states_phrase(table)}",
-            note=f"Each point is the mean of one bin of positions. {note}",
+            note=f"Each point is the mean of one bin of positions{sparse}. {note}",
             rows=rows,
             row_height=1.27 if several else 1.62,
             fixed=step_entries(steps, house.MUTED if several else series[0].style.color),
@@ -174,6 +179,16 @@ def step_entries(steps: Sequence[float], color: str) -> list[Entry]:
 def _marker(index: int, count: int) -> str:
     """A marker for each of a few shades. Many are ordered by lightness alone; markers would hide them."""
     return house.MARKERS[index] if count <= _NAMED_STEPS else "None"
+
+
+def _without_sparse_bins(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The table without bins of few states, unless nothing else is there; and the words that say so."""
+    if "n_states" not in table:
+        return table, ""
+    kept = table[table["n_states"] >= MIN_STATES]
+    if kept.empty or len(kept) == len(table):
+        return table, ""
+    return kept, f"; bins of fewer than {MIN_STATES} states are left out"
 
 
 def _draw_position_panel(ax: Axes, one: Series, panel: Panel, steps: Sequence[float], k: int) -> None:

@@ -95,6 +95,17 @@ def test_positions_are_shades_of_one_hue() -> None:
     assert "mean of one bin" in note(figure)
 
 
+def test_bins_of_few_states_are_left_out_and_said_so() -> None:
+    table = position_table().assign(n_states=1000)
+    table.loc[table.position_lo >= 900, "n_states"] = 19
+    figure = plot_alignment(table, x="position", metrics=["overlap_ratio"])
+    drawn = line(panel(figure, "Overlap ratio"), "overlap_ratio:compatible:step 0").get_xdata()
+    assert len(drawn) == 18
+    assert "bins of fewer than 20 states are left out" in note(figure)
+    few = plot_alignment(table.assign(n_states=3), x="position", metrics=["overlap_ratio"])
+    assert len(line(panel(few, "Overlap ratio"), "overlap_ratio:compatible:step 0").get_xdata()) == 20
+
+
 def test_positions_of_several_runs_are_columns() -> None:
     chosen = ["overlap_ratio", "student_entropy", "teacher_entropy", "entropy_gap"]
     figure = plot_alignment(position_table(("compatible", "incompatible")), x="position", metrics=chosen)
