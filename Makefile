@@ -20,9 +20,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED) ## train two small distillation runs and look into them: figures and a table in opd-probe-out/
 	$(BIN)/python -m opd_probe.lab demo --out runs
+	@echo "Sampling and replaying, then mass concentration, alignment curves, and the main command:"
+	$(BIN)/opd-probe mass --ckpts runs/* --out opd-probe-out > /dev/null
+	$(BIN)/opd-probe align --ckpts runs/* --out opd-probe-out > /dev/null
 	$(BIN)/opd-probe overlap --ckpts runs/* --out opd-probe-out
-	$(BIN)/opd-probe mass --ckpts runs/* --out opd-probe-out
-	$(BIN)/opd-probe align --ckpts runs/* --out opd-probe-out
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest -q
