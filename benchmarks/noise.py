@@ -9,6 +9,7 @@ The numbers are the models' own rounding: matrix products of other shapes add in
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,7 +24,9 @@ def columns(work_dtype: str, small: bool, k: int, batch_tokens: int) -> Columns:
     work = workload(getattr(torch, work_dtype), small, k)
     shared = np.arange(min(work.student.width, work.teacher.width))
     settings = ReplaySettings(k, batch_tokens=batch_tokens)
-    engine = Replay(work.student, work.teacher, work.rollouts, shared, settings)
+    # Of different lengths, so that a batch has padding and products of another shape than a rollout alone.
+    rollouts = [replace(r, response_ids=r.response_ids[: -3 * i or None]) for i, r in enumerate(work.rollouts)]
+    engine = Replay(work.student, work.teacher, rollouts, shared, settings)
     parts = dict(engine.states())
     return {name: np.concatenate([parts[index][name] for index in sorted(parts)]) for name in parts[0]}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_probe.errors import InputError, OutOfMemoryError
 from opd_probe.models.checkpoints import resolve_checkpoint
@@ -24,6 +24,10 @@ from opd_probe.types import Checkpoint
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 _CHECK_IDS = 8
+
+
+PREFILL_TOKENS = 8192
+"""Tokens of one sequence that go through the layers at once."""
 
 
 @dataclass
@@ -93,8 +97,13 @@ class LoadedModel:
     def hidden(self, input_ids: Tensor) -> Tensor:
         """Inputs of the output layer, [B, T, d], for ids [B, T] padded on the right.
 
-        Without an attention mask: a causal model at a real token never sees what is right of it.
+        Without an attention mask: a causal model at a real token never sees what is right of it. Sequences longer than
+        :data:`PREFILL_TOKENS` go through a key-value cache piece by piece, which bounds what the layers hold at a time.
         """
+        if input_ids.shape[1] > PREFILL_TOKENS:
+            cache = DynamicCache()
+            pieces = input_ids.split(PREFILL_TOKENS, dim=1)
+            return torch.cat([self.advance(piece, cache) for piece in pieces], dim=1)
         output = self._backbone(input_ids=input_ids, use_cache=False)
         hidden: Tensor = output.last_hidden_state
         return hidden
