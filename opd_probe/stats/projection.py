@@ -8,8 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from opd_probe.stats.scratch import Scratch
+
+_FLOAT32: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _as_float32(weight: Tensor) -> Tensor:
+    """A matrix in float32; a copy is kept as long as the matrix lives, for the next replay with the same model."""
+    if weight.dtype == torch.float32:
+        return weight
+    if weight not in _FLOAT32:
+        _FLOAT32[weight] = weight.float()
+    copy: Tensor = _FLOAT32[weight]
+    return copy
 
 
 class OutputProjection:
@@ -35,17 +48,17 @@ class OutputProjection:
         self.shared = int(ids.numel())
         self.width = int(weight.shape[0])
         self.scale, self.softcap = scale, softcap
+        self._on_cpu = weight.device.type == "cpu"
+        self._bf16 = weight.dtype == torch.bfloat16
+        # A CPU product of bf16 matrices comes out in bf16, which ties at rank k; multiplied as float32 it does not.
+        self.weight = _as_float32(weight) if self._on_cpu else weight
         if self.shared and int(ids[-1]) != self.shared - 1:
             others = torch.ones(self.width, dtype=torch.bool, device=weight.device)
             others[ids] = False
             order = torch.cat([ids, torch.nonzero(others).flatten()])
-            weight = weight[order]
+            self.weight = self.weight[order]
             bias = None if bias is None else bias[order]
         self.bias = None if bias is None else bias.float()
-        self._on_cpu = weight.device.type == "cpu"
-        self._bf16 = weight.dtype == torch.bfloat16
-        # A CPU product of bf16 matrices comes out in bf16, which ties at rank k; multiplied as float32 it does not.
-        self.weight = weight.float() if self._on_cpu else weight
 
     def logits(self, hidden: Tensor, scratch: Scratch, name: str) -> tuple[Tensor, Tensor]:
         """float32 logits of a chunk of hidden states [T, d]: over the shared ids [T, S], and over the rest.

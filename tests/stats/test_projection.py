@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -72,3 +75,15 @@ def test_mass_outside_keeps_its_digits_when_small() -> None:
 
 def test_nothing_outside() -> None:
     assert mass_outside(torch.empty(3, 0), torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_the_float32_copy_lives_as_long_as_the_weights() -> None:
+    weight = torch.randn(20, 8).to(torch.bfloat16)
+    first = OutputProjection(weight, None, range(20)).weight
+    assert OutputProjection(weight, None, range(20)).weight is first
+    assert first.dtype == torch.float32
+    torch.testing.assert_close(first, weight.float(), rtol=0, atol=0)
+    kept = weakref.ref(first)
+    del first, weight
+    gc.collect()
+    assert kept() is None
