@@ -286,17 +286,14 @@ def _reusable(path: Path, fingerprint: Mapping[str, Any], k: int, jsd: bool) -> 
         return None
     before = stored.provenance.get("fingerprint", {})
     differing = [name for name, value in fingerprint.items() if before.get(name) != value]
+    reasons = [f"{', '.join(differing)} changed since it was made"] if differing else []
     if jsd and not stored.provenance.get("jsd"):
-        differing.append("jsd")
+        reasons.append("it has no Jensen-Shannon divergence")
     if min(k, stored.vocabulary_size) > stored.K:
-        differing.append(f"K (stored {stored.K}, asked {k})")
-    if not differing:
+        reasons.append(f"it holds the top {stored.K}, asked for are {k}")
+    if not reasons:
         return stored
-    warnings.warn(
-        f"trace {path}: {', '.join(differing)} changed since it was made; made anew",
-        OpdProbeWarning,
-        stacklevel=3,
-    )
+    warnings.warn(f"trace {path}: {'; '.join(reasons)}; made anew", OpdProbeWarning, stacklevel=3)
     return None
 
 

@@ -160,8 +160,8 @@ class TestReuse:
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            ({"k": 9}, r"K \(stored 8, asked 9\)"),
-            ({"jsd": True}, "jsd"),
+            ({"k": 9}, "holds the top 8, asked for are 9"),
+            ({"jsd": True}, "no Jensen-Shannon divergence"),
             ({"temperature": 0.7}, "temperature"),
             ({"dtype": "bfloat16"}, "dtype"),
             ({"rollouts": ROWS[:5]}, "rollouts"),
