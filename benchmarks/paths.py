@@ -1,7 +1,9 @@
 """The ways of getting a trace's statistics that the benchmark compares, each from token ids on.
 
 ``floor`` does what none can avoid: both backbones, and both output layers on response positions. ``ours`` is the
-replay engine. ``naive`` is the script that people write by hand.
+replay engine. ``naive`` is the script that people write by hand. ``thunlp`` and ``verl`` are the sequences of
+operations by which those trainers log overlap, in our own words, on response positions only; neither computes the full
+divergences, and verl's no entropy either.
 """
 
 from __future__ import annotations
@@ -51,10 +53,11 @@ def floor(work: Workload) -> float:
     return checksum
 
 
-def ours(work: Workload, *, jsd: bool = False) -> float:
+def ours(work: Workload, *, jsd: bool = False, compiled: bool = False) -> float:
     """The replay engine with every statistic of a trace."""
     shared = np.arange(min(work.student.width, work.teacher.width))
-    engine = Replay(work.student, work.teacher, work.rollouts, shared, ReplaySettings(work.k, jsd=jsd))
+    settings = ReplaySettings(work.k, jsd=jsd, compiled=compiled)
+    engine = Replay(work.student, work.teacher, work.rollouts, shared, settings)
     return float(sum(values["reverse_kl"].sum() for _, values in engine.states()))
 
 
@@ -76,3 +79,42 @@ def naive(work: Workload) -> float:
     sampled = log_p.gather(-1, tokens), log_q.gather(-1, tokens)
     kept = (forward, *entropies, top_p.values, top_q.values, *crossed, *sampled)
     return float(reverse.sum()) + 0.0 * sum(float(value[0, 0].sum()) for value in kept)
+
+
+def _response_hidden(work: Workload) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Hidden states of both models that predict response tokens [N, d], the tokens [N, 1], the shared width."""
+    ids, start = work.ids(), len(work.rollouts[0].prompt_ids)
+    hidden = [model.hidden(ids[:, :-1])[:, start - 1 :].flatten(0, 1) for model in (work.student, work.teacher)]
+    return hidden[0], hidden[1], ids[:, start:].reshape(-1, 1), min(work.student.width, work.teacher.width)
+
+
+def _product(model: LoadedModel, hidden: Tensor, width: int) -> Tensor:
+    return torch.mm(hidden, model.output_layer.weight[:width].t()).float()
+
+
+@torch.inference_mode()
+def thunlp(work: Workload) -> float:
+    """Per model log_softmax of all positions at once, entropy by a second softmax, topk of whole rows, gathers."""
+    student, teacher, tokens, width = _response_hidden(work)
+    logits = _product(work.student, student, width), _product(work.teacher, teacher, width)
+    log_probs = [torch.log_softmax(values, -1) for values in logits]
+    entropies = [torch.logsumexp(v, -1) - (torch.softmax(v, -1) * v).sum(-1) for v in logits]
+    ids = [values.topk(work.k, -1).indices for values in logits]
+    at = [values.gather(-1, index) for values in log_probs for index in (*ids, tokens)]
+    overlap = (ids[0].unsqueeze(-1) == ids[1].unsqueeze(-2)).any(-1).float().mean()
+    return float(overlap) + 0.0 * float(sum(v.sum() for v in (*at, *entropies)))
+
+
+@torch.inference_mode()
+def verl(work: Workload) -> float:
+    """In chunks of positions: float32 logits, logsumexp, topk of the whole rows, gathers."""
+    student, teacher, tokens, width = _response_hidden(work)
+    total = 0.0
+    for rows in torch.arange(len(tokens), device=tokens.device).split(256):
+        logits = [_product(work.student, student[rows], width), _product(work.teacher, teacher[rows], width)]
+        partition = [torch.logsumexp(values, -1, keepdim=True) for values in logits]
+        ids = [values.topk(work.k, -1).indices for values in logits]
+        for values, log_z in zip(logits, partition, strict=True):
+            total += 0.0 * float(sum((values.gather(-1, i) - log_z).sum() for i in (*ids, tokens[rows])))
+        total += float((ids[0].unsqueeze(-1) == ids[1].unsqueeze(-2)).any(-1).float().sum())
+    return total

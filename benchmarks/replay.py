@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.paths import Workload, floor, naive, ours
+from benchmarks.paths import Workload, floor, naive, ours, thunlp, verl
 from opd_probe.engine.provenance import software
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.types import Rollout
@@ -32,8 +32,11 @@ from opd_probe.types import Rollout
 PATHS: dict[str, Callable[[Workload], float]] = {
     "floor": floor,
     "ours": ours,
+    "ours, compiled": lambda work: ours(work, compiled=True),
     "ours with jsd": lambda work: ours(work, jsd=True),
     "naive": naive,
+    "thunlp/OPD": thunlp,
+    "verl": verl,
 }
 
 
