@@ -1,0 +1,61 @@
+"""The documentation says what the code does: every metric, column, rule and command."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from opd_probe.lab.signatures import PUBLISHED, RULES
+from opd_probe.metrics import METRICS
+from opd_probe.trace.schema import FORMAT_VERSION, ROLLOUT_COLUMNS, STATE_COLUMNS
+
+ROOT = Path(__file__).parent.parent
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8").replace("\\|", "|")
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.keys())
+def test_every_metric_has_its_row(metric) -> None:  # type: ignore[no-untyped-def]
+    assert f"| `{metric.name}` | {metric.unit} | {metric.source} | {metric.definition} |" in page("docs/metrics.md")
+
+
+@pytest.mark.parametrize("column", [*STATE_COLUMNS, *ROLLOUT_COLUMNS], ids=lambda column: column.name)
+def test_every_column_has_its_row(column) -> None:  # type: ignore[no-untyped-def]
+    kind = f"{column.dtype}[K]" if column.shape == "top" else column.dtype
+    row = f"| `{column.name}` | {kind} | {column.unit} | {column.range} | {column.meaning} |"
+    assert row in page("docs/formats.md")
+
+
+def test_the_format_version() -> None:
+    assert f"writes and reads version {FORMAT_VERSION} " in page("docs/formats.md")
+
+
+def test_the_table_of_signatures_is_the_published_one() -> None:
+    seeds = json.loads(PUBLISHED.read_text())["seeds"]
+    text = page("docs/lab.md").replace("−", "-")
+    for rule in RULES:
+        values = [rule.quantity(seed) for seed in seeds]
+        cells = [f"{value:.3g} {'holds' if rule.holds(value) else '**fails**'}" for value in values]
+        assert f"| {rule.statement} | {rule.comparison} {rule.bound:g} | {' | '.join(cells)} |" in text
+    for seed in seeds:
+        for name, run in seed["runs"].items():
+            stages = [run[stage]["accuracy"] for stage in ("start", "middle", "end")]
+            assert f"| {seed['seed']}, {name} | {' / '.join(f'{value:.3f}' for value in stages)} |" in text
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/lab.md", "docs/performance.md", "CONTRIBUTING.md"])
+def test_make_targets_exist(name: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", page("Makefile"), flags=re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", page(name), flags=re.MULTILINE)) <= targets
+
+
+@pytest.mark.parametrize("source", ["README.md", "docs/index.md"])
+def test_links_lead_somewhere(source: str) -> None:
+    base = (ROOT / source).parent
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page(source)):
+        assert (base / target).is_file(), target
