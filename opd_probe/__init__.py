@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from opd_probe.curves import mass_curve, position_curve, summarize
     from opd_probe.engine.logits import trace_logits
     from opd_probe.errors import OpdProbeError, OpdProbeWarning
+    from opd_probe.metrics.recovery import gap_recovery
     from opd_probe.metrics.states import state_metrics
     from opd_probe.plots import plot_alignment, plot_mass, plot_overlap
     from opd_probe.run.replay import replay
@@ -32,6 +33,7 @@ _HOME = {
     "Prompt": "opd_probe.types",
     "Rollout": "opd_probe.types",
     "Trace": "opd_probe.trace",
+    "gap_recovery": "opd_probe.metrics.recovery",
     "mass_curve": "opd_probe.curves",
     "plot_alignment": "opd_probe.plots",
     "plot_mass": "opd_probe.plots",
@@ -51,6 +53,7 @@ __all__ = [
     "Prompt",
     "Rollout",
     "Trace",
+    "gap_recovery",
     "mass_curve",
     "plot_alignment",
     "plot_mass",

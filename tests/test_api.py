@@ -30,9 +30,7 @@ def test_importing_the_package_loads_nothing_heavy(statement: str) -> None:
 
 
 def test_reading_and_summarising_traces_needs_no_torch() -> None:
-    loaded = loaded_after(
-        "import opd_probe; opd_probe.read_trace, opd_probe.state_metrics, opd_probe.summarize"
-    )
+    loaded = loaded_after("import opd_probe; opd_probe.read_trace, opd_probe.state_metrics, opd_probe.summarize")
     assert "torch" not in loaded
     assert "transformers" not in loaded
 

@@ -119,10 +119,7 @@ def test_heavy_libraries_stay_where_they_belong(name: str) -> None:
 
 def test_only_models_rollouts_and_lab_know_transformers() -> None:
     users = {
-        package_of(name)
-        for name, tree in MODULES.items()
-        for t in imported(tree)
-        if t.split(".")[0] == "transformers"
+        package_of(name) for name, tree in MODULES.items() for t in imported(tree) if t.split(".")[0] == "transformers"
     }
     assert users <= {"models", "rollouts", "lab"}
     assert "models" in users

@@ -97,9 +97,7 @@ def plot_alignment(
 def _chosen(name: str, table: pd.DataFrame, metrics: Sequence[str] | None) -> list[str]:
     if metrics is not None:
         if isinstance(metrics, str) or not metrics:
-            raise InputError(
-                f"plot_alignment: expected metrics to be a list of column names, got {metrics!r}"
-            )
+            raise InputError(f"plot_alignment: expected metrics to be a list of column names, got {metrics!r}")
         check_table(name, table, metrics)
         return list(metrics)
     if name == "overlap":
@@ -260,6 +258,4 @@ def _head_column(ax: Axes, name: str, color: str) -> None:
         ha="left",
         va="bottom",
     )
-    head.set(
-        color=house.mix(color, "black", 0.2), fontsize=house.PANEL_SIZE, fontweight="bold", gid="column-head"
-    )
+    head.set(color=house.mix(color, "black", 0.2), fontsize=house.PANEL_SIZE, fontweight="bold", gid="column-head")

@@ -145,9 +145,7 @@ def _frame(figure: house.HouseFigure, title: str, note: str, body: float, entrie
         legend.set_bbox_to_anchor((_MARGIN / width, foot / height), transform=figure.transFigure)
     below = (foot + legend_height) / height
     engine: Any = figure.get_layout_engine()
-    engine.set(
-        rect=(0.0, below, 1.0, 1 - below - head / height), w_pad=0.05, h_pad=0.05, hspace=0.03, wspace=0.03
-    )
+    engine.set(rect=(0.0, below, 1.0, 1 - below - head / height), w_pad=0.05, h_pad=0.05, hspace=0.03, wspace=0.03)
 
 
 def _wrap(text: str, width: float, size: float) -> list[str]:
@@ -196,9 +194,7 @@ def _label_directly(ax: Axes, series: Sequence[Series]) -> bool:
 
 def _dense(ax: Axes, line: Line2D) -> NDArray[np.float64]:
     """Points along a line in pixels, one every pixel or so, for collision tests; [n, 2]."""
-    return _densify(
-        ax, np.column_stack([np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)])
-    )
+    return _densify(ax, np.column_stack([np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)]))
 
 
 def _edges(ax: Axes, area: PolyCollection) -> list[NDArray[np.float64]]:
@@ -233,10 +229,7 @@ def _place(
         return None
     frame = ax.get_window_extent()
     tries = [
-        (x, side, gap)
-        for side in (1, -1)
-        for gap in (4, 8, 12)
-        for x in np.linspace(points[-1, 0], points[0, 0], 12)
+        (x, side, gap) for side in (1, -1) for gap in (4, 8, 12) for x in np.linspace(points[-1, 0], points[0, 0], 12)
     ]
     for x, side, gap in tries:
         y = float(np.interp(x, points[:, 0], points[:, 1]))
@@ -252,9 +245,7 @@ def _place(
         )
         label.set(color=house.mix(one.style.color, "black", 0.15), fontsize=house.LABEL_SIZE, in_layout=False)
         box = label.get_window_extent()
-        inside = (
-            frame.x0 + 2 <= box.x0 and box.x1 <= frame.x1 and frame.y0 + 2 <= box.y0 and box.y1 <= frame.y1
-        )
+        inside = frame.x0 + 2 <= box.x0 and box.x1 <= frame.x1 and frame.y0 + 2 <= box.y0 and box.y1 <= frame.y1
         room = box.padded(2.0)
         hits = any(_crosses(room, line) for line in obstacles) or any(room.overlaps(other) for other in taken)
         clear = 1.5 * _distance(box, points) < min((_distance(box, line) for line in others), default=np.inf)

@@ -147,9 +147,7 @@ def _draw_tail(ax: Axes, curves: Sequence[Curve]) -> None:
     subtitle(ax, _ROLES)
     for level in (0.97, 0.99):
         ax.axhline(1 - level, color=house.REFERENCE, linewidth=house.THIN, zorder=1, gid="reference")
-        name = ax.text(
-            1.01, 1 - level, f"{100 * level:.0f} %", transform=ax.get_yaxis_transform(), va="center"
-        )
+        name = ax.text(1.01, 1 - level, f"{100 * level:.0f} %", transform=ax.get_yaxis_transform(), va="center")
         name.set(fontsize=house.SMALL_SIZE, color=house.MUTED, gid="reference")
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -193,20 +191,14 @@ def _step_entries(series: Sequence[Series], steps: str) -> list[Entry]:
     else:
         names = ["first step", "last step"]
     ramp = house.shades(house.MUTED, len(names))
-    return [
-        Entry(n, color, width=0.9 if i == 0 else 1.6)
-        for i, (n, color) in enumerate(zip(names, ramp, strict=True))
-    ]
+    return [Entry(n, color, width=0.9 if i == 0 else 1.6) for i, (n, color) in enumerate(zip(names, ramp, strict=True))]
 
 
 def _draw_k_for(ax: Axes, table: pd.DataFrame, level: str, largest: int) -> None:
     """Median and 90th percentile of the smallest k that reaches ``level``; marked at the top beyond K."""
     percent = f"{100 * float(level):.0f} %"
     ax.set_title(f"k needed for {percent} of the mass", loc="left")
-    names = {
-        kind: [f"{side}_k_for_{level}_{kind}" for side in _SIDES]
-        for kind in ("median", "p90", "share_beyond")
-    }
+    names = {kind: [f"{side}_k_for_{level}_{kind}" for side in _SIDES] for kind in ("median", "p90", "share_beyond")}
     beyond = np.concatenate([numbers(table, name) for name in names["share_beyond"]])
     measured = np.concatenate([numbers(table, name) for kind in ("median", "p90") for name in names[kind]])
     if not np.isfinite(beyond).any() and not np.isfinite(measured).any():

@@ -35,9 +35,7 @@ def plot_overlap(table: pd.DataFrame, *, x: str = "step", columns: int = 2) -> h
         InputError: no rows, a column that is not there, several k, or two rows for one point.
     """
     panels = [*_PANELS]
-    check_table(
-        "overlap", table, ["run", "teacher", x, "k", "states", *(m for p in panels for m in p.metrics)]
-    )
+    check_table("overlap", table, ["run", "teacher", x, "k", "states", *(m for p in panels for m in p.metrics)])
     if np.isfinite(numbers(table, "accuracy")).any():
         panels.append(_ACCURACY)
     per_row = 1 if columns == 1 else (2 if len(panels) == 4 else 3)

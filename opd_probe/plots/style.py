@@ -175,9 +175,7 @@ def render(figure: Figure, format: Literal["png", "pdf", "svg"] = "png") -> byte
 
 def mix(color: str, other: str, share: float) -> str:
     """``color`` with ``share`` (0 … 1) of ``other`` mixed in, as hex."""
-    red, green, blue = (
-        (1 - share) * a + share * b for a, b in zip(to_rgb(color), to_rgb(other), strict=True)
-    )
+    red, green, blue = ((1 - share) * a + share * b for a, b in zip(to_rgb(color), to_rgb(other), strict=True))
     return to_hex((red, green, blue))
 
 

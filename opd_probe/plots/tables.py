@@ -60,9 +60,7 @@ def check_table(name: str, table: pd.DataFrame, columns: Iterable[str]) -> None:
         raise InputError(f"{name} table: expected a pandas DataFrame, got {type(table).__name__}")
     missing = [column for column in columns if column not in table.columns]
     if missing:
-        raise InputError(
-            f"{name} table: no column {', '.join(map(repr, missing))}; it has {', '.join(table.columns)}"
-        )
+        raise InputError(f"{name} table: no column {', '.join(map(repr, missing))}; it has {', '.join(table.columns)}")
     if table.empty:
         raise InputError(f"{name} table: expected at least one row, got none")
 

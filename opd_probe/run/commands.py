@@ -25,6 +25,7 @@ from opd_probe.trace import read_trace
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NAN = float("nan")
 NAMES = ("run", "step", "teacher", "k", "states")
 OVERLAP_COLUMNS = (
     *NAMES, "n_states", "overlap_ratio", "overlap_advantage", "entropy_gap",
@@ -184,7 +185,9 @@ def _summaries(gathered: _Gathered) -> list[dict[str, Any]]:
         gathered.progress.update(done, len(gathered.measured))
         row = summarize(measured.trace, measured.settings.k, **_intervals(measured))
         k = row.pop("k")
-        rows.append({**measured.key, "k": k, "states": measured.states, **row})
+        # The teacher's own accuracy is not part of a trace: null here, see opd_probe.gap_recovery.
+        recovery = {"gap_recovery": NAN, "gap_recovery_lo": NAN, "gap_recovery_hi": NAN, "gap_recovery_n": 0}
+        rows.append({**measured.key, "k": k, "states": measured.states, **row, **recovery})
     return rows
 
 

@@ -43,9 +43,7 @@ def test_position_curve(trace: Trace, bins: int, average: str) -> None:
         inside = states[states["position"].between(row["position_lo"], row["position_hi"])]
         assert row["n_states"] == len(inside)
         assert row["position"] == pytest.approx(inside["position"].mean())
-        grouped = (
-            inside[MEANS].mean() if average == "token" else inside.groupby("rollout_id")[MEANS].mean().mean()
-        )
+        grouped = inside[MEANS].mean() if average == "token" else inside.groupby("rollout_id")[MEANS].mean().mean()
         for name in MEANS:
             assert row[f"{name}_n"] == inside[name].notna().sum()
             assert row[name] == pytest.approx(grouped[name], rel=1e-9, nan_ok=True), name

@@ -185,9 +185,7 @@ def test_rollout_quantities(trace: Trace, states: pd.DataFrame) -> None:
 
 @FEW
 def test_unknown_rollout_quantities_are_null() -> None:
-    row = opd_probe.summarize(
-        grouped_trace([{"prompt_id": "a", "n_states": 4}, {"prompt_id": "b", "n_states": 3}]), 4
-    )
+    row = opd_probe.summarize(grouped_trace([{"prompt_id": "a", "n_states": 4}, {"prompt_id": "b", "n_states": 3}]), 4)
     for name in ("accuracy", "truncation_rate", "reward_auroc"):
         assert math.isnan(row[name])
         assert row[f"{name}_n"] == 0
@@ -232,9 +230,7 @@ def test_quantile_against_numpy(q: float) -> None:
     values = np.random.default_rng(0).normal(size=(101, 4)).round(1)
     values[:40, 1] = np.nan
     values[:, 2] = np.nan
-    expected: list[Any] = [
-        np.quantile(v[~np.isnan(v)], q) if (~np.isnan(v)).any() else np.nan for v in values.T
-    ]
+    expected: list[Any] = [np.quantile(v[~np.isnan(v)], q) if (~np.isnan(v)).any() else np.nan for v in values.T]
     np.testing.assert_allclose(quantile(values, q), expected)
 
 

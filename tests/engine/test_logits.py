@@ -61,9 +61,7 @@ def test_k_is_capped_at_the_vocabulary() -> None:
 def test_kinds_of_arrays_agree() -> None:
     student, teacher, tokens = random_pair(4, 30)
     plain = opd_probe.trace_logits(student, teacher, tokens, 5)
-    tensors = opd_probe.trace_logits(
-        torch.from_numpy(student), torch.from_numpy(teacher), torch.from_numpy(tokens), 5
-    )
+    tensors = opd_probe.trace_logits(torch.from_numpy(student), torch.from_numpy(teacher), torch.from_numpy(tokens), 5)
     lists = opd_probe.trace_logits(student.astype(np.float64).tolist(), teacher.tolist(), tokens.tolist(), 5)
     for name in plain.columns:
         np.testing.assert_array_equal(tensors.column(name), plain.column(name))

@@ -107,9 +107,7 @@ def check_against_naive(
                     gap = float(log_p[ranked[-1]] - log_p[beyond])
                 if gap > 2 * tolerance:
                     assert set(top.tolist()) == set(shared[ranked].tolist())
-                assert rows[f"{side}_entropy"][at] == pytest.approx(
-                    reference.entropy(log_p), abs=10 * tolerance
-                )
+                assert rows[f"{side}_entropy"][at] == pytest.approx(reference.entropy(log_p), abs=10 * tolerance)
                 outside = 1 - whole[shared].sum()
                 assert rows[f"{side}_mass_outside"][at] == pytest.approx(outside, abs=tolerance)
                 token = int(rows["token_id"][at])
@@ -305,9 +303,7 @@ def test_bf16_weights_are_scored_in_float32(teacher: Qwen2ForCausalLM) -> None:
         logits = hidden @ loaded.output_layer.weight.double().numpy().T
         for at in range(len(logits)):
             log_p = reference.log_softmax(logits[at])
-            np.testing.assert_allclose(
-                rows["student_top_logprobs"][at], log_p[rows["student_top_ids"][at]], atol=1e-4
-            )
+            np.testing.assert_allclose(rows["student_top_logprobs"][at], log_p[rows["student_top_ids"][at]], atol=1e-4)
             assert len(np.unique(rows["student_top_logprobs"][at])) > 0.9 * VOCABULARY
     assert trace.provenance["student"]["dtype"] == "bfloat16"
 
@@ -322,9 +318,7 @@ def test_skipped_rollouts(student: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM) 
     assert trace.rollouts.column("skipped").to_pylist() == ["empty response", None, "fully masked response"]
     assert trace.rollouts.column("n_states").to_pylist() == [0, 2, 0]
     assert opd_probe.summarize(trace, 4, resamples=0)["n_skipped"] == 2
-    with pytest.raises(
-        InputError, match=r"none of the 2 has a state \(empty response, fully masked response\)"
-    ):
+    with pytest.raises(InputError, match=r"none of the 2 has a state \(empty response, fully masked response\)"):
         opd_probe.replay(student, teacher, [rollouts[0], rollouts[2]], k=4)
 
 
@@ -350,9 +344,7 @@ def test_the_last_response_token_is_never_read(student: Qwen2ForCausalLM, teache
         (Rollout("x", [-1], [1, 2]), r"rollout 'x': token id -1 is outside"),
     ],
 )
-def test_refused(
-    student: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM, rollout: Rollout, message: str
-) -> None:
+def test_refused(student: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM, rollout: Rollout, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         opd_probe.replay(student, teacher, [Rollout("fine", [1], [2, 3]), rollout], k=4)
     assert "\n" not in str(caught.value)
@@ -364,9 +356,7 @@ def test_nan_weights_name_the_rollout(student: Qwen2ForCausalLM) -> None:
     with torch.no_grad():
         broken.get_input_embeddings().weight[33] = torch.nan
     rollouts = [Rollout("long", [1] * 9, [2] * 30), Rollout("short", [1], [2, 33, 5])]
-    with pytest.raises(
-        LogitError, match=r"rollout 'short', position \d: the teacher's logits are NaN"
-    ) as caught:
+    with pytest.raises(LogitError, match=r"rollout 'short', position \d: the teacher's logits are NaN") as caught:
         opd_probe.replay(student, broken, rollouts, k=4)
     assert "\n" not in str(caught.value)
 

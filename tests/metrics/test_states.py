@@ -24,9 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:k = 1:opd_probe.OpdProbeWarning"
 Array = NDArray[Any]
 
 
-def check_all(
-    student: Array, teacher: Array, tokens: Array, k: int, depth: int, *, atol: float = 2e-6
-) -> None:
+def check_all(student: Array, teacher: Array, tokens: Array, k: int, depth: int, *, atol: float = 2e-6) -> None:
     trace = opd_probe.trace_logits(student, teacher, tokens, depth, jsd=True)
     table = opd_probe.state_metrics(trace, k)
     rows = reference.states(student, teacher, tokens, k, trace_k=depth)
@@ -60,9 +58,7 @@ def test_whole_vocabulary_as_support() -> None:
     student, teacher, tokens = random_pair(6, 9)
     table = opd_probe.state_metrics(opd_probe.trace_logits(student, teacher, tokens, 9), 9)
     for support in ("student", "teacher", "overlap", "union"):
-        np.testing.assert_allclose(
-            table[f"topk_reverse_kl_{support}"], table["reverse_kl"], rtol=1e-4, atol=1e-6
-        )
+        np.testing.assert_allclose(table[f"topk_reverse_kl_{support}"], table["reverse_kl"], rtol=1e-4, atol=1e-6)
     assert table["topk_reverse_kl_non_overlap"].isna().all()
     np.testing.assert_allclose(table["overlap_advantage"], -table["reverse_kl"] / 9, rtol=1e-4, atol=1e-6)
 

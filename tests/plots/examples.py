@@ -99,9 +99,7 @@ def crowd_table(steps: Sequence[float | None] = STEPS) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def position_table(
-    runs: Iterable[str] = ("compatible",), steps: Sequence[float] = (0, 50, 100)
-) -> pd.DataFrame:
+def position_table(runs: Iterable[str] = ("compatible",), steps: Sequence[float] = (0, 50, 100)) -> pd.DataFrame:
     """Twenty bins of positions per run and step."""
     rows = []
     for run in runs:

@@ -35,9 +35,7 @@ def drawn(ax: Axes) -> list[Line2D]:
 
 def band(ax: Axes, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x, lower and upper edge of the band drawn for ``metric:label``."""
-    (area,) = [
-        c for c in ax.collections if isinstance(c, PolyCollection) and c.get_gid() == f"interval:{key}"
-    ]
+    (area,) = [c for c in ax.collections if isinstance(c, PolyCollection) and c.get_gid() == f"interval:{key}"]
     (path,) = area.get_paths()
     x, y = path.vertices[:, 0], path.vertices[:, 1]
     places = np.unique(x)
@@ -75,9 +73,7 @@ def untidy_texts(figure: Figure) -> list[str]:
     renderer = canvas.get_renderer()
     axes = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
     every = {id(label) for axis in axes for tick in axis.majorTicks for label in (tick.label1, tick.label2)}
-    shown = {
-        id(label) for axis in axes for tick in axis._update_ticks() for label in (tick.label1, tick.label2)
-    }
+    shown = {id(label) for axis in axes for tick in axis._update_ticks() for label in (tick.label1, tick.label2)}
     unseen = every - shown  # ticks outside the view are never drawn, though findobj lists them
     boxes = [
         (text.get_text(), text.get_window_extent(renderer))
@@ -88,10 +84,7 @@ def untidy_texts(figure: Figure) -> list[str]:
     bad = [
         f"{name!r} leaves the figure"
         for name, box in boxes
-        if box.x0 < frame.x0 - 0.5
-        or box.y0 < frame.y0 - 0.5
-        or box.x1 > frame.x1 + 0.5
-        or box.y1 > frame.y1 + 0.5
+        if box.x0 < frame.x0 - 0.5 or box.y0 < frame.y0 - 0.5 or box.x1 > frame.x1 + 0.5 or box.y1 > frame.y1 + 0.5
     ]
     for (name, box), (other, second) in combinations(boxes, 2):
         if box.padded(-0.5).overlaps(second.padded(-0.5)):

@@ -45,9 +45,7 @@ def test_jsd_has_a_panel_when_known() -> None:
 
 def test_chosen_metrics_in_their_order() -> None:
     table = ONE_RUN.assign(topk_reverse_kl_union=0.2, my_metric=1.0)
-    figure = plot_alignment(
-        table, metrics=["teacher_entropy", "topk_reverse_kl_union", "my_metric", "student_entropy"]
-    )
+    figure = plot_alignment(table, metrics=["teacher_entropy", "topk_reverse_kl_union", "my_metric", "student_entropy"])
     titles = [ax.get_title(loc="left").replace("\n", " ") for ax in figure.axes]
     assert titles == ["Entropy", "Reverse KL on the union (k = 16)", "My metric"]
     assert len(drawn(panel(figure, "Entropy"))) == 2
@@ -150,9 +148,7 @@ def infinite() -> object:
         infinite,
         lambda: plot_alignment(crowd_table()),
         lambda: plot_alignment(lab_table((*STEPS, None)), columns=1, metrics=["entropy_gap", "reverse_kl"]),
-        lambda: plot_alignment(
-            lab_table().assign(topk_reverse_kl_student=1.0), metrics=["topk_reverse_kl_student"]
-        ),
+        lambda: plot_alignment(lab_table().assign(topk_reverse_kl_student=1.0), metrics=["topk_reverse_kl_student"]),
         lambda: plot_alignment(position_table(steps=STEPS), x="position"),
         lambda: plot_alignment(position_table(("compatible", "incompatible")), x="position"),
         lambda: plot_alignment(

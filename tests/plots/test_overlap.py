@@ -53,9 +53,7 @@ def test_labels_units_and_note() -> None:
     assert "95 % bootstrap interval over prompts (64 prompts)" in note(figure)
     assert remarks(panel(figure, MASS)) == "solid: student, dashed: teacher"
     (reference,) = [p for p in panel(figure, MASS).patches if p.get_gid() == "reference"]
-    assert reference.get_extents().transformed(panel(figure, MASS).transData.inverted()).y0 == pytest.approx(
-        0.97
-    )
+    assert reference.get_extents().transformed(panel(figure, MASS).transData.inverted()).y0 == pytest.approx(0.97)
 
 
 @pytest.mark.parametrize(
