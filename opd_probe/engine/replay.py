@@ -15,6 +15,7 @@ from torch import Tensor
 from opd_probe.engine.batching import batches
 from opd_probe.engine.scoring import Columns, StateScorer, VocabularyMap, default_chunk, rows_of
 from opd_probe.engine.sequences import StateSequence, build_sequence, check_sequences
+from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import LogitError, OutOfMemoryError
 from opd_probe.stats.compiled import CompiledReduction, compiling_pays
 from opd_probe.stats.projection import OutputProjection
@@ -86,7 +87,7 @@ class Replay:
     """One student and one teacher over one list of rollouts.
 
     Args:
-        student, teacher: loaded models.
+        student, teacher: loaded models, or what :func:`store_hidden_states` left of one.
         rollouts: all rollouts; those without a state are left out, see :func:`skip_reason`.
         shared_ids: int64, ascending: the ids that both models share.
 
@@ -96,8 +97,8 @@ class Replay:
 
     def __init__(
         self,
-        student: ReplayModel,
-        teacher: ReplayModel,
+        student: ReplayModel | StoredModel,
+        teacher: ReplayModel | StoredModel,
         rollouts: Sequence[Rollout],
         shared_ids: NDArray[np.int64],
         settings: ReplaySettings,
@@ -183,8 +184,8 @@ class Replay:
 
     @torch.inference_mode()
     def _score(self, scorer: StateScorer, members: Sequence[StateSequence]) -> Columns:
-        student = _state_hidden(self.student, members)
-        teacher = _state_hidden(self.teacher, members)
+        student = state_hidden(self.student, members)
+        teacher = state_hidden(self.teacher, members)
         tokens = torch.from_numpy(np.concatenate([s.token_ids for s in members])).to(student.device)
         try:
             return scorer.score(student, teacher, tokens)
@@ -202,11 +203,13 @@ class Replay:
         return error
 
 
-def _state_hidden(model: ReplayModel, members: Sequence[StateSequence]) -> Tensor:
+def state_hidden(model: ReplayModel | StoredModel, members: Sequence[StateSequence]) -> Tensor:
     """Hidden states that predict the states' tokens, [N, d], members one after another.
 
     Right padding needs no attention mask: a causal model never looks at what comes later.
     """
+    if isinstance(model, StoredModel):
+        return model.state_hidden(members)
     longest = max(len(s.input_ids) for s in members)
     ids = np.zeros((len(members), longest), dtype=np.int64)
     index = []

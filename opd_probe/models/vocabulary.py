@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from opd_probe.errors import MissingError, VocabularyError
 from opd_probe.models.guards import one_line, quiet
-
-if TYPE_CHECKING:
-    from opd_probe.models.loading import LoadedModel
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 
@@ -49,8 +46,20 @@ class SharedVocabulary:
         return self.size == 0 or int(self.ids[-1]) == self.size - 1
 
 
+class _HasVocabulary(Protocol):
+    """What is compared of a model."""
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase | None
+
+    @property
+    def width(self) -> int:
+        """The width of the output layer."""
+        ...
+
+
 def shared_vocabulary(
-    student: LoadedModel, teacher: LoadedModel, *, allow_special_mismatch: bool = False
+    student: _HasVocabulary, teacher: _HasVocabulary, *, allow_special_mismatch: bool = False
 ) -> SharedVocabulary:
     """The ids that both tokenizers map to the same string, below both widths.
 

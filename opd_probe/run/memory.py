@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from opd_probe.errors import OutOfMemoryError
+from opd_probe.models.checkpoints import checkpoint_format, resolve_checkpoint
+from opd_probe.models.hub import hub_snapshot
+from opd_probe.types import Checkpoint
 
 
 @contextmanager
@@ -39,3 +45,67 @@ def _is_refused_allocation(error: BaseException) -> bool:
         or "can't allocate memory" in text
         or "out of memory" in text
     )
+
+
+HEADROOM = 0.85
+"""The share of the free memory that weights may take; the rest is for what a replay holds beside them."""
+
+_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def too_large_together(student: Any, teacher: Any, dtype: str | None, device: str | None) -> bool:
+    """Whether two models that are still on disk do not fit into memory together, but each of them alone.
+
+    False where it cannot be told: for models in memory, or when the free memory is unknown.
+    """
+    sizes = [_bytes_needed(source, dtype) for source in (student, teacher)]
+    free = _free_memory(device)
+    if free is None or sizes[0] is None or sizes[1] is None:
+        return False
+    room = HEADROOM * free
+    return sizes[0] + sizes[1] > room >= max(sizes[0], sizes[1])
+
+
+def _bytes_needed(source: Any, dtype: str | None) -> int | None:
+    """Bytes of a model's weights once loaded, from the headers of its files."""
+    if isinstance(source, (str, Path)):
+        source = resolve_checkpoint(source)
+    if not isinstance(source, Checkpoint):
+        return None
+    path = hub_snapshot(source) if source.format == "hub" else Path(source.path)
+    known = checkpoint_format(path)
+    if known is None:
+        return None
+    own = sum(_file_bytes(file, dtype) for file in known.weight_files(path))
+    base = _bytes_needed(source.base, dtype) if source.base is not None else 0
+    return None if base is None else own + base
+
+
+def _file_bytes(file: Path, dtype: str | None) -> int:
+    if dtype is None:
+        return file.stat().st_size
+    from safetensors import safe_open
+
+    with safe_open(file, framework="np") as tensors:
+        shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118 - not a mapping
+    values = 0
+    for shape in shapes:
+        count = 1
+        for length in shape:
+            count *= length
+        values += count
+    return values * _BYTES[dtype]
+
+
+def _free_memory(device: str | None) -> int | None:
+    import torch
+
+    if (device or "cuda").startswith("cuda") and torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None

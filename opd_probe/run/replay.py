@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from opd_probe.engine.logits import check_temperature
 from opd_probe.engine.provenance import software
-from opd_probe.engine.replay import BATCH_TOKENS, Progress, Replay, ReplaySettings
+from opd_probe.engine.replay import BATCH_TOKENS, Progress, Replay, ReplaySettings, state_hidden
 from opd_probe.engine.sequences import skip_reason
+from opd_probe.engine.stored import StoredModel, store_hidden_states
 from opd_probe.errors import InputError, OpdProbeWarning, OutputError, TraceError
 from opd_probe.models.checkpoints import tokenizer_files_digest, weights_digest
 from opd_probe.models.loading import LoadedModel, load_model
@@ -29,6 +33,7 @@ from opd_probe.rollouts.files import (
     rollouts_from_dicts,
 )
 from opd_probe.rollouts.grading import grade
+from opd_probe.run.memory import too_large_together
 from opd_probe.trace import Trace, TraceSpool, read_trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, array_columns
 from opd_probe.types import Rollout
@@ -60,6 +65,7 @@ def replay(
     trust_remote_code: bool = False,
     labels: Mapping[str, Any] | None = None,
     reuse: bool = True,
+    sequential: bool | None = None,
     progress: Progress | None = None,
 ) -> Trace:
     """Run student and teacher over the same student-visited states and keep what every metric needs.
@@ -82,6 +88,8 @@ def replay(
         trust_remote_code: let a model directory run its own code. Off unless you say so.
         labels: JSON values to keep with the trace, such as ``run``, ``step``, ``teacher`` and ``states``.
         reuse: whether a fitting trace at ``out`` is used again.
+        sequential: load the student, run it, let it go, and only then load the teacher; the student's hidden states
+            wait on disk and the numbers are the same. None: when both are read from disk and do not fit together.
         progress: called with (states done, states in all).
 
     Returns:
@@ -103,16 +111,26 @@ def replay(
             if stored is not None:
                 return _relabel(stored, labels)
     load = {"dtype": dtype, "device": device, "tokenizer": tokenizer, "trust_remote_code": trust_remote_code}
-    models = load_model(student, **load), load_model(teacher, **load)
-    vocabulary = shared_vocabulary(*models, allow_special_mismatch=allow_special_mismatch)
-    given = encode_rollouts(given, models[0].tokenizer)
-    job = _Job(
-        models,
-        vocabulary,
-        given,
-        ReplaySettings(min(k, vocabulary.size), temperature, jsd, batch_tokens, chunk),
-    )
-    return job.run(path, fingerprint, dict(labels or {}), progress)
+    if sequential is None:
+        sequential = too_large_together(student, teacher, dtype, device)
+    with TemporaryDirectory(prefix="opd-probe-", dir=_scratch_place(path)) if sequential else nullcontext() as place:
+        first: LoadedModel | StoredModel = load_model(student, **load)
+        given = encode_rollouts(given, first.tokenizer)
+        if place is not None:
+            first = store_hidden_states(
+                first, given, Path(place), batch_tokens=batch_tokens, state_hidden=state_hidden, progress=progress
+            )
+            gc.collect()  # modules hold reference cycles: without it the student would stay beside the teacher
+        second = load_model(teacher, **load)
+        vocabulary = shared_vocabulary(first, second, allow_special_mismatch=allow_special_mismatch)
+        settings = ReplaySettings(min(k, vocabulary.size), temperature, jsd, batch_tokens, chunk)
+        job = _Job((first, second), vocabulary, given, settings)
+        return job.run(path, fingerprint, dict(labels or {}), progress)
+
+
+def _scratch_place(path: Path | None) -> str | None:
+    """Where hidden states wait: beside the trace, whose disk the user chose, if its folder is there."""
+    return str(path.parent) if path is not None and path.parent.is_dir() else None
 
 
 def stored_trace(
@@ -144,7 +162,7 @@ def stored_trace(
 class _Job:
     """A replay whose inputs are all at hand."""
 
-    models: tuple[LoadedModel, LoadedModel]
+    models: tuple[LoadedModel | StoredModel, LoadedModel]
     vocabulary: SharedVocabulary
     rollouts: Sequence[Rollout]
     settings: ReplaySettings

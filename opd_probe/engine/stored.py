@@ -1,0 +1,102 @@
+"""Hidden states of one model kept on disk, so that two models need not be in memory together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opd_probe.engine.batching import batches
+from opd_probe.engine.sequences import StateSequence, build_sequence, check_sequences
+from opd_probe.types import Rollout
+
+FILE = "hidden.bin"
+
+
+@dataclass
+class StoredModel:
+    """What a replay needs of a model that has done its part: its output layer, and its hidden states on disk.
+
+    Attributes:
+        states: [N, d], the hidden states that predict the states' tokens, rollout after rollout, mapped from a file.
+        offsets: the first row of each rollout, by its index.
+    """
+
+    name: str
+    width: int
+    max_positions: int | None
+    output_layer: Any
+    device: torch.device
+    tokenizer: Any
+    identity: dict[str, Any]
+    states: Tensor
+    offsets: dict[int, int]
+
+    def state_hidden(self, members: Sequence[StateSequence]) -> Tensor:
+        """Hidden states of some rollouts, one after another, [n, d], on the model's device."""
+        pieces = [self.states[self.offsets[s.rollout] :][: len(s.positions)] for s in members]
+        return torch.cat(pieces).to(self.device)
+
+
+@torch.inference_mode()
+def store_hidden_states(
+    model: Any,
+    rollouts: Sequence[Rollout],
+    directory: Path,
+    *,
+    batch_tokens: int,
+    state_hidden: Callable[[Any, Sequence[StateSequence]], Tensor],
+    progress: Callable[[int, int], None] | None = None,
+) -> StoredModel:
+    """Run one model over all rollouts and keep the last hidden states, not the logits, in ``directory``.
+
+    The batches are those of a replay, so that the states are the same to the last bit.
+
+    Args:
+        model: a loaded model.
+        state_hidden: (model, members) -> [n, d].
+
+    Raises:
+        InputError: as :func:`check_sequences`.
+    """
+    built = (build_sequence(index, rollout) for index, rollout in enumerate(rollouts))
+    sequences = [sequence for sequence in built if sequence is not None]
+    check_sequences(rollouts, sequences, [model])
+    counts = [len(sequence.positions) for sequence in sequences]
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    offsets = {s.rollout: int(start) for s, start in zip(sequences, starts[:-1], strict=True)}
+    total, done = int(starts[-1]), 0
+    weight: Tensor = model.output_layer.weight
+    shape = (total, int(weight.shape[1]))
+    states: Tensor | None = None
+    for group in batches([len(s.input_ids) for s in sequences], batch_tokens):
+        members = [sequences[index] for index in group]
+        hidden = state_hidden(model, members).cpu()
+        if states is None:
+            path = str(directory / FILE)
+            states = torch.from_file(path, shared=True, size=shape[0] * shape[1], dtype=hidden.dtype).view(shape)
+        row = 0
+        for sequence in members:
+            n = len(sequence.positions)
+            states[offsets[sequence.rollout] :][:n] = hidden[row : row + n]
+            row += n
+        done += row
+        if progress is not None:
+            progress(done, total)
+    assert states is not None  # check_sequences refuses a list without states
+    return StoredModel(
+        model.name,
+        model.width,
+        model.max_positions,
+        model.output_layer,
+        model.device,
+        model.tokenizer,
+        model.identity,
+        states,
+        offsets,
+    )
