@@ -132,8 +132,10 @@ class Trace:
                 yield {name: self._arrays[name][start : start + size] for name in columns}
             return
         with pq.ParquetFile(self._path) as file:
-            for batch in file.iter_batches(batch_size=size, columns=columns):
-                yield {name: _to_numpy(batch.column(name), STATE_COLUMN[name], self.K) for name in columns}
+            # One row group at a time: asked for all of them, the reader fetches ahead as much as the whole file.
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=columns):
+                    yield {name: _to_numpy(batch.column(name), STATE_COLUMN[name], self.K) for name in columns}
 
     def _empty(self, name: str) -> Array:
         column = STATE_COLUMN[name]
