@@ -6,6 +6,8 @@ defect of ours and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
+
 
 class OpdProbeError(Exception):
     """Bad input. The message is one line: what, where, expected, got, and what to do."""
@@ -51,3 +53,15 @@ class OutputError(OpdProbeError, OSError):
 
 class OpdProbeWarning(UserWarning):
     """Something the user should know, that does not stop the work."""
+
+
+def is_refused_allocation(error: BaseException) -> bool:
+    """torch says it by type on accelerators, and by text alone on the CPU."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in text
+        or "out of memory" in text
+    )

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from opd_probe.engine.batching import batches
 from opd_probe.engine.scoring import Columns, StateScorer, VocabularyMap, default_chunk, rows_of
-from opd_probe.engine.sequences import StateSequence, build_sequence, check_sequences
-from opd_probe.engine.stored import StoredModel
-from opd_probe.errors import LogitError, OutOfMemoryError
+from opd_probe.engine.sequences import StateSequence, build_sequences
+from opd_probe.engine.stored import StoredModel, state_hidden
+from opd_probe.errors import LogitError, OutOfMemoryError, is_refused_allocation
 from opd_probe.stats.compiled import CompiledReduction, compiling_pays
 from opd_probe.stats.projection import OutputProjection
 from opd_probe.stats.threads import fitting_threads
@@ -92,7 +92,7 @@ class Replay:
         shared_ids: int64, ascending: the ids that both models share.
 
     Raises:
-        InputError: see :func:`opd_probe.engine.sequences.check_sequences`.
+        InputError: see :func:`opd_probe.engine.sequences.build_sequences`.
     """
 
     def __init__(
@@ -105,9 +105,7 @@ class Replay:
     ) -> None:
         self.student, self.teacher, self.rollouts, self.settings = student, teacher, rollouts, settings
         self.shared_ids = shared_ids
-        built = (build_sequence(index, rollout) for index, rollout in enumerate(rollouts))
-        self.sequences = [sequence for sequence in built if sequence is not None]
-        check_sequences(rollouts, self.sequences, [student, teacher])
+        self.sequences = build_sequences(rollouts, [student, teacher])
 
     @property
     def state_counts(self) -> list[int]:
@@ -203,32 +201,12 @@ class Replay:
         return error
 
 
-def state_hidden(model: ReplayModel | StoredModel, members: Sequence[StateSequence]) -> Tensor:
-    """Hidden states that predict the states' tokens, [N, d], members one after another.
-
-    Right padding needs no attention mask: a causal model never looks at what comes later.
-    """
-    if isinstance(model, StoredModel):
-        return model.state_hidden(members)
-    longest = max(len(s.input_ids) for s in members)
-    ids = np.zeros((len(members), longest), dtype=np.int64)
-    index = []
-    for row, sequence in enumerate(members):
-        ids[row, : len(sequence.input_ids)] = sequence.input_ids
-        index.append(row * longest + sequence.state_index)
-    hidden = model.hidden(torch.from_numpy(ids).to(model.device))
-    flat = torch.from_numpy(np.concatenate(index)).to(hidden.device)
-    return hidden.flatten(0, 1).index_select(0, flat)
-
-
 @contextmanager
 def _memory_advice() -> Iterator[None]:
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error)
-        refused = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text
-        if not refused or isinstance(error, OutOfMemoryError):
+    except (MemoryError, RuntimeError, OSError) as error:
+        if isinstance(error, OutOfMemoryError) or not is_refused_allocation(error):
             raise
         raise OutOfMemoryError(
             "out of memory in a replay; lower --batch-tokens (what a batch of sequences needs), or load the "

@@ -82,6 +82,18 @@ def build_sequence(index: int, rollout: Rollout) -> StateSequence | None:
     )
 
 
+def build_sequences(rollouts: Sequence[Rollout], models: Sequence[Any]) -> list[StateSequence]:
+    """The sequences of all rollouts that have states, refused where one of the models cannot read them.
+
+    Raises:
+        InputError: as :func:`build_sequence` and :func:`check_sequences`.
+    """
+    built = (build_sequence(index, rollout) for index, rollout in enumerate(rollouts))
+    sequences = [sequence for sequence in built if sequence is not None]
+    check_sequences(rollouts, sequences, models)
+    return sequences
+
+
 def check_sequences(rollouts: Sequence[Rollout], sequences: Sequence[StateSequence], models: Sequence[Any]) -> None:
     """Refuse what a model cannot read, before anything runs.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from opd_probe.engine.batching import batches
-from opd_probe.engine.sequences import StateSequence, build_sequence, check_sequences
+from opd_probe.engine.sequences import StateSequence, build_sequences
 from opd_probe.types import Rollout
 
 FILE = "hidden.bin"
@@ -50,7 +50,6 @@ def store_hidden_states(
     directory: Path,
     *,
     batch_tokens: int,
-    state_hidden: Callable[[Any, Sequence[StateSequence]], Tensor],
     progress: Callable[[int, int], None] | None = None,
 ) -> StoredModel:
     """Run one model over all rollouts and keep the last hidden states, not the logits, in ``directory``.
@@ -59,20 +58,16 @@ def store_hidden_states(
 
     Args:
         model: a loaded model.
-        state_hidden: (model, members) -> [n, d].
 
     Raises:
-        InputError: as :func:`check_sequences`.
+        InputError: as :func:`build_sequences`.
     """
-    built = (build_sequence(index, rollout) for index, rollout in enumerate(rollouts))
-    sequences = [sequence for sequence in built if sequence is not None]
-    check_sequences(rollouts, sequences, [model])
+    sequences = build_sequences(rollouts, [model])
     counts = [len(sequence.positions) for sequence in sequences]
     starts = np.concatenate([[0], np.cumsum(counts)])
     offsets = {s.rollout: int(start) for s, start in zip(sequences, starts[:-1], strict=True)}
     total, done = int(starts[-1]), 0
-    weight: Tensor = model.output_layer.weight
-    shape = (total, int(weight.shape[1]))
+    shape = (total, int(model.output_layer.weight.shape[1]))
     states: Tensor | None = None
     for group in batches([len(s.input_ids) for s in sequences], batch_tokens):
         members = [sequences[index] for index in group]
@@ -88,7 +83,7 @@ def store_hidden_states(
         done += row
         if progress is not None:
             progress(done, total)
-    assert states is not None  # check_sequences refuses a list without states
+    assert states is not None  # build_sequences refuses a list without states
     return StoredModel(
         model.name,
         model.width,
@@ -100,3 +95,21 @@ def store_hidden_states(
         states,
         offsets,
     )
+
+
+def state_hidden(model: Any, members: Sequence[StateSequence]) -> Tensor:
+    """Hidden states that predict the states' tokens, [N, d], members one after another.
+
+    Right padding needs no attention mask: a causal model never looks at what comes later.
+    """
+    if isinstance(model, StoredModel):
+        return model.state_hidden(members)
+    longest = max(len(s.input_ids) for s in members)
+    ids = np.zeros((len(members), longest), dtype=np.int64)
+    index = []
+    for row, sequence in enumerate(members):
+        ids[row, : len(sequence.input_ids)] = sequence.input_ids
+        index.append(row * longest + sequence.state_index)
+    hidden: Tensor = model.hidden(torch.from_numpy(ids).to(model.device))
+    flat = torch.from_numpy(np.concatenate(index)).to(hidden.device)
+    return hidden.flatten(0, 1).index_select(0, flat)

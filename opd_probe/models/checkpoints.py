@@ -13,9 +13,8 @@ from opd_probe.errors import InputError, MissingError
 from opd_probe.models.formats import FORMATS, Format
 from opd_probe.types import Checkpoint
 
-STEP_DIRECTORY = re.compile(r"^(?:checkpoint-|global_step_|step_)(\d+)$")
+_STEP_NAME = re.compile(r"(?:checkpoint-|global_step_|step_)(\d+)")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?$")
-_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*$")
 
 
 def checkpoint_format(path: str | Path) -> Format | None:
@@ -84,7 +83,12 @@ def step_of(path: Path) -> int | None:
             raise InputError(f"{state}: not valid JSON; remove it to take the step from the name") from None
         if isinstance(step, int):
             return step
-    match = STEP_DIRECTORY.match(path.resolve().name)
+    return step_of_name(path.resolve().name)
+
+
+def step_of_name(name: str) -> int | None:
+    """N of ``checkpoint-N``, ``global_step_N`` or ``step_N``; None for any other name."""
+    match = _STEP_NAME.fullmatch(name)
     return int(match.group(1)) if match else None
 
 

@@ -10,9 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from opd_probe.errors import InputError, MissingError, OpdProbeWarning
-from opd_probe.models.checkpoints import accepted, is_checkpoint, resolve_checkpoint
+from opd_probe.models.checkpoints import (
+    accepted,
+    is_checkpoint,
+    looks_like_hub_id,
+    resolve_checkpoint,
+    step_of_name,
+)
 from opd_probe.run.manifest import MANIFEST_NAME, Manifest, read_manifest
-from opd_probe.run.naming import looks_like_hub_id, path_parts, step_of_name, step_of_revision, unique_names
+from opd_probe.run.naming import path_parts, step_of_revision, unique_names
 from opd_probe.types import Checkpoint
 
 ACCEPTED = f"a checkpoint ({accepted()}), or a run directory that holds checkpoint-N, global_step_N or step_N"

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError
 
 from opd_probe.errors import InputError, MissingError
-from opd_probe.run.naming import looks_like_hub_id
+from opd_probe.models.checkpoints import looks_like_hub_id
 from opd_probe.run.settings import CommandOptions, Options, first_problem
 
 MANIFEST_NAME = "opd-probe.yaml"

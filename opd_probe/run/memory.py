@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from opd_probe.errors import OutOfMemoryError
+from opd_probe.errors import OutOfMemoryError, is_refused_allocation
 from opd_probe.models.checkpoints import checkpoint_format, resolve_checkpoint
 from opd_probe.models.hub import hub_snapshot
 from opd_probe.types import Checkpoint
@@ -27,24 +26,12 @@ def memory_advice(doing: str) -> Iterator[None]:
     except OutOfMemoryError:
         raise
     except (MemoryError, RuntimeError, OSError) as error:
-        if not _is_refused_allocation(error):
+        if not is_refused_allocation(error):
             raise
         raise OutOfMemoryError(
             f"out of memory while {doing}; lower --batch-tokens, take less with --max-states, or load "
             "smaller weights with --dtype bfloat16"
         ) from None
-
-
-def _is_refused_allocation(error: BaseException) -> bool:
-    """torch says it by type on accelerators, and by text alone on the CPU."""
-    text = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in text
-        or "out of memory" in text
-    )
 
 
 HEADROOM = 0.85

@@ -8,20 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
-_STEP_NAME = re.compile(r"(?:checkpoint-|global_step_|step_)(\d+)")
 _REVISION_STEP = re.compile(r"(?:checkpoint|global_step|step)[-_]?(\d+)")
-
-
-def looks_like_hub_id(value: str) -> bool:
-    """Whether the value has the form ``org/name`` or ``org/name@revision``."""
-    return _HUB_ID.fullmatch(value) is not None
-
-
-def step_of_name(name: str) -> int | None:
-    """N of ``checkpoint-N``, ``global_step_N`` or ``step_N``; None for any other name."""
-    match = _STEP_NAME.fullmatch(name)
-    return int(match.group(1)) if match else None
 
 
 def step_of_revision(revision: str | None) -> int | None:

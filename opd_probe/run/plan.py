@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opd_probe.errors import InputError, MissingError, OpdProbeWarning
-from opd_probe.models.checkpoints import resolve_checkpoint
+from opd_probe.models.checkpoints import resolve_checkpoint, step_of_name
 from opd_probe.run.discovery import Run, discover, is_hub_id
 from opd_probe.run.manifest import MANIFEST_NAME, Manifest
-from opd_probe.run.naming import file_names, path_parts, step_of_name, unique_names
+from opd_probe.run.naming import file_names, path_parts, unique_names
 from opd_probe.run.output import check_file_writable, check_writable
 from opd_probe.run.request import DEFAULT_OUT, Request
 from opd_probe.run.settings import Settings, agree, parse_options, settle

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -18,10 +17,10 @@ import numpy as np
 
 from opd_probe.engine.logits import check_temperature
 from opd_probe.engine.provenance import software
-from opd_probe.engine.replay import BATCH_TOKENS, Progress, Replay, ReplaySettings, state_hidden
+from opd_probe.engine.replay import BATCH_TOKENS, Progress, Replay, ReplaySettings
 from opd_probe.engine.sequences import skip_reason
 from opd_probe.engine.stored import StoredModel, store_hidden_states
-from opd_probe.errors import InputError, OpdProbeWarning, OutputError, TraceError
+from opd_probe.errors import InputError, OpdProbeWarning, TraceError
 from opd_probe.models.checkpoints import tokenizer_files_digest, weights_digest
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, template_digest
@@ -34,6 +33,7 @@ from opd_probe.rollouts.files import (
 )
 from opd_probe.rollouts.grading import grade
 from opd_probe.run.memory import too_large_together
+from opd_probe.run.output import check_file_writable
 from opd_probe.trace import Trace, TraceSpool, read_trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, array_columns
 from opd_probe.types import Rollout
@@ -104,7 +104,7 @@ def replay(
     options = {"temperature": temperature, "dtype": dtype, "allow_special_mismatch": allow_special_mismatch}
     fingerprint: dict[str, Any] = {}
     if path is not None:
-        _check_writable(path)
+        check_file_writable(path)
         fingerprint = _fingerprint(student, teacher, given, tokenizer, options)
         if reuse and path.is_file():
             stored = _reusable(path, fingerprint, k, jsd)
@@ -117,9 +117,7 @@ def replay(
         first: LoadedModel | StoredModel = load_model(student, **load)
         given = encode_rollouts(given, first.tokenizer)
         if place is not None:
-            first = store_hidden_states(
-                first, given, Path(place), batch_tokens=batch_tokens, state_hidden=state_hidden, progress=progress
-            )
+            first = store_hidden_states(first, given, Path(place), batch_tokens=batch_tokens, progress=progress)
             gc.collect()  # modules hold reference cycles: without it the student would stay beside the teacher
         second = load_model(teacher, **load)
         vocabulary = shared_vocabulary(first, second, allow_special_mismatch=allow_special_mismatch)
@@ -268,17 +266,6 @@ def _read(rollouts: RolloutsSource) -> list[Rollout]:
     if nouns:
         raise InputError("rollouts: Rollout objects and dictionaries in one list; expected all of one kind")
     return rollouts_from_dicts(given)
-
-
-def _check_writable(path: Path) -> None:
-    """Fail before hours of work, not after them; makes nothing."""
-    if path.is_dir():
-        raise OutputError(f"output {path}: is a directory; expected the name of a file, such as trace.parquet")
-    parent = path.parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"output {path}: {parent} is not a writable directory; choose another --out")
 
 
 def _fingerprint(

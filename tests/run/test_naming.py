@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from opd_probe.models.checkpoints import looks_like_hub_id, step_of_name
 from opd_probe.run.naming import (
     file_names,
-    looks_like_hub_id,
     path_parts,
-    step_of_name,
     step_of_revision,
     unique_names,
 )
