@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from opd_probe.engine.batching import batches
 from opd_probe.engine.scoring import Columns, StateScorer, VocabularyMap, default_chunk, rows_of
-from opd_probe.engine.sequences import StateSequence, build_sequences
+from opd_probe.engine.sequences import StateSequence, build_sequences, sequence_batches
 from opd_probe.engine.stored import StoredModel, state_hidden
 from opd_probe.errors import LogitError, OutOfMemoryError, is_refused_allocation
 from opd_probe.stats.compiled import CompiledReduction, compiling_pays
@@ -63,8 +62,9 @@ class ReplayModel(Protocol):
         """Where inputs go."""
         ...
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """Inputs of the output layer, [B, T, d], for right-padded ids [B, T]."""
+    def hidden(self, input_ids: Tensor, shared: int = 0) -> Tensor:
+        """Inputs of the output layer, [B, T - shared, d], for right-padded ids [B, T] whose first ``shared`` columns
+        hold the same in every row."""
         ...
 
 
@@ -72,7 +72,8 @@ class ReplayModel(Protocol):
 class ReplaySettings:
     """What shapes the numbers (k, temperature, jsd) and what only shapes the work (the rest).
 
-    ``compiled`` says whether the passes over the logits are compiled; None: when the job is long enough to pay for it.
+    ``compiled`` says whether the passes over the logits are compiled, and on a CPU the product of bf16 weights; None:
+    when the job is long enough to pay for it.
     """
 
     k: int
@@ -139,10 +140,9 @@ class Replay:
         if not todo:
             return
         scorer = self._scorer()
-        for group in batches([len(s.input_ids) for s in todo], self.settings.batch_tokens):
-            members = [todo[index] for index in group]
+        for members, shared in sequence_batches(todo, self.settings.batch_tokens):
             with _memory_advice(), fitting_threads(self.teacher.output_layer.weight):
-                columns = self._score(scorer, members)
+                columns = self._score(scorer, members, shared)
             start = 0
             for sequence in members:
                 stop = start + len(sequence.positions)
@@ -158,9 +158,10 @@ class Replay:
     def _scorer(self) -> StateScorer:
         settings = self.settings
         ids = torch.from_numpy(self.shared_ids)
+        compiles = self._compiles()
 
         def projection(layer: Layer) -> OutputProjection:
-            return OutputProjection(layer.weight, layer.bias, ids, layer.scale, layer.softcap)
+            return OutputProjection(layer.weight, layer.bias, ids, layer.scale, layer.softcap, native=compiles)
 
         vocabulary = VocabularyMap(self.shared_ids, max(self.student.width, self.teacher.width), self.student.device)
         chunk = settings.chunk or default_chunk(max(self.student.width, self.teacher.width))
@@ -172,7 +173,7 @@ class Replay:
             temperature=settings.temperature,
             jsd=settings.jsd,
             chunk=chunk,
-            reduction=CompiledReduction(chunk, self.student.device) if self._compiles() else None,
+            reduction=CompiledReduction(chunk, self.student.device) if compiles else None,
         )
 
     def _compiles(self) -> bool:
@@ -181,9 +182,9 @@ class Replay:
         return compiling_pays(sum(self.state_counts), len(self.shared_ids), self.student.device)
 
     @torch.inference_mode()
-    def _score(self, scorer: StateScorer, members: Sequence[StateSequence]) -> Columns:
-        student = state_hidden(self.student, members)
-        teacher = state_hidden(self.teacher, members)
+    def _score(self, scorer: StateScorer, members: Sequence[StateSequence], shared: int) -> Columns:
+        student = state_hidden(self.student, members, shared)
+        teacher = state_hidden(self.teacher, members, shared)
         tokens = torch.from_numpy(np.concatenate([s.token_ids for s in members])).to(student.device)
         try:
             return scorer.score(student, teacher, tokens)

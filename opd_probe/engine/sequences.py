@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from opd_probe.engine.batching import plan_batches
 from opd_probe.errors import InputError
 from opd_probe.types import Rollout
 
@@ -26,6 +27,7 @@ class StateSequence:
         positions: [n], the 0-based positions of the states in the response, masked tokens counted.
         token_ids: [n], the sampled tokens.
         sampler_logprobs: [n], NaN where unknown.
+        prompt_length: tokens of the prompt.
     """
 
     rollout: int
@@ -34,6 +36,12 @@ class StateSequence:
     positions: Ints
     token_ids: Ints
     sampler_logprobs: NDArray[np.float32]
+    prompt_length: int
+
+    @property
+    def shareable(self) -> tuple[bytes, int]:
+        """The prompt, and how many of its tokens predict no state: all but the last."""
+        return self.input_ids[: self.prompt_length].tobytes(), self.prompt_length - 1
 
 
 def skip_reason(rollout: Rollout) -> str | None:
@@ -79,7 +87,15 @@ def build_sequence(index: int, rollout: Rollout) -> StateSequence | None:
         positions=positions,
         token_ids=response[positions],
         sampler_logprobs=logprobs[positions],
+        prompt_length=len(prompt),
     )
+
+
+def sequence_batches(sequences: Sequence[StateSequence], batch_tokens: int) -> list[tuple[list[StateSequence], int]]:
+    """Which sequences go through a model together, and how many tokens at their start are the same in all of them."""
+    lengths = [len(sequence.input_ids) for sequence in sequences]
+    planned = plan_batches(lengths, [sequence.shareable for sequence in sequences], batch_tokens)
+    return [([sequences[index] for index in batch.members], batch.shared) for batch in planned]
 
 
 def build_sequences(rollouts: Sequence[Rollout], models: Sequence[Any]) -> list[StateSequence]:

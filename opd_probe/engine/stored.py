@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd_probe.engine.batching import batches
-from opd_probe.engine.sequences import StateSequence, build_sequences
+from opd_probe.engine.sequences import StateSequence, build_sequences, sequence_batches
 from opd_probe.types import Rollout
 
 FILE = "hidden.bin"
@@ -69,9 +68,8 @@ def store_hidden_states(
     total, done = int(starts[-1]), 0
     shape = (total, int(model.output_layer.weight.shape[1]))
     states: Tensor | None = None
-    for group in batches([len(s.input_ids) for s in sequences], batch_tokens):
-        members = [sequences[index] for index in group]
-        hidden = state_hidden(model, members).cpu()
+    for members, shared in sequence_batches(sequences, batch_tokens):
+        hidden = state_hidden(model, members, shared).cpu()
         if states is None:
             path = str(directory / FILE)
             states = torch.from_file(path, shared=True, size=shape[0] * shape[1], dtype=hidden.dtype).view(shape)
@@ -97,10 +95,13 @@ def store_hidden_states(
     )
 
 
-def state_hidden(model: Any, members: Sequence[StateSequence]) -> Tensor:
+def state_hidden(model: Any, members: Sequence[StateSequence], shared: int) -> Tensor:
     """Hidden states that predict the states' tokens, [N, d], members one after another.
 
     Right padding needs no attention mask: a causal model never looks at what comes later.
+
+    Args:
+        shared: tokens at the start that are the same in all members.
     """
     if isinstance(model, StoredModel):
         return model.state_hidden(members)
@@ -109,7 +110,7 @@ def state_hidden(model: Any, members: Sequence[StateSequence]) -> Tensor:
     index = []
     for row, sequence in enumerate(members):
         ids[row, : len(sequence.input_ids)] = sequence.input_ids
-        index.append(row * longest + sequence.state_index)
-    hidden: Tensor = model.hidden(torch.from_numpy(ids).to(model.device))
+        index.append(row * (longest - shared) + sequence.state_index - shared)
+    hidden: Tensor = model.hidden(torch.from_numpy(ids).to(model.device), shared)
     flat = torch.from_numpy(np.concatenate(index)).to(hidden.device)
     return hidden.flatten(0, 1).index_select(0, flat)

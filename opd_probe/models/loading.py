@@ -94,19 +94,30 @@ class LoadedModel:
         """The type of its weights."""
         return self.output_layer.weight.dtype
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """Inputs of the output layer, [B, T, d], for ids [B, T] padded on the right.
+    def hidden(self, input_ids: Tensor, shared: int = 0) -> Tensor:
+        """Inputs of the output layer, [B, T - shared, d], for ids [B, T] padded on the right.
 
         Without an attention mask: a causal model at a real token never sees what is right of it. Sequences longer than
         :data:`PREFILL_TOKENS` go through a key-value cache piece by piece, which bounds what the layers hold at a time.
+
+        Args:
+            shared: tokens at the start that are the same in every row: they go through the layers once, and their
+                hidden states are not returned.
         """
-        if input_ids.shape[1] > PREFILL_TOKENS:
-            cache = DynamicCache()
-            pieces = input_ids.split(PREFILL_TOKENS, dim=1)
-            return torch.cat([self.advance(piece, cache) for piece in pieces], dim=1)
-        output = self._backbone(input_ids=input_ids, use_cache=False)
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+        # What a recurrent model keeps of the past is not a cache of keys and values.
+        apart = shared > 0 and not getattr(self.model, "_is_stateful", False)
+        if not apart and input_ids.shape[1] <= PREFILL_TOKENS:
+            output = self._backbone(input_ids=input_ids, use_cache=False)
+            hidden: Tensor = output.last_hidden_state[:, shared:]
+            return hidden
+        cache = DynamicCache()
+        if apart:
+            for piece in input_ids[:1, :shared].split(PREFILL_TOKENS, dim=1):
+                self.advance(piece, cache)
+            cache.batch_repeat_interleave(len(input_ids))
+        start = shared if apart else 0
+        pieces = input_ids[:, start:].split(PREFILL_TOKENS, dim=1)
+        return torch.cat([self.advance(piece, cache) for piece in pieces], dim=1)[:, shared - start :]
 
     def advance(
         self, input_ids: Tensor, cache: Any, mask: Tensor | None = None, positions: Tensor | None = None

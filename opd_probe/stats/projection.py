@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,18 +10,27 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from opd_probe.stats.native import bf16_product, packed_weight
 from opd_probe.stats.scratch import Scratch
 
 _FLOAT32: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_PACKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def _as_float32(weight: Tensor) -> Tensor:
-    """A matrix in float32; a copy is kept as long as the matrix lives, for the next replay with the same model."""
+def _kept(copies: WeakTensorKeyDictionary, make: Callable[[Tensor], Tensor | None], weight: Tensor) -> Tensor | None:
+    """A copy of a matrix in another form, kept as long as the matrix lives: for the next replay with the same model."""
+    if weight not in copies:
+        copies[weight] = make(weight)
+    copy: Tensor | None = copies[weight]
+    return copy
+
+
+def as_float32(weight: Tensor) -> Tensor:
+    """A matrix in float32: itself, or a copy that is kept as long as the matrix lives."""
     if weight.dtype == torch.float32:
         return weight
-    if weight not in _FLOAT32:
-        _FLOAT32[weight] = weight.float()
-    copy: Tensor = _FLOAT32[weight]
+    copy = _kept(_FLOAT32, Tensor.float, weight)
+    assert copy is not None
     return copy
 
 
@@ -34,6 +43,7 @@ class OutputProjection:
         shared_ids: the S shared ids, ascending.
         scale: multiplies the product (Cohere's ``logit_scale``, one over Granite's ``logits_scaling``).
         softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2), or None.
+        native: whether a native product may be built for bf16 weights on a CPU, which pays for long jobs.
     """
 
     def __init__(
@@ -43,22 +53,28 @@ class OutputProjection:
         shared_ids: Sequence[int] | Tensor,
         scale: float = 1.0,
         softcap: float | None = None,
+        *,
+        native: bool = False,
     ) -> None:
         ids = torch.as_tensor(shared_ids, dtype=torch.int64, device=weight.device)
         self.shared = int(ids.numel())
         self.width = int(weight.shape[0])
         self.scale, self.softcap = scale, softcap
         self._on_cpu = weight.device.type == "cpu"
-        self._bf16 = weight.dtype == torch.bfloat16
-        # A CPU product of bf16 matrices comes out in bf16, which ties at rank k; multiplied as float32 it does not.
-        self.weight = _as_float32(weight) if self._on_cpu else weight
         if self.shared and int(ids[-1]) != self.shared - 1:
             others = torch.ones(self.width, dtype=torch.bool, device=weight.device)
             others[ids] = False
             order = torch.cat([ids, torch.nonzero(others).flatten()])
-            self.weight = self.weight[order]
+            weight = weight[order]
             bias = None if bias is None else bias[order]
         self.bias = None if bias is None else bias.float()
+        self._packed = _kept(_PACKED, packed_weight, weight) if native else None
+        self.weight = weight
+
+    @property
+    def is_native(self) -> bool:
+        """Whether bf16 hidden states go through the native product."""
+        return self._packed is not None
 
     def logits(self, hidden: Tensor, scratch: Scratch, name: str) -> tuple[Tensor, Tensor]:
         """float32 logits of a chunk of hidden states [T, d]: over the shared ids [T, S], and over the rest.
@@ -66,14 +82,16 @@ class OutputProjection:
         Both are views of one buffer of ``scratch`` that the next call under the same ``name`` overwrites.
         """
         out = scratch.take(name, (hidden.shape[0], self.width), torch.float32, hidden.device)
-        weight = self.weight.t()
-        if hidden.dtype == weight.dtype == torch.float32 or self._on_cpu:
-            # Values that came from bf16 lose nothing as bf16 factors of a product that accumulates in float32.
-            narrow = self._bf16 and hidden.dtype == torch.bfloat16
+        narrow = self.weight.dtype == hidden.dtype == torch.bfloat16
+        if self._packed is not None and narrow:
+            bf16_product(hidden, self._packed, out)
+        elif hidden.dtype == self.weight.dtype == torch.float32 or self._on_cpu:
+            # torch's CPU product of bf16 matrices comes out in bf16, which ties at rank k. As bf16 factors of a product
+            # of float32 matrices they lose nothing.
             with _product_precision(hidden.device, "bf16" if narrow else "ieee"):
-                torch.mm(hidden.float(), weight, out=out)
+                torch.mm(hidden.float(), as_float32(self.weight).t(), out=out)
         else:
-            torch.mm(hidden.to(weight.dtype), weight, out_dtype=torch.float32, out=out)
+            torch.mm(hidden.to(self.weight.dtype), self.weight.t(), out_dtype=torch.float32, out=out)
         if self.scale != 1.0:
             out.mul_(self.scale)
         if self.bias is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_probe.engine.batching import batches
+from opd_probe.engine.batching import SHARING_PAYS, batches, plan_batches
 
 
 @settings(max_examples=200, deadline=None)
@@ -31,3 +31,37 @@ def test_too_long_for_the_budget_goes_alone() -> None:
 
 def test_nothing() -> None:
     assert batches([], 10) == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 300)), max_size=40),
+    st.lists(st.integers(0, 400), min_size=4, max_size=4),
+    st.integers(1, 4000),
+)
+def test_prompts_are_shared_where_it_pays_and_nothing_is_lost(
+    rollouts: list[tuple[int, int]], prompt_lengths: list[int], budget: int
+) -> None:
+    prompts = [(prompt, prompt_lengths[prompt]) for prompt, _ in rollouts]
+    lengths = [prompt_lengths[prompt] + response for prompt, response in rollouts]
+    planned = plan_batches(lengths, prompts, budget)
+    assert sorted(index for batch in planned for index in batch.members) == list(range(len(rollouts)))
+    longest = [max(lengths[index] for index in batch.members) for batch in planned]
+    assert longest == sorted(longest, reverse=True)
+    for batch in planned:
+        assert len(batch.members) * max(lengths[index] for index in batch.members) <= budget or len(batch.members) == 1
+        if batch.shared:
+            (prompt,) = {prompts[index] for index in batch.members}
+            assert batch.shared == prompt[1]
+            total = sum(lengths[index] for index in batch.members)
+            assert (len(batch.members) - 1) * batch.shared >= SHARING_PAYS * total
+
+
+def test_four_short_answers_to_a_long_prompt_share_it() -> None:
+    planned = plan_batches([120, 110, 112, 115, 40], [("a", 99)] * 4 + [("b", 20)], 8192)
+    assert [(batch.members, batch.shared) for batch in planned] == [([0, 3, 2, 1], 99), ([4], 0)]
+
+
+def test_long_answers_do_not() -> None:
+    (batch,) = plan_batches([1000, 990], [("a", 99)] * 2, 8192)
+    assert (batch.members, batch.shared) == ([0, 1], 0)

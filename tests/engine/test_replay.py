@@ -367,8 +367,9 @@ def test_nan_names_the_position(student: Qwen2ForCausalLM, chunk: int | None, ba
     """NaN hidden states at one token alone: the position counts masked tokens."""
 
     class Broken(LoadedModel):
-        def hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
-            return super().hidden(input_ids).masked_fill((input_ids == 33).unsqueeze(-1), torch.nan)
+        def hidden(self, input_ids: torch.Tensor, shared: int = 0) -> torch.Tensor:
+            marked = (input_ids[:, shared:] == 33).unsqueeze(-1)
+            return super().hidden(input_ids, shared).masked_fill(marked, torch.nan)
 
     loaded = load_model(student)
     broken = Broken(**{field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)})
@@ -379,6 +380,22 @@ def test_nan_names_the_position(student: Qwen2ForCausalLM, chunk: int | None, ba
     settings = ReplaySettings(4, chunk=chunk, batch_tokens=batch_tokens)
     with pytest.raises(LogitError, match=r"rollout 'second', position 5: the student's logits are NaN"):
         list(Replay(broken, loaded, rollouts, np.arange(VOCABULARY), settings).states())
+
+
+def test_rollouts_of_one_prompt_share_it(student: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM) -> None:
+    generator = np.random.default_rng(3)
+    prompts = [generator.integers(0, 64, 20).tolist(), generator.integers(0, 64, 7).tolist()]
+    rollouts = [
+        Rollout(str(i), prompts[0 if i < 4 else 1], generator.integers(0, 64, 10 + i // 2).tolist()) for i in range(7)
+    ]
+    rollouts[2] = dataclasses.replace(rollouts[2], response_mask=[0, 1, 1, 0, 0, 1, 1, 1, 1, 0, 0])
+    read: list[int] = []
+    handle = student.get_input_embeddings().register_forward_hook(lambda _, given, __: read.append(given[0].shape[0]))
+    trace = opd_probe.replay(load_model(student), load_model(teacher), rollouts, k=8)
+    handle.remove()
+    assert 4 in read  # the answers to the long prompt went together, behind it
+    assert 1 in read
+    check_against_naive(trace, (student, teacher), rollouts)
 
 
 def test_longest_first_and_progress(student: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM) -> None:

@@ -62,9 +62,9 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
     original = LoadedModel.hidden
 
-    def hidden(self: LoadedModel, input_ids: torch.Tensor) -> torch.Tensor:
+    def hidden(self: LoadedModel, input_ids: torch.Tensor, shared: int = 0) -> torch.Tensor:
         seen.append(tuple(input_ids.shape))
-        return original(self, input_ids)
+        return original(self, input_ids, shared)
 
     monkeypatch.setattr(LoadedModel, "hidden", hidden)
     return seen

@@ -55,10 +55,10 @@ def test_only_one_backbone_is_there_at_a_time(home: Path, monkeypatch: pytest.Mo
     seen: list[int] = []
     hidden = LoadedModel.hidden
 
-    def counting(self: LoadedModel, input_ids: torch.Tensor) -> torch.Tensor:
+    def counting(self: LoadedModel, input_ids: torch.Tensor, shared: int = 0) -> torch.Tensor:
         gc.collect()
         seen.append(sum(type(thing) is LoadedModel for thing in gc.get_objects()))
-        return hidden(self, input_ids)
+        return hidden(self, input_ids, shared)
 
     before = sum(type(thing) is LoadedModel for thing in gc.get_objects())
     monkeypatch.setattr(LoadedModel, "hidden", counting)

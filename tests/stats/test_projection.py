@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from opd_probe.stats.projection import OutputProjection, mass_outside
+from opd_probe.stats.projection import OutputProjection, as_float32, mass_outside
 from opd_probe.stats.scratch import Scratch
 from tests import reference
 
@@ -48,6 +48,29 @@ def test_bf16_weights_do_not_make_bf16_logits() -> None:
     assert float((logits.double() - exact).abs().max()) < 1e-3 * float(rounded)
 
 
+@pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_bf16"), reason="this processor has no bf16 units")
+@pytest.mark.parametrize("shared", [list(range(WIDTH)), [*range(3, 40), 44, 69]])
+def test_native_product(shared: list[int]) -> None:
+    """Other widths, depths and counts of states than the operator's own blocks of 64."""
+    weight, bias, _ = parts(torch.bfloat16)
+    hidden = torch.randn(131, DEPTH, generator=torch.Generator().manual_seed(1)).bfloat16()
+    layer = OutputProjection(weight, bias, shared, native=True)
+    assert layer.is_native
+    inside, _ = layer.logits(hidden, Scratch(), "student")
+    exact = hidden.double() @ weight.double().t() + bias.double()
+    torch.testing.assert_close(inside.double(), exact[:, shared], rtol=1e-6, atol=1e-5)
+
+
+def test_native_product_is_left_out_where_it_cannot_be() -> None:
+    weight, _, hidden = parts(torch.bfloat16)
+    odd = OutputProjection(weight[:, :23].contiguous(), None, range(WIDTH), native=True)
+    assert not odd.is_native
+    logits, _ = odd.logits(hidden[:, :23], Scratch(), "student")
+    exact = hidden[:, :23].double() @ weight[:, :23].double().t()
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-5)
+    assert not OutputProjection(weight.float(), None, range(WIDTH), native=True).is_native
+
+
 def test_the_precision_setting_of_the_process_is_left_as_it_was() -> None:
     weight, _, hidden = parts(torch.bfloat16)
     before = torch.backends.mkldnn.matmul.fp32_precision
@@ -79,8 +102,8 @@ def test_nothing_outside() -> None:
 
 def test_the_float32_copy_lives_as_long_as_the_weights() -> None:
     weight = torch.randn(20, 8).to(torch.bfloat16)
-    first = OutputProjection(weight, None, range(20)).weight
-    assert OutputProjection(weight, None, range(20)).weight is first
+    first = as_float32(weight)
+    assert as_float32(weight) is first
     assert first.dtype == torch.float32
     torch.testing.assert_close(first, weight.float(), rtol=0, atol=0)
     kept = weakref.ref(first)
