@@ -17,6 +17,7 @@ from opd_probe.engine.sequences import StateSequence, build_sequences, sequence_
 from opd_probe.engine.stored import StoredModel, state_hidden
 from opd_probe.errors import LogitError, OutOfMemoryError, is_refused_allocation
 from opd_probe.stats.compiled import CompiledReduction, compiling_pays
+from opd_probe.stats.native import building_pays
 from opd_probe.stats.projection import OutputProjection
 from opd_probe.stats.threads import fitting_threads
 from opd_probe.types import Rollout
@@ -73,7 +74,7 @@ class ReplaySettings:
     """What shapes the numbers (k, temperature, jsd) and what only shapes the work (the rest).
 
     ``compiled`` says whether the passes over the logits are compiled, and on a CPU the product of bf16 weights; None:
-    when the job is long enough to pay for it.
+    each when the job is long enough to pay for it.
     """
 
     k: int
@@ -158,10 +159,12 @@ class Replay:
     def _scorer(self) -> StateScorer:
         settings = self.settings
         ids = torch.from_numpy(self.shared_ids)
-        compiles = self._compiles()
+        job = sum(self.state_counts), len(self.shared_ids)
+        native = building_pays(*job) if settings.compiled is None else settings.compiled
+        compiles = compiling_pays(*job, self.student.device) if settings.compiled is None else settings.compiled
 
         def projection(layer: Layer) -> OutputProjection:
-            return OutputProjection(layer.weight, layer.bias, ids, layer.scale, layer.softcap, native=compiles)
+            return OutputProjection(layer.weight, layer.bias, ids, layer.scale, layer.softcap, native=native)
 
         vocabulary = VocabularyMap(self.shared_ids, max(self.student.width, self.teacher.width), self.student.device)
         chunk = settings.chunk or default_chunk(max(self.student.width, self.teacher.width))
@@ -175,11 +178,6 @@ class Replay:
             chunk=chunk,
             reduction=CompiledReduction(chunk, self.student.device) if compiles else None,
         )
-
-    def _compiles(self) -> bool:
-        if self.settings.compiled is not None:
-            return self.settings.compiled
-        return compiling_pays(sum(self.state_counts), len(self.shared_ids), self.student.device)
 
     @torch.inference_mode()
     def _score(self, scorer: StateScorer, members: Sequence[StateSequence], shared: int) -> Columns:

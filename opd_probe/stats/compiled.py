@@ -24,6 +24,15 @@ def compiling_pays(states: int, width: int, device: torch.device) -> bool:
     return states * width >= PAYS_FROM.get(device.type, float("inf"))
 
 
+@functools.cache
+def _definition(device: str) -> Callable[..., Any]:
+    """The compiled definition; one for the whole process, since another one would be traced and looked up anew."""
+    logging.getLogger("torch._inductor").setLevel(logging.ERROR)
+    # Sums of compiled code on a CPU run along a row one vector after another; on a GPU they are trees.
+    sums = torch.float64 if device == "cpu" else torch.float32
+    return torch.compile(functools.partial(reduce_pair, sums=sums), dynamic=False, fullgraph=True)
+
+
 class CompiledReduction:
     """:func:`reduce_pair` lowered by torch.compile: C++ on a CPU, Triton on a GPU.
 
@@ -36,11 +45,7 @@ class CompiledReduction:
 
     def __init__(self, rows: int, device: torch.device) -> None:
         self.rows = rows
-        logging.getLogger("torch._inductor").setLevel(logging.ERROR)
-        # Sums of compiled code on a CPU run along a row one vector after another; on a GPU they are trees.
-        sums = torch.float64 if device.type == "cpu" else torch.float32
-        definition = functools.partial(reduce_pair, sums=sums)
-        self._compiled: Callable[..., Any] | None = torch.compile(definition, dynamic=False, fullgraph=True)
+        self._compiled: Callable[..., Any] | None = _definition(device.type)
 
     @property
     def is_compiled(self) -> bool:
