@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from pathlib import Path
 
@@ -58,9 +59,7 @@ def _operator_works() -> bool:
     if not torch.cpu.get_capabilities().get("avx512_bf16", False):
         return False
     try:
-        from torch.utils.cpp_extension import load
-
-        load("opd_probe_bf16_product", [str(SOURCE)], extra_cflags=["-O2", "-fopenmp"], is_python_module=False)
+        _build()
         return _agrees_with_float32()
     except Exception as error:  # no compiler, no ninja, another torch inside: there is no narrower root
         line = (str(error).strip().splitlines() or [""])[0][:160]
@@ -70,6 +69,19 @@ def _operator_works() -> bool:
             stacklevel=2,
         )
         return False
+
+
+def _build() -> None:
+    import ninja
+    from torch.utils.cpp_extension import load
+
+    path = os.environ.get("PATH", "")
+    # torch looks for ninja on the path, where an environment that was never activated is not.
+    os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{path}"
+    try:
+        load("opd_probe_bf16_product", [str(SOURCE)], extra_cflags=["-O2", "-fopenmp"], is_python_module=False)
+    finally:
+        os.environ["PATH"] = path
 
 
 def _agrees_with_float32() -> bool:
