@@ -52,7 +52,7 @@ def trace_logits(
     depth = min(k, shared)
     vocabulary = VocabularyMap(np.arange(shared), shared, student.device)
     parts: list[Columns] = []
-    step = default_chunk(shared)
+    step = default_chunk(shared, student.device)
     for start in range(0, len(tokens), step):
         rows = slice(start, start + step)
         try:

@@ -167,7 +167,7 @@ class Replay:
             return OutputProjection(layer.weight, layer.bias, ids, layer.scale, layer.softcap, native=native)
 
         vocabulary = VocabularyMap(self.shared_ids, max(self.student.width, self.teacher.width), self.student.device)
-        chunk = settings.chunk or default_chunk(max(self.student.width, self.teacher.width))
+        chunk = settings.chunk or default_chunk(max(self.student.width, self.teacher.width), self.student.device)
         return StateScorer(
             projection(self.student.output_layer),
             projection(self.teacher.output_layer),

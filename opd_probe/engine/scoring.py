@@ -17,13 +17,13 @@ from opd_probe.stats.scratch import Scratch
 
 Columns = dict[str, NDArray[Any]]
 
-CHUNK_VALUES = 20_000_000
-"""Logits of one model in a chunk: 80 MB of float32, of which a chunk needs two."""
+CHUNK_VALUES = {"cpu": 20_000_000, "cuda": 200_000_000}
+"""Logits of one model in a chunk, by device: 80 and 800 MB of float32, of which a chunk needs two."""
 
 
-def default_chunk(width: int) -> int:
+def default_chunk(width: int, device: torch.device) -> int:
     """Positions per chunk for an output layer of ``width``: enough for an efficient matrix product."""
-    return int(min(8192, max(16, CHUNK_VALUES // width)))
+    return int(min(8192, max(16, CHUNK_VALUES.get(device.type, CHUNK_VALUES["cpu"]) // width)))
 
 
 class VocabularyMap:

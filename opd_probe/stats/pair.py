@@ -168,17 +168,22 @@ def reduce_pair(
     return student_maxima, teacher_maxima, moments
 
 
-CACHED_VALUES = 320_000
-"""Values per tensor of a tile on a CPU: two rows of 150,000 ids."""
+TILE_VALUES = {"cpu": 320_000, "cuda": 32_000_000}
+"""Values per tensor of a tile, by device: two rows of 150,000 ids stay in the caches of a CPU; a GPU wants enough of
+them to be busy, and few enough that a pass's intermediates stay small beside the logits."""
+
+
+def tile_rows(logits: Tensor) -> int:
+    """Rows of [T, V] logits that a pass takes at a time."""
+    return max(1, TILE_VALUES.get(logits.device.type, TILE_VALUES["cpu"]) // logits.shape[1])
 
 
 def reduce_in_tiles(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`reduce_pair` with moments in float64, a few rows at a time on a CPU.
+    """:func:`reduce_pair` with moments in float64, a few rows at a time.
 
     A tile's intermediates stay in the caches, and are small enough for the allocator to hand out the same memory again.
     """
-    n, width = student.shape
-    tile = max(1, CACHED_VALUES // width) if student.device.type == "cpu" else n
+    tile = tile_rows(student)
     pieces = zip(student.split(tile), teacher.split(tile), strict=True)
     parts = [reduce_pair(s, t, temperature) for s, t in pieces]
     student_maxima, teacher_maxima, moments = zip(*parts, strict=True)
@@ -224,7 +229,7 @@ def _refine_small(student: Side, teacher: Side, reverse: Tensor, forward: Tensor
     wanted = (smaller < _SMALL) & (smaller.abs() < 1e4 * spread) & (shift.isfinite()) & ~odd
     # Equal logits give exactly 0 already.
     wanted &= (reverse != 0) | (forward != 0)
-    for rows in torch.nonzero(wanted).flatten().split(2):
+    for rows in torch.nonzero(wanted).flatten().split(tile_rows(student.logits)):
         a, b = student.shifted(rows), teacher.shifted(rows)
         x = (a - b) - shift[rows].float().unsqueeze(1)
         p = torch.exp(a - student.log_z[rows].float().unsqueeze(1))
@@ -242,7 +247,7 @@ def _jensen_shannon(student: Side, teacher: Side) -> Tensor:
     """
     n = len(student.logits)
     result = torch.empty(n, dtype=torch.float64, device=student.logits.device)
-    for rows in torch.arange(n, device=student.logits.device).split(2):
+    for rows in torch.arange(n, device=student.logits.device).split(tile_rows(student.logits)):
         log_p = student.shifted(rows) - student.log_z[rows].float().unsqueeze(1)
         log_q = teacher.shifted(rows) - teacher.log_z[rows].float().unsqueeze(1)
         x = log_p - log_q

@@ -29,7 +29,7 @@ def test_slices_equal_slices_bitwise(vocabulary: int) -> None:
 def test_chunks_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher, tokens = random_pair(23, 90)
     whole = opd_probe.trace_logits(student, teacher, tokens, 8, jsd=True)
-    monkeypatch.setattr(engine_logits, "default_chunk", lambda _: chunk)
+    monkeypatch.setattr(engine_logits, "default_chunk", lambda *_: chunk)
     chunked = opd_probe.trace_logits(student, teacher, tokens, 8, jsd=True)
     for name in whole.columns:
         np.testing.assert_array_equal(chunked.column(name), whole.column(name), err_msg=name)
@@ -79,7 +79,7 @@ def test_arguments_are_left_as_they_are() -> None:
 @pytest.mark.parametrize("column", [3, 37])
 def test_bad_logits_name_the_position(value: float, column: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in a column that only the wider model has: its mass outside would be unknown."""
-    monkeypatch.setattr(engine_logits, "default_chunk", lambda _: 4)
+    monkeypatch.setattr(engine_logits, "default_chunk", lambda *_: 4)
     student, teacher, tokens = random_pair(11, 40)
     teacher[9, column] = value
     with pytest.raises(LogitError, match=r"position 9.*teacher") as caught:
