@@ -40,8 +40,8 @@ types: $(INSTALLED) ## mypy, strict
 docs: $(INSTALLED) ## build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: $(INSTALLED) ## time replay against the floor and against the naive way
-	$(BIN)/python -m benchmarks.replay
+bench: $(INSTALLED) ## measure speed and memory, all in one table (about 20 minutes)
+	$(BIN)/python -m benchmarks
 
 lab-bases: $(INSTALLED) ## retrain the small base models that the package ships
 	$(BIN)/python -m opd_probe.lab bases

@@ -1,6 +1,6 @@
-"""Replay against the hand-written script on rollouts of real lengths: log-normal, four to a prompt, in one process.
+"""Replay against the hand-written script on rollouts of real lengths, and prompts that rollouts share.
 
-    python -m benchmarks.lengths
+    python -m benchmarks lengths prompts
 
 The script pads batches of 8 rollouts in the order of the file and keeps the full float32 logits of both models. Those
 of a large vocabulary would not fit into memory at these lengths, so the vocabulary here is 8,192.
@@ -8,96 +8,105 @@ of a large vocabulary would not fit into memory at these lengths, so the vocabul
 
 from __future__ import annotations
 
-import argparse
-import time
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from benchmarks.measuring import Row, paired
+from benchmarks.replay import Shape, build
+from opd_probe.engine import batching
 from opd_probe.engine.replay import Replay, ReplaySettings
-from opd_probe.models.loading import LoadedModel, load_model
+from opd_probe.models.loading import LoadedModel
 from opd_probe.types import Rollout
 
 WIDTH = 8_192
-PROMPT = 120
-MEDIAN, SPREAD, LONGEST = 300, 0.95, 4_096
+K = 16
+SHAPE = Shape(256, 1_024, 4, 4, 4, WIDTH)
+MEDIAN, SPREAD = 300, 0.95
 
 
-def build(seed: int, hidden: int, layers: int) -> LoadedModel:
-    """A Qwen2-shaped model with random weights."""
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=WIDTH,
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        num_key_value_heads=hidden // 64,
-        max_position_embeddings=32_768,
-    )
-    return load_model(Qwen2ForCausalLM(config))
+@dataclass
+class Job:
+    """Two models and rollouts of many lengths."""
+
+    student: LoadedModel
+    teacher: LoadedModel
+    rollouts: list[Rollout]
+
+    @property
+    def states(self) -> int:
+        """Response tokens in all."""
+        return sum(len(rollout.response_ids) for rollout in self.rollouts)
 
 
-def sample(count: int) -> list[Rollout]:
-    """Rollouts of log-normal length, median 300, the longest 4,096."""
+def sample(count: int, prompt_length: int = 120, longest: int = 4_096, spread: float = SPREAD) -> list[Rollout]:
+    """Rollouts of log-normal length, median 300, four to a prompt."""
     generator = np.random.default_rng(0)
-    lengths = np.clip(generator.lognormal(np.log(MEDIAN), SPREAD, count).astype(int), 8, LONGEST)
-    lengths[generator.integers(count)] = LONGEST
-    rollouts = []
-    for index, length in enumerate(lengths):
-        if index % 4 == 0:
-            prompt = tuple(generator.integers(0, WIDTH, PROMPT).tolist())
-        rollouts.append(Rollout(str(index), prompt, tuple(generator.integers(0, WIDTH, length).tolist())))
-    return rollouts
+    lengths = np.clip(generator.lognormal(np.log(min(MEDIAN, longest)), spread, count).astype(int), 8, longest)
+    lengths[generator.integers(count)] = longest
+    prompts = generator.integers(0, WIDTH, (-(-count // 4), prompt_length))
+    return [
+        Rollout(str(i), tuple(prompts[i // 4].tolist()), tuple(generator.integers(0, WIDTH, length).tolist()))
+        for i, length in enumerate(lengths)
+    ]
 
 
-def ours(student: LoadedModel, teacher: LoadedModel, rollouts: list[Rollout], k: int) -> float:
+def ours(job: Job) -> float:
     """The replay engine."""
-    engine = Replay(student, teacher, rollouts, np.arange(WIDTH), ReplaySettings(k))
+    engine = Replay(job.student, job.teacher, job.rollouts, np.arange(WIDTH), ReplaySettings(K))
     return float(sum(values["reverse_kl"].sum() for _, values in engine.states()))
 
 
+def without_sharing(job: Job) -> float:
+    """The replay engine, every rollout reading its own prompt."""
+    before, batching.SHARING_PAYS = batching.SHARING_PAYS, float("inf")
+    try:
+        return ours(job)
+    finally:
+        batching.SHARING_PAYS = before
+
+
 @torch.inference_mode()
-def by_hand(student: LoadedModel, teacher: LoadedModel, rollouts: list[Rollout], k: int) -> float:
+def by_hand(job: Job) -> float:
     """Padded batches of 8, full logits, softmax, topk."""
     total = 0.0
-    for start in range(0, len(rollouts), 8):
-        batch = [[*r.prompt_ids, *r.response_ids] for r in rollouts[start : start + 8]]
+    for start in range(0, len(job.rollouts), 8):
+        rollouts = job.rollouts[start : start + 8]
+        batch = [[*r.prompt_ids, *r.response_ids] for r in rollouts]
         longest = max(map(len, batch))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in batch])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch])
-        s = torch.log_softmax(student.model(ids, attention_mask=mask).logits.float(), -1)
-        t = torch.log_softmax(teacher.model(ids, attention_mask=mask).logits.float(), -1)
+        s = torch.log_softmax(job.student.model(ids, attention_mask=mask).logits.float(), -1)
+        t = torch.log_softmax(job.teacher.model(ids, attention_mask=mask).logits.float(), -1)
         p, q = s.exp(), t.exp()
         reverse, forward = (p * (s - t)).sum(-1), (q * (t - s)).sum(-1)
         entropy = -(p * s).sum(-1) - (q * t).sum(-1)
-        top = s.topk(k, -1), t.topk(k, -1)
+        top = s.topk(K, -1), t.topk(K, -1)
         crossed = t.gather(-1, top[0].indices).sum(-1) + s.gather(-1, top[1].indices).sum(-1)
-        total += float((reverse * mask).sum()) + 0.0 * float(forward.sum() + entropy.sum() + crossed.sum())
+        for row, rollout in enumerate(rollouts):
+            first = len(rollout.prompt_ids) - 1
+            total += float(reverse[row, first : first + len(rollout.response_ids)].sum())
+        total += 0.0 * float(forward.sum() + entropy.sum() + crossed.sum())
     return total
 
 
-def main() -> None:
-    """Print both times and their ratio."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rollouts", type=int, default=256)
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--k", type=int, default=16)
-    arguments = parser.parse_args()
-    models = [build(seed, arguments.hidden, arguments.layers) for seed in (0, 1)]
-    rollouts = sample(arguments.rollouts)
-    states = sum(len(r.response_ids) for r in rollouts)
-    seconds = {}
-    for name, path in (("opd-probe", ours), ("by hand", by_hand)):
-        path(models[0], models[1], rollouts[:8], arguments.k)
-        started = time.perf_counter()
-        path(models[0], models[1], rollouts, arguments.k)
-        seconds[name] = time.perf_counter() - started
-        print(f"{name:<12}{seconds[name]:>9.1f} s{states / seconds[name]:>10.0f} states/s")
-    print(f"{'by hand / opd-probe':<20}{seconds['by hand'] / seconds['opd-probe']:.2f}")
+def measure_lengths(count: int = 256, repeats: int = 1, shape: Shape = SHAPE, longest: int = 4_096) -> list[Row]:
+    """Two rows: the engine, and the script relative to which it is timed."""
+    job = Job(*_models(shape), sample(count, longest=longest))
+    paths = {"opd-probe": lambda: ours(job), "naive, padded batches of 8": lambda: by_hand(job)}
+    workload = f"{count} rollouts, median {MEDIAN} and up to {longest:,} tokens"
+    return paired(workload, paths, repeats, job.states, {"naive": "naive, padded batches of 8"})
 
 
-if __name__ == "__main__":
-    main()
+def measure_prompts(count: int = 32, repeats: int = 5, shape: Shape = SHAPE, prompt: int = 768) -> list[Row]:
+    """Two rows: four answers to each long prompt, with the prompt computed once and once for each answer."""
+    job = Job(*_models(shape), sample(count, prompt, longest=400, spread=0.3))
+    paths = {"opd-probe": lambda: ours(job), "every rollout reads its prompt": lambda: without_sharing(job)}
+    workload = f"4 answers of about {MEDIAN} tokens to each prompt of {prompt}"
+    return paired(workload, paths, repeats, job.states, {"naive": "every rollout reads its prompt"})
+
+
+def _models(shape: Shape) -> tuple[LoadedModel, LoadedModel]:
+    shape = replace(shape, width=WIDTH)
+    return build(shape, torch.float32, 0), build(shape, torch.float32, 1)

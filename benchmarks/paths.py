@@ -38,16 +38,21 @@ class Workload:
         return torch.tensor([[*r.prompt_ids, *r.response_ids] for r in self.rollouts], device=self.student.device)
 
 
-@torch.inference_mode()
 def floor(work: Workload) -> float:
+    """What none can avoid, in chunks that suit a CPU."""
+    return batch_floor(work, 128)
+
+
+@torch.inference_mode()
+def batch_floor(work: Workload, chunk: int) -> float:
     """Both backbones and both output layers on response positions, in the type of the weights, chunk by chunk."""
     ids, start = work.ids(), len(work.rollouts[0].prompt_ids)
     checksum = 0.0
     for model in (work.student, work.teacher):
         hidden = model.hidden(ids[:, :-1])[:, start - 1 :].flatten(0, 1)
         weight = model.output_layer.weight.t()
-        out = torch.empty((128, model.width), dtype=weight.dtype, device=weight.device)
-        for rows in hidden.split(128):
+        out = torch.empty((chunk, model.width), dtype=weight.dtype, device=weight.device)
+        for rows in hidden.split(chunk):
             torch.mm(rows, weight, out=out[: len(rows)])
         checksum += float(out[0, 0])
     return checksum

@@ -8,20 +8,49 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import after_trace, lengths, noise, replay
+from benchmarks import __main__ as suite
+from benchmarks import gpu, lengths, noise, replay
+from benchmarks.measuring import FIGURES
+from benchmarks.table import BEGIN, DOCS, END, as_markdown
 
 
-def run(module: object, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
-    module.main()  # type: ignore[attr-defined]
+@pytest.mark.filterwarnings("ignore::opd_probe.errors.OpdProbeWarning")
+@pytest.mark.parametrize("name", suite.BENCHMARKS)
+def test_every_benchmark_gives_rows(name: str) -> None:
+    rows = suite.BENCHMARKS[name](True)
+    for row in rows:
+        assert row["workload"]
+        assert row["path"]
+        assert any(figure in row for figure in FIGURES)
+        assert all(row[figure] >= 0 for figure in FIGURES if figure in row)
+    if name.startswith("replay"):
+        assert [row["path"] for row in rows] == list(replay.PATHS)
+        assert rows[0]["cpu_over_floor"] == rows[0]["wall_over_floor"] == 1.0
 
 
-def test_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(replay, monkeypatch, "--small", "--repeats", "1", "--k", "8", "--json", str(tmp_path / "b.json"))
-    report = json.loads((tmp_path / "b.json").read_text())
-    assert [row["path"] for row in report["rows"]] == list(replay.PATHS)
-    assert report["rows"][0]["cpu_over_floor"] == 1.0
+def test_the_command_keeps_its_figures_and_shows_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept, page = tmp_path / "figures.json", tmp_path / "page.md"
+    kept.write_text(
+        json.dumps({"rows": {"prompts": [{"workload": "old", "path": "kept", "states_per_second": 12345}]}})
+    )
+    page.write_text(f"before\n{BEGIN}\nold table\n{END}\nafter\n")
+    suite.main(["lengths", "--small", "--json", str(kept), "--docs", str(page)])
+    report = json.loads(kept.read_text())
     assert "torch" in report["software"]
+    printed, shown = capsys.readouterr().out, page.read_text()
+    for text in ("12,345", "opd-probe"):
+        assert text in printed
+        assert text in shown
+    assert "old table" not in shown
+    assert shown.startswith("before\n")
+    assert shown.endswith("after\n")
+
+
+def test_the_documentation_shows_what_was_measured_last() -> None:
+    report = json.loads(suite.RESULTS.read_text())
+    assert set(report["rows"]) == set(suite.BENCHMARKS)
+    _, _, rest = DOCS.read_text().partition(BEGIN)
+    assert rest.partition(END)[0].strip() == as_markdown(suite.in_order(report))
 
 
 def test_all_paths_see_the_same_divergence() -> None:
@@ -32,19 +61,34 @@ def test_all_paths_see_the_same_divergence() -> None:
     assert replay.thunlp(work) == pytest.approx(replay.verl(work) / (work.n_states * work.k), rel=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore::opd_probe.errors.OpdProbeWarning")
-def test_after_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(after_trace, monkeypatch, "--states", "5000", "--stream", "6000", "--json", str(tmp_path / "a.json"))
-    report = json.loads((tmp_path / "a.json").read_text())
-    assert 0 < report["bytes_per_state"] < 400
-
-
-def test_lengths(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(lengths, "LONGEST", 64)
-    run(lengths, monkeypatch, "--rollouts", "8", "--hidden", "64", "--layers", "1")
-    assert "by hand / opd-probe" in capsys.readouterr().out
+def test_all_ways_with_real_lengths_see_the_same_divergence() -> None:
+    shape = lengths.Shape(64, 128, 1, 1, 1, lengths.WIDTH)
+    models = [replay.build(shape, replay.torch.float32, seed) for seed in (0, 1)]
+    job = lengths.Job(models[0], models[1], lengths.sample(8, 30, longest=40))
+    expected = lengths.by_hand(job)
+    assert lengths.ours(job) == pytest.approx(expected, rel=1e-4)
+    assert lengths.without_sharing(job) == pytest.approx(expected, rel=1e-4)
 
 
 def test_noise(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    run(noise, monkeypatch, "--small")
+    monkeypatch.setattr(sys, "argv", ["noise", "--small"])
+    noise.main()
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+class TestGpu:
+    """What is measured on a GPU runs on a CPU too."""
+
+    def test_runs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        kept = tmp_path / "gpu.json"
+        monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cpu", "--small", "--repeats", "1", "--json", str(kept)])
+        gpu.main()
+        report = json.loads(kept.read_text())
+        assert all(check["worst"] <= 1 for check in report["checks"])
+        assert 0 < report["throughput_share"]
+
+    def test_wrong_numbers_are_not_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cpu", "--small"])
+        monkeypatch.setattr(gpu, "TOLERANCE", 1e-12)  # float32 cannot
+        with pytest.raises(SystemExit, match="nothing was timed"):
+            gpu.main()

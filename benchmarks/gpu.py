@@ -1,0 +1,195 @@
+"""One command on a machine with a GPU: what is computed there is checked against float64 first, then timed.
+
+    python -m benchmarks.gpu --json gpu.json           # shapes of Qwen2.5 1.5B and 7B in bf16: about 60 GB
+    python -m benchmarks.gpu --device cpu --small      # everything runs, on any machine
+
+Exit code 1, and no timing, when a check fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.measuring import Row, machine, paired
+from benchmarks.paths import Workload, batch_floor, naive, ours, thunlp, verl
+from benchmarks.replay import RELATIVE_TO, SMALL, Shape, build, random_rollouts
+from benchmarks.table import as_text
+from opd_probe.models.loading import LoadedModel
+from opd_probe.stats.compiled import CompiledReduction
+from opd_probe.stats.pair import PairStatistics, Reduction, pair_statistics
+from opd_probe.stats.projection import OutputProjection
+from opd_probe.stats.scratch import Scratch
+
+STUDENT = Shape(1_536, 8_960, 28, 12, 2)
+TEACHER = Shape(3_584, 18_944, 28, 28, 4, 152_064, tied=False)
+TOLERANCE = 1e-5
+"""On entropies and divergences, times max(1, |value|)."""
+SMALL_TOLERANCE = 1e-3
+"""Relative, on divergences below 1e-3: three digits."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison with float64: the worst error over what is allowed, which must not exceed 1."""
+
+    name: str
+    worst: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the error stays within what is allowed (NaN does not)."""
+        return self.worst <= 1.0
+
+
+def check_statistics(device: str, width: int, states: int, k: int) -> Iterator[Check]:
+    """Entropies, divergences and top-k sets of pairs that differ much, little and hardly at all, plain and compiled."""
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(states, width, generator=generator) * 3
+    tokens = torch.randint(0, width, (states,), generator=generator).to(device)
+    reductions: dict[str, Reduction | None] = {
+        "plain": None,
+        "compiled": CompiledReduction(states, torch.device(device)),
+    }
+    for distance in (1.0, 0.02, 1e-3):
+        teacher = student + distance * torch.randn(states, width, generator=generator)
+        for name, reduction in reductions.items():
+            found = pair_statistics(student.to(device), teacher.to(device), tokens, k, jsd=True, reduction=reduction)
+            yield Check(f"{name}, logits {distance:g} apart", _worst(found, student.double(), teacher.double(), k))
+
+
+def _worst(found: PairStatistics, s: Tensor, t: Tensor, k: int) -> float:
+    """The largest error of any statistic over what it is allowed, against the definitions in float64."""
+    log_p, log_q = torch.log_softmax(s, -1), torch.log_softmax(t, -1)
+    p, q = log_p.exp(), log_q.exp()
+    m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, dtype=torch.float64))
+    expected = {
+        "student_entropy": -(p * log_p).sum(-1),
+        "teacher_entropy": -(q * log_q).sum(-1),
+        "reverse_kl": (p * (log_p - log_q)).sum(-1),
+        "forward_kl": (q * (log_q - log_p)).sum(-1),
+        "jsd": 0.5 * (p * (log_p - m) + q * (log_q - m)).sum(-1),
+    }
+    worst = 0.0
+    for name, exact in expected.items():
+        error = (getattr(found, name).double().cpu() - exact).abs()
+        allowed = TOLERANCE * exact.abs().clamp(min=1.0)
+        if not name.endswith("entropy"):
+            allowed = torch.where(exact < 1e-3, SMALL_TOLERANCE * exact, allowed)
+        worst = max(worst, float((error / allowed).nan_to_num(nan=torch.inf).max()))  # max() would pass a NaN over
+    for logits, ids in ((s, found.student_top_ids), (t, found.teacher_top_ids)):
+        exact_ids = torch.sort(logits.float(), dim=-1, descending=True, stable=True).indices[:, :k]
+        worst = worst if torch.equal(ids.cpu(), exact_ids) else float("inf")
+    return worst
+
+
+@torch.inference_mode()
+def check_product(model: LoadedModel, device: str) -> Check:
+    """float32 logits of bf16 hidden states and weights, against the product in float64."""
+    weight = model.output_layer.weight[:4_096]
+    hidden = torch.randn(64, weight.shape[1], generator=torch.Generator().manual_seed(1)).to(device, weight.dtype)
+    layer = OutputProjection(weight, None, range(len(weight)))
+    found, _ = layer.logits(hidden, Scratch(), "check")
+    exact = hidden.double().cpu() @ weight.double().cpu().t()
+    error = float((found.double().cpu() - exact).abs().max() / exact.abs().max())
+    return Check(f"output layer, {str(weight.dtype).removeprefix('torch.')} factors", error / TOLERANCE)
+
+
+def check_replay(device: str) -> Check:
+    """A replay of small models on the device against the same on the CPU."""
+    shape = replace(SMALL, width=4_000)
+    results = []
+    for place in ("cpu", device):
+        models = build(shape, torch.float32, 0), build(shape, torch.float32, 1)
+        for model in models:
+            model.model.to(place)  # type: ignore[arg-type]
+        moved = [_reloaded(model) for model in models]
+        results.append(ours(Workload(moved[0], moved[1], random_rollouts(4, 16, 48, shape.width), 16)))
+    return Check("replay on the device and on the CPU", abs(results[1] / results[0] - 1) / 1e-4)
+
+
+def _reloaded(model: LoadedModel) -> LoadedModel:
+    from opd_probe.models.loading import load_model
+
+    return load_model(model.model)
+
+
+def operations(work: Workload) -> float:
+    """Floating-point operations of the floor's matrix products: two per weight and token, attention left out."""
+    tokens = sum(len(r.prompt_ids) + len(r.response_ids) - 1 for r in work.rollouts)
+    total = 0.0
+    for model in (work.student, work.teacher):
+        backbone = sum(p.numel() for n, p in model.model.named_parameters() if "embed" not in n and "lm_head" not in n)
+        total += 2.0 * (backbone * tokens + model.output_layer.weight.numel() * work.n_states)
+    return total
+
+
+def matrix_throughput(device: str, dtype: torch.dtype, size: int) -> float:
+    """Operations per second of one large matrix product."""
+    one = torch.randn(size, size, device=device).to(dtype)
+    best = 0.0
+    for _ in range(5):
+        started = time.perf_counter()
+        float((one @ one)[0, 0])  # reading a value waits for the device
+        best = max(best, 2.0 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+def measure(device: str, small: bool, k: int, repeats: int) -> tuple[list[Row], float]:
+    """Rows of every path, and the share of the device's matrix throughput that a replay reaches end to end."""
+    dtype = torch.float32 if small else torch.bfloat16
+    shapes = (SMALL, replace(SMALL, width=SMALL.width + 128)) if small else (STUDENT, TEACHER)
+    models = [build(shape, dtype, seed, device) for seed, shape in enumerate(shapes)]
+    rollouts = random_rollouts(*((4, 8, 24) if small else (8, 256, 1_024)), shapes[0].width)
+    work = Workload(models[0], models[1], rollouts, k)
+    paths: dict[str, Callable[[], object]] = {
+        "floor": lambda: batch_floor(work, 128 if small else 2_048),
+        "opd-probe": lambda: ours(work),
+        "opd-probe, compiled": lambda: ours(work, compiled=True),
+        "opd-probe with JSD": lambda: ours(work, jsd=True),
+        "naive": lambda: naive(work),
+        "thunlp/OPD's operations": lambda: thunlp(work),
+        "verl's operations": lambda: verl(work),
+    }
+    rows = paired(
+        f"{str(dtype).removeprefix('torch.')} weights, K = {k}", paths, repeats, work.n_states, RELATIVE_TO, device
+    )
+    states_per_second = {row["path"]: row["states_per_second"] for row in rows}
+    reached = operations(work) * states_per_second["opd-probe, compiled"] / work.n_states
+    return rows, reached / matrix_throughput(device, dtype, 512 if small else 8_192)
+
+
+def main() -> None:
+    """Check, then time."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--k", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, default=None)
+    given = parser.parse_args()
+    width, states = (3_000, 8) if given.small else (151_936, 64)
+    checks = [*check_statistics(given.device, width, states, given.k), check_replay(given.device)]
+    checks.append(check_product(build(SMALL, torch.bfloat16, 0, given.device), given.device))
+    for check in checks:
+        print(f"{'ok  ' if check.holds else 'FAIL'} {check.name}: {check.worst:.3f} of the allowed error")
+    if not all(check.holds for check in checks):
+        sys.exit("numbers are wrong on this device; nothing was timed")
+    rows, share = measure(given.device, given.small, given.k, given.repeats)
+    print(as_text(rows))
+    print(f"{share:.0%} of the matrix throughput of this device, end to end (compiled)")
+    if given.json is not None:
+        report = {**machine(), "checks": [vars(check) for check in checks], "rows": rows, "throughput_share": share}
+        given.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
