@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import opd_probe
 from benchmarks import after_trace, lengths, noise, replay
 
 
@@ -34,9 +35,26 @@ def test_all_paths_see_the_same_divergence() -> None:
 
 @pytest.mark.filterwarnings("ignore::opd_probe.errors.OpdProbeWarning")
 def test_after_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(after_trace, monkeypatch, "--states", "5000", "--stream", "6000", "--json", str(tmp_path / "a.json"))
+    sizes = ("--states", "5000", "--stream", "6000", "--repeats", "2")
+    run(after_trace, monkeypatch, *sizes, "--json", str(tmp_path / "a.json"))
     report = json.loads((tmp_path / "a.json").read_text())
     assert 0 < report["bytes_per_state"] < 400
+    assert report["every_k_speedup_lowest"] <= report["every_k_speedup"] <= report["every_k_speedup_highest"]
+    assert (report["states"], report["streamed_states"]) == (5000, 6000)
+    assert 0 < report["stream_peak_memory_gb"] < 2
+
+
+def test_both_ways_after_a_trace_agree() -> None:
+    """What is timed against each other computes the same four numbers."""
+    trace = after_trace.sample_trace(500, width=300)
+    curve = opd_probe.mass_curve(trace, resamples=0)
+    for k in (1, 4, after_trace.K):
+        row = curve.iloc[k - 1]
+        ratio, advantage, student, teacher = after_trace.pure_python(trace, 500, k)[1]
+        assert ratio / 500 == pytest.approx(row["overlap_ratio"])
+        assert advantage == pytest.approx(row["overlap_advantage"] * row["overlap_advantage_n"])
+        assert student / 500 == pytest.approx(row["student_overlap_mass"])
+        assert teacher / 500 == pytest.approx(row["teacher_overlap_mass"])
 
 
 def test_lengths(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
