@@ -72,7 +72,7 @@ def by_rank(block: Mapping[str, NDArray[Any]]) -> tuple[Floats, ...]:
     A token at rank i of the student and j of the teacher is in the overlap from k = max(i, j) on, so that every
     sum over the overlap is a running sum: over the student's tokens that the teacher ranks before them or alike, and
     over the teacher's tokens that the student ranks before them. The advantage is −KL(p̄ ‖ q̄) / |O|, with
-    KL(p̄ ‖ q̄) = Σ p (log p − log q) / P + log(Q / P), and P, Q the masses of the overlap.
+    KL(p̄ ‖ q̄) = Σ p (log p − log q) / P − log(P / Q), and P, Q the masses of the overlap.
     """
     known = all(np.isfinite(block[name]).all() for name in LOGPROBS)
     own_p, own_q, other_q, other_p = (np.asarray(block[name], dtype=np.float64, order="F") for name in LOGPROBS)
@@ -100,15 +100,21 @@ def by_rank(block: Mapping[str, NDArray[Any]]) -> tuple[Floats, ...]:
 
 def _advantage(size: Floats, p: Floats, q: Floats, terms: Floats, block: Mapping[str, NDArray[Any]]) -> Floats:
     """The overlap advantage from sums over the overlap, [n, K]; NaN where it is empty."""
-    some = np.maximum(size, 1.0)
-    none = some - size
-    p, q = p + none, q + none  # an empty overlap: 0 / 0 at the end, and no logarithm of 0 on the way
-    plain = np.minimum(p, q) > SMALL_MASS
+    none = np.maximum(size, 1.0)
+    none -= size
+    p = p + none  # an empty overlap: 0 / 0 at the end, and no logarithm of 0 on the way
+    none += q
+    lower = np.minimum(p, none)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        advantage: Floats = 0.0 - (terms / p + np.log(q / p)) / size
+        advantage: Floats = np.divide(p, none, out=none)
+        np.log(advantage, out=advantage)
+        advantage -= np.divide(terms, p, out=p)
+        advantage /= size
         advantage *= size != 1.0  # renormalised on one token; the sums would leave their rounding
-    if not plain.all():  # masses that vanish or are unknown: by the definition, which scales before it adds
-        rows = ~plain.all(axis=1)
+    if (
+        not lower.min() > SMALL_MASS
+    ):  # masses that vanish or are unknown: by the definition, which scales before it adds
+        rows = ~(lower > SMALL_MASS).all(axis=1)
         few = {name: values[rows] for name, values in block.items()}
         for k in range(1, size.shape[1] + 1):
             advantage[rows, k - 1] = overlap_advantage(TopView(few, k))
