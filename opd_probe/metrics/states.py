@@ -16,8 +16,8 @@ from opd_probe.trace import Trace
 if TYPE_CHECKING:
     import pandas as pd
 
-BLOCK_STATES = 2_048
-"""States per block: its intermediates (about forty float64 [n, k] arrays) go through a core's cache."""
+BLOCK_STATES = 8_192
+"""States per block: its intermediates (about forty float64 [n, k] arrays) stay in the tens of MB."""
 
 _FREED_KEPT = 32 * 2**20 - 2**16
 
