@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import opd_probe
 from benchmarks import __main__ as suite
-from benchmarks import gpu, lengths, noise, replay
+from benchmarks import after_trace, gpu, lengths, noise, replay
 from benchmarks.measuring import FIGURES
 from benchmarks.table import BEGIN, DOCS, END, as_markdown
 
@@ -70,6 +71,19 @@ def test_all_ways_with_real_lengths_see_the_same_divergence() -> None:
     assert lengths.without_sharing(job) == pytest.approx(expected, rel=1e-4)
 
 
+def test_both_ways_after_a_trace_agree() -> None:
+    """What is timed against each other computes the same four numbers."""
+    trace = after_trace.sample_trace(500, width=300)
+    curve = opd_probe.mass_curve(trace, resamples=0)
+    for k in (1, 4, after_trace.K):
+        row = curve.iloc[k - 1]
+        ratio, advantage, student, teacher = after_trace.pure_python(trace, 500, k)[1]
+        assert ratio / 500 == pytest.approx(row["overlap_ratio"])
+        assert advantage == pytest.approx(row["overlap_advantage"] * row["overlap_advantage_n"])
+        assert student / 500 == pytest.approx(row["student_overlap_mass"])
+        assert teacher / 500 == pytest.approx(row["teacher_overlap_mass"])
+
+
 def test_noise(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["noise", "--small"])
     noise.main()
@@ -85,7 +99,7 @@ class TestGpu:
         gpu.main()
         report = json.loads(kept.read_text())
         assert all(check["worst"] <= 1 for check in report["checks"])
-        assert 0 < report["throughput_share"]
+        assert report["throughput_share"] > 0
 
     def test_wrong_numbers_are_not_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cpu", "--small"])

@@ -43,26 +43,36 @@ class RolloutSums:
         shape = (n_rollouts, n_groups, n_quantities)
         return cls(np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape))
 
-    def add(self, keys: Ints, values: Floats) -> None:
+    def add(self, keys: Ints, *parts: Floats) -> None:
         """Add the states of a block.
 
         Args:
             keys: [n], rollout · n_groups + group, ascending, as the rows of a trace give them.
-            values: [n, m]; NaN is left out.
+            parts: [n, m_i] each, all m quantities side by side; NaN is left out. Best laid out column by column.
         """
-        starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+        starts = np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1])
+        lengths = np.concatenate([starts[1:], [len(keys)]]) - starts
         cells = keys[starts]
-        finite = np.isfinite(values)
+        left = 0
+        for values in parts:
+            columns = slice(left, left + values.shape[1])
+            left = columns.stop
 
-        def add(sums: Floats, added: Floats | NDArray[np.bool_]) -> None:
-            sums.reshape(-1, values.shape[1])[cells] += np.add.reduceat(added.astype(np.float64), starts, axis=0)
+            def add(sums: Floats, added: Floats | NDArray[np.bool_], columns: slice = columns) -> None:
+                summed = np.add.reduceat(added.astype(np.float64, copy=False), starts, axis=0)
+                sums.reshape(-1, sums.shape[-1])[cells, columns] += summed
 
-        add(self.total, np.where(finite, values, 0.0))
-        add(self.count, ~np.isnan(values))
-        for sums, infinity in ((self.plus, np.inf), (self.minus, -np.inf)):
-            infinite = values == infinity
-            if infinite.any():
-                add(sums, infinite)
+            finite = np.isfinite(values)
+            if finite.all():
+                add(self.total, values)
+                self.count.reshape(-1, self.count.shape[-1])[cells, columns] += lengths[:, None]
+                continue
+            add(self.total, np.where(finite, values, 0.0))
+            add(self.count, ~np.isnan(values))
+            for sums, infinity in ((self.plus, np.inf), (self.minus, -np.inf)):
+                infinite = values == infinity
+                if infinite.any():
+                    add(sums, infinite)
 
     def clustered(self, codes: Ints, n_clusters: int, average: str) -> list[Sums]:
         """The sums of each group over clusters of rollouts, one :class:`Sums` per group."""
@@ -105,5 +115,5 @@ def prompts_with_states(trace: Trace) -> int:
 
 
 def stack(values: Mapping[str, NDArray[np.float64]], names: Sequence[str]) -> Floats:
-    """Metric columns side by side, [n, m]."""
-    return np.stack([values[name] for name in names], axis=1)
+    """Metric columns side by side, [n, m], each along memory."""
+    return np.stack([values[name] for name in names]).T

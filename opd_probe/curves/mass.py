@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of, prompts_with_states
-from opd_probe.curves.bootstrap import RESAMPLES, Floats, Ints, Resampling, intervals, warn_few_prompts
-from opd_probe.metrics.view import match_ranks
+from opd_probe.curves.bootstrap import RESAMPLES, Floats, Resampling, intervals, warn_few_prompts
+from opd_probe.metrics.overlap import STUDENT, TEACHER, overlap_advantage
+from opd_probe.metrics.states import BLOCK_STATES, keep_freed_memory
+from opd_probe.metrics.view import TopView, running_sums, shared_ids
 from opd_probe.trace import Trace
 from opd_probe.trace.schema import TOP_COLUMNS
 
@@ -23,6 +27,11 @@ QUANTITIES = (
     "overlap_ratio",
     "overlap_advantage",
 )
+
+LOGPROBS = (*STUDENT, *TEACHER)
+
+SMALL_MASS = 1e-100
+"""Below it sums of probabilities lose terms to underflow, and logarithms of ratios of them their meaning."""
 
 
 def mass_curve(trace: Trace, *, average: str = "token", seed: int = 0, resamples: int = RESAMPLES) -> pd.DataFrame:
@@ -41,8 +50,9 @@ def mass_curve(trace: Trace, *, average: str = "token", seed: int = 0, resamples
     check_average(average)
     depth = trace.K
     sums = RolloutSums.empty(trace.rollouts.num_rows, 1, len(QUANTITIES) * depth)
-    for block in trace.blocks(TOP_COLUMNS, 8192):
-        sums.add(block["rollout"], _by_rank(block, depth))
+    keep_freed_memory()
+    for block in trace.blocks(TOP_COLUMNS, BLOCK_STATES):
+        sums.add(block["rollout"], *by_rank(block))
     codes, n_clusters = clusters_of(trace)
     if resamples:
         warn_few_prompts(prompts_with_states(trace))
@@ -56,44 +66,56 @@ def mass_curve(trace: Trace, *, average: str = "token", seed: int = 0, resamples
     return pd.DataFrame(table)
 
 
-def _by_rank(block: dict[str, Any], depth: int) -> Floats:
-    """[n, 6 K]: each quantity for k = 1 … K, side by side.
+def by_rank(block: Mapping[str, NDArray[Any]]) -> tuple[Floats, ...]:
+    """Each of :data:`QUANTITIES` of a block of states for k = 1 … K, [n, K] each.
 
-    A token at rank i of the student and j of the teacher is in the overlap from k = max(i, j) + 1 on, so that every
-    sum over the overlap is a running sum: over the student's tokens that the teacher ranked before them or alike, and
-    over the teacher's tokens that the student ranked before them. The advantage is −KL(p̄ ‖ q̄) / |O|, with
-    KL(p̄ ‖ q̄) = Σ p (log p − log q) / P − log P + log Q, and P, Q the masses of the overlap.
+    A token at rank i of the student and j of the teacher is in the overlap from k = max(i, j) on, so that every
+    sum over the overlap is a running sum: over the student's tokens that the teacher ranks before them or alike, and
+    over the teacher's tokens that the student ranks before them. The advantage is −KL(p̄ ‖ q̄) / |O|, with
+    KL(p̄ ‖ q̄) = Σ p (log p − log q) / P − log(P / Q), and P, Q the masses of the overlap.
     """
-    logs = {name: block[name].astype(np.float64) for name in TOP_COLUMNS if not name.endswith("_ids")}
-    own_p, own_q = logs["student_top_logprobs"], logs["teacher_logprobs_at_student_top"]
-    other_p, other_q = logs["student_logprobs_at_teacher_top"], logs["teacher_top_logprobs"]
-    ranks = match_ranks(block["student_top_ids"], block["teacher_top_ids"])
-    place = np.arange(depth)
-    first = ranks <= place  # of the student's tokens, those that enter at their own rank
-    second = _inverse(ranks) < place  # of the teacher's tokens, those that enter at theirs
+    known = all(np.isfinite(block[name]).all() for name in LOGPROBS)
+    own_p, own_q, other_q, other_p = (np.asarray(block[name], dtype=np.float64, order="F") for name in LOGPROBS)
+    p, q, q_other, p_other = (np.exp(logs) for logs in (own_p, own_q, other_q, other_p))
+    entering = shared_ids(block["student_top_ids"], block["teacher_top_ids"], entering=True)
+    first, second = (mask.astype(np.float64) for mask in entering)
 
     def running(own: Floats, other: Floats) -> Floats:
-        total: Floats = np.cumsum(np.where(first, own, 0.0) + np.where(second, other, 0.0), axis=1)
-        return total
+        if not known:  # a product would carry NaN and inf to where they do not belong
+            return running_sums(np.where(first > 0, own, 0.0) + np.where(second > 0, other, 0.0))
+        total = own * first
+        total += other * second
+        return running_sums(total)
 
-    p, q = np.exp(own_p), np.exp(own_q)
-    p_other, q_other = np.exp(other_p), np.exp(other_q)
-    size = running(np.ones_like(p), np.ones_like(p))
+    with np.errstate(invalid="ignore"):
+        own_terms, other_terms = p * (own_p - own_q), p_other * (other_p - other_q)
+        if not known:  # 0 log 0 = 0
+            own_terms, other_terms = np.where(p > 0, own_terms, 0.0), np.where(p_other > 0, other_terms, 0.0)
+    size = running_sums(first + second)
     p_overlap, q_overlap = running(p, p_other), running(q, q_other)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        terms = np.where(p > 0, p * (own_p - own_q), 0.0), np.where(p_other > 0, p_other * (other_p - other_q), 0.0)
-        kl = running(*terms) / p_overlap - np.log(p_overlap) + np.log(q_overlap)
-        advantage = np.where(size > 0, 0.0 - kl / size, np.nan)
-    advantage[size == 1] = 0.0  # renormalised on one token; the sums above would leave their rounding
-    ratio = size / (place + 1)
-    return np.concatenate(
-        [np.cumsum(p, axis=1), np.cumsum(q_other, axis=1), p_overlap, q_overlap, ratio, advantage], axis=1
-    )
+    advantage = _advantage(size, p_overlap, q_overlap, running(own_terms, other_terms), block)
+    ratio = size / np.arange(1, size.shape[1] + 1)
+    return running_sums(p), running_sums(q_other), p_overlap, q_overlap, ratio, advantage
 
 
-def _inverse(ranks: Ints) -> Ints:
-    """From each token of one list its rank in the other, the same seen from the other list, [n, K]."""
-    depth = ranks.shape[1]
-    inverse = np.full((len(ranks), depth + 1), depth, dtype=ranks.dtype)
-    np.put_along_axis(inverse, ranks, np.broadcast_to(np.arange(depth), ranks.shape), axis=1)
-    return inverse[:, :depth]
+def _advantage(size: Floats, p: Floats, q: Floats, terms: Floats, block: Mapping[str, NDArray[Any]]) -> Floats:
+    """The overlap advantage from sums over the overlap, [n, K]; NaN where it is empty."""
+    none = np.maximum(size, 1.0)
+    none -= size
+    p = p + none  # an empty overlap: 0 / 0 at the end, and no logarithm of 0 on the way
+    none += q
+    lower = np.minimum(p, none)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        advantage: Floats = np.divide(p, none, out=none)
+        np.log(advantage, out=advantage)
+        advantage -= np.divide(terms, p, out=p)
+        advantage /= size
+        advantage *= size != 1.0  # renormalised on one token; the sums would leave their rounding
+    if (
+        not lower.min() > SMALL_MASS
+    ):  # masses that vanish or are unknown: by the definition, which scales before it adds
+        rows = ~(lower > SMALL_MASS).all(axis=1)
+        few = {name: values[rows] for name, values in block.items()}
+        for k in range(1, size.shape[1] + 1):
+            advantage[rows, k - 1] = overlap_advantage(TopView(few, k))
+    return advantage

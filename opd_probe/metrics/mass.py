@@ -18,8 +18,7 @@ THRESHOLDS = (0.97, 0.99)
     needs=("student_top_logprobs",),
 )
 def student_topk_mass(view: TopView) -> Floats:
-    total: Floats = np.exp(view.student_logprobs).sum(1)
-    return total
+    return view.running_mass("student")[:, view.k - 1]
 
 
 @register(
@@ -30,31 +29,31 @@ def student_topk_mass(view: TopView) -> Floats:
     needs=("teacher_top_logprobs",),
 )
 def teacher_topk_mass(view: TopView) -> Floats:
-    total: Floats = np.exp(view.teacher_logprobs).sum(1)
-    return total
+    return view.running_mass("teacher")[:, view.k - 1]
 
 
-def tokens_to_reach(view: TopView, column: str, threshold: float) -> Floats:
-    """The smallest number of top tokens whose probabilities sum to ``threshold``, [n]; NaN beyond the trace's K."""
-    cumulative = np.cumsum(np.exp(np.asarray(view.block[column], dtype=np.float64)), axis=1)
-    reached = cumulative >= threshold
-    return np.where(reached[:, -1], reached.argmax(axis=1) + 1.0, np.nan)
+def tokens_to_reach(running: Floats, threshold: float) -> Floats:
+    """The smallest number of top tokens whose probabilities sum to ``threshold``, [n]; NaN beyond the trace's K.
+
+    Args:
+        running: [n, K], the mass of the top 1 … K.
+    """
+    reached = running >= threshold
+    return np.where(reached[:, -1], reached.shape[1] + 1.0 - reached.sum(1), np.nan)
 
 
 def _register_tokens_to_reach(side: str, threshold: float) -> None:
-    column = f"{side}_top_logprobs"
-
     @register(
         f"{side}_k_for_{threshold}",
         unit="tokens",
         source="§2",
         definition=f"the smallest k whose top-k holds {threshold:.0%} of the {side}'s mass; null beyond the trace's K",
-        needs=(column,),
+        needs=(f"{side}_top_logprobs",),
         depends_on_k=False,
         summary="quantiles",
     )
     def k_for(view: TopView) -> Floats:
-        return tokens_to_reach(view, column, threshold)
+        return tokens_to_reach(view.running_mass(side), threshold)
 
 
 for _side in ("student", "teacher"):

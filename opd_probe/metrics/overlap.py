@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from opd_probe.metrics.registry import register
-from opd_probe.metrics.view import Floats, TopView
+from opd_probe.metrics.view import Bools, Floats, TopView
 
 IDS = ("student_top_ids", "teacher_top_ids")
 STUDENT = ("student_top_logprobs", "teacher_logprobs_at_student_top")
 TEACHER = ("teacher_top_logprobs", "student_logprobs_at_teacher_top")
 
 
-def _mass(logs: Floats, support: Floats | np.ndarray) -> Floats:
-    total: Floats = np.where(support, np.exp(logs), 0.0).sum(1)
+def _mass(probabilities: Floats, support: Bools) -> Floats:
+    total: Floats = np.where(support, probabilities, 0.0).sum(1)
     return total
 
 
@@ -43,7 +43,7 @@ def overlap_advantage(view: TopView) -> Floats:
     needs=(*IDS, "student_top_logprobs"),
 )
 def student_overlap_mass(view: TopView) -> Floats:
-    return _mass(view.student_logprobs, view.in_overlap)
+    return _mass(view.student_probabilities, view.in_overlap)
 
 
 @register(
@@ -54,7 +54,7 @@ def student_overlap_mass(view: TopView) -> Floats:
     needs=(*IDS, "teacher_logprobs_at_student_top"),
 )
 def teacher_overlap_mass(view: TopView) -> Floats:
-    return _mass(view.teacher_logprobs_on_student, view.in_overlap)
+    return _mass(view.teacher_probabilities_on_student, view.in_overlap)
 
 
 @register(
