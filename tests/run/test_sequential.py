@@ -93,10 +93,10 @@ def test_several_teachers_and_one_pass_of_the_student(
     read: list[tuple[str, int]] = []
     hidden = LoadedModel.hidden
 
-    def counting(self: LoadedModel, input_ids: torch.Tensor) -> torch.Tensor:
+    def counting(self: LoadedModel, input_ids: torch.Tensor, shared: int = 0) -> torch.Tensor:
         if input_ids.shape != (1, 8):  # the loader's own look at a fresh model
             read.append((Path(self.name).name, input_ids.numel()))
-        return hidden(self, input_ids)
+        return hidden(self, input_ids, shared)
 
     monkeypatch.setattr(LoadedModel, "hidden", counting)
     teachers = {"student": home / "student", "narrow one": home / "narrow"}
