@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from opd_probe.metrics.recovery import gap_recovery
     from opd_probe.metrics.states import state_metrics
     from opd_probe.plots import plot_alignment, plot_mass, plot_overlap
-    from opd_probe.run.replay import replay
+    from opd_probe.run.replay import replay, replay_teachers
     from opd_probe.trace import Trace, read_trace
     from opd_probe.types import Checkpoint, Prompt, Rollout
 
@@ -41,6 +41,7 @@ _HOME = {
     "position_curve": "opd_probe.curves",
     "read_trace": "opd_probe.trace",
     "replay": "opd_probe.run.replay",
+    "replay_teachers": "opd_probe.run.replay",
     "state_metrics": "opd_probe.metrics.states",
     "summarize": "opd_probe.curves",
     "trace_logits": "opd_probe.engine.logits",
@@ -61,6 +62,7 @@ __all__ = [
     "position_curve",
     "read_trace",
     "replay",
+    "replay_teachers",
     "state_metrics",
     "summarize",
     "trace_logits",

@@ -37,6 +37,15 @@ class Dtype(StrEnum):
     float64 = "float64"
 
 
+class DeviceMap(StrEnum):
+    """How models are spread over devices, as transformers names it."""
+
+    auto = "auto"
+    balanced = "balanced"
+    balanced_low_0 = "balanced_low_0"
+    sequential = "sequential"
+
+
 _INPUT, _SAMPLING, _REPLAY, _RESULT = "Input", "Sampling", "Replay", "Result"
 
 
@@ -150,6 +159,23 @@ Device = Annotated[
         help="cpu, cuda, cuda:1, ... (default: cuda if there is one).",
     ),
 ]
+DeviceMapOption = Annotated[
+    DeviceMap | None,
+    _option(
+        "--device-map",
+        panel=_REPLAY,
+        help="For models that outgrow one GPU: spread each over all GPUs and main memory, in place of --device.",
+    ),
+]
+Sequential = Annotated[
+    bool | None,
+    _option(
+        "--sequential/--no-sequential",
+        panel=_REPLAY,
+        help="One model in memory at a time; the student's hidden states wait on disk (default: when the models do "
+        "not fit together).",
+    ),
+]
 BatchTokens = Annotated[
     int | None,
     _option(
@@ -227,6 +253,8 @@ def build_request(
     jsd: Jsd = None,
     dtype: DtypeOption = None,
     device: Device = None,
+    device_map: DeviceMapOption = None,
+    sequential: Sequential = None,
     batch_tokens: BatchTokens = None,
     k: K = None,
     average: AverageOption = None,
@@ -254,6 +282,8 @@ def build_request(
             "seed": seed,
             "dtype": str(dtype) if dtype else None,
             "device": device,
+            "device_map": str(device_map) if device_map else None,
+            "sequential": sequential,
             "batch_tokens": batch_tokens,
             "average": str(average) if average else None,
             "jsd": jsd,

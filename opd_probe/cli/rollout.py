@@ -23,6 +23,7 @@ def rollout(
     seed: options.Seed = None,
     dtype: options.DtypeOption = None,
     device: options.Device = None,
+    device_map: options.DeviceMapOption = None,
     batch_tokens: options.BatchTokens = None,
     format: options.FormatOption = None,
     out: Annotated[
@@ -52,6 +53,7 @@ def rollout(
         seed=seed,
         dtype=dtype,
         device=device,
+        device_map=device_map,
         batch_tokens=batch_tokens,
         format=format,
         out=out,

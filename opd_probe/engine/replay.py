@@ -89,7 +89,7 @@ class Replay:
     """One student and one teacher over one list of rollouts.
 
     Args:
-        student, teacher: loaded models, or what :func:`store_hidden_states` left of one.
+        student, teacher: loaded models, or a :class:`StoredModel` of these rollouts.
         rollouts: all rollouts; those without a state are left out, see :func:`skip_reason`.
         shared_ids: int64, ascending: the ids that both models share.
 
@@ -159,15 +159,17 @@ class Replay:
     def _scorer(self) -> StateScorer:
         settings = self.settings
         ids = torch.from_numpy(self.shared_ids)
+        # Where both models' logits meet; a model that is spread over devices takes its inputs elsewhere.
+        device = self.student.output_layer.weight.device
         job = sum(self.state_counts), len(self.shared_ids)
         native = building_pays(*job) if settings.compiled is None else settings.compiled
-        compiles = compiling_pays(*job, self.student.device) if settings.compiled is None else settings.compiled
+        compiles = compiling_pays(*job, device) if settings.compiled is None else settings.compiled
 
         def projection(layer: Layer) -> OutputProjection:
             return OutputProjection(layer.weight, layer.bias, ids, layer.scale, layer.softcap, native=native)
 
-        vocabulary = VocabularyMap(self.shared_ids, max(self.student.width, self.teacher.width), self.student.device)
-        chunk = settings.chunk or default_chunk(max(self.student.width, self.teacher.width), self.student.device)
+        vocabulary = VocabularyMap(self.shared_ids, max(self.student.width, self.teacher.width), device)
+        chunk = settings.chunk or default_chunk(max(self.student.width, self.teacher.width), device)
         return StateScorer(
             projection(self.student.output_layer),
             projection(self.teacher.output_layer),
@@ -176,7 +178,7 @@ class Replay:
             temperature=settings.temperature,
             jsd=settings.jsd,
             chunk=chunk,
-            reduction=CompiledReduction(chunk, self.student.device) if compiles else None,
+            reduction=CompiledReduction(chunk, device) if compiles else None,
         )
 
     @torch.inference_mode()

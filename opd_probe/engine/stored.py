@@ -1,10 +1,11 @@
-"""Hidden states of one model kept on disk, so that two models need not be in memory together."""
+"""Hidden states of one model kept on disk: for several replays, or so that no two models are in memory together."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -12,87 +13,101 @@ import torch
 from torch import Tensor
 
 from opd_probe.engine.sequences import StateSequence, build_sequences, sequence_batches
+from opd_probe.errors import OutputError
+from opd_probe.stats.threads import fitting_threads
 from opd_probe.types import Rollout
 
-FILE = "hidden.bin"
 
-
-@dataclass
 class StoredModel:
-    """What a replay needs of a model that has done its part: its output layer, and its hidden states on disk.
+    """A model whose last hidden states, not its logits, are kept once they are computed: it runs once, however many
+    replays look at it.
 
-    Attributes:
-        states: [N, d], the hidden states that predict the states' tokens, rollout after rollout, mapped from a file.
-        offsets: the first row of each rollout, by its index.
-    """
-
-    name: str
-    width: int
-    max_positions: int | None
-    output_layer: Any
-    device: torch.device
-    tokenizer: Any
-    identity: dict[str, Any]
-    states: Tensor
-    offsets: dict[int, int]
-
-    def state_hidden(self, members: Sequence[StateSequence]) -> Tensor:
-        """Hidden states of some rollouts, one after another, [n, d], on the model's device."""
-        pieces = [self.states[self.offsets[s.rollout] :][: len(s.positions)] for s in members]
-        return torch.cat(pieces).to(self.device)
-
-
-@torch.inference_mode()
-def store_hidden_states(
-    model: Any,
-    rollouts: Sequence[Rollout],
-    directory: Path,
-    *,
-    batch_tokens: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> StoredModel:
-    """Run one model over all rollouts and keep the last hidden states, not the logits, in ``directory``.
-
-    The batches are those of a replay, so that the states are the same to the last bit.
+    A replay that asks for states which are not there yet has the model compute them, in its own batches;
+    :meth:`fill` computes all of them and lets the model go.
 
     Args:
         model: a loaded model.
+        rollouts: all rollouts of the replays.
+        place: the directory whose disk takes the hidden states; None: the system's for temporary files. The file has
+            no name, so that nothing is left of it, however the process ends.
 
     Raises:
         InputError: as :func:`build_sequences`.
     """
-    sequences = build_sequences(rollouts, [model])
-    counts = [len(sequence.positions) for sequence in sequences]
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    offsets = {s.rollout: int(start) for s, start in zip(sequences, starts[:-1], strict=True)}
-    total, done = int(starts[-1]), 0
-    shape = (total, int(model.output_layer.weight.shape[1]))
-    states: Tensor | None = None
-    for members, shared in sequence_batches(sequences, batch_tokens):
-        hidden = state_hidden(model, members, shared).cpu()
-        if states is None:
-            path = str(directory / FILE)
-            states = torch.from_file(path, shared=True, size=shape[0] * shape[1], dtype=hidden.dtype).view(shape)
-        row = 0
-        for sequence in members:
-            n = len(sequence.positions)
-            states[offsets[sequence.rollout] :][:n] = hidden[row : row + n]
-            row += n
-        done += row
-        if progress is not None:
-            progress(done, total)
-    assert states is not None  # build_sequences refuses a list without states
-    return StoredModel(
-        model.name,
-        model.width,
-        model.max_positions,
-        model.output_layer,
-        model.device,
-        model.tokenizer,
-        model.identity,
-        states,
-        offsets,
-    )
+
+    def __init__(self, model: Any, rollouts: Sequence[Rollout], place: Path | None = None) -> None:
+        self.name, self.tokenizer, self.identity = model.name, model.tokenizer, model.identity
+        self.width, self.max_positions, self.output_layer = model.width, model.max_positions, model.output_layer
+        self._model, self._place = model, place
+        self._sequences = build_sequences(rollouts, [model])
+        counts = np.zeros(len(rollouts), dtype=np.int64)
+        for sequence in self._sequences:
+            counts[sequence.rollout] = len(sequence.positions)
+        self._ends = np.cumsum(counts)
+        self._counts = counts
+        self._known = np.zeros(len(rollouts), dtype=bool)
+        self._states: Tensor | None = None
+
+    @torch.inference_mode()
+    def fill(self, batch_tokens: int, progress: Callable[[int, int], None] | None = None) -> None:
+        """Compute what is not there yet, in the batches of a replay, and let the model go.
+
+        Args:
+            progress: called with (states done, states in all).
+
+        Raises:
+            OutputError: the disk has no room for the states.
+        """
+        todo = [sequence for sequence in self._sequences if not self._known[sequence.rollout]]
+        for members, shared in sequence_batches(todo, batch_tokens):
+            with fitting_threads(self.output_layer.weight):
+                self.state_hidden(members, shared)
+            if progress is not None:
+                progress(int(self._counts[self._known].sum()), int(self._counts.sum()))
+        self._model = None
+
+    def state_hidden(self, members: Sequence[StateSequence], shared: int) -> Tensor:
+        """Hidden states of some rollouts, one after another, [n, d], where the output layer is.
+
+        Args:
+            shared: as for :func:`state_hidden`.
+        """
+        missing = [sequence for sequence in members if not self._known[sequence.rollout]]
+        if missing:
+            hidden = state_hidden(self._model, missing, shared)
+            self._keep(missing, hidden)
+            if len(missing) == len(members):
+                return hidden
+        assert self._states is not None
+        pieces = [self._states[self._rows(sequence)] for sequence in members]
+        return torch.cat(pieces).to(self.output_layer.weight.device)
+
+    def _keep(self, members: Sequence[StateSequence], hidden: Tensor) -> None:
+        if self._states is None:
+            self._states = _on_disk((int(self._counts.sum()), hidden.shape[1]), hidden.dtype, self._place)
+        for sequence, states in zip(members, hidden.cpu().split([len(s.positions) for s in members]), strict=True):
+            self._states[self._rows(sequence)] = states
+            self._known[sequence.rollout] = True
+
+    def _rows(self, sequence: StateSequence) -> slice:
+        end = int(self._ends[sequence.rollout])
+        return slice(end - len(sequence.positions), end)
+
+
+def _on_disk(shape: tuple[int, int], dtype: torch.dtype, place: Path | None) -> Tensor:
+    """A tensor in a mapped file without a name; the system drops what of it is in memory when others need the room."""
+    size = shape[0] * shape[1] * dtype.itemsize
+    try:
+        with TemporaryFile(dir=place) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk shows here, and not as a crash in a write
+            mapped = np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))
+    except OSError as error:
+        raise OutputError(
+            f"hidden states: {size / 1e9:.1f} GB do not fit on the disk of {place or 'temporary files'} "
+            f"({error.strerror}); free space or choose another --out"
+        ) from None
+    return torch.from_numpy(mapped).view(dtype).view(shape)
 
 
 def state_hidden(model: Any, members: Sequence[StateSequence], shared: int) -> Tensor:
@@ -104,7 +119,7 @@ def state_hidden(model: Any, members: Sequence[StateSequence], shared: int) -> T
         shared: tokens at the start that are the same in all members.
     """
     if isinstance(model, StoredModel):
-        return model.state_hidden(members)
+        return model.state_hidden(members, shared)
     longest = max(len(s.input_ids) for s in members)
     ids = np.zeros((len(members), longest), dtype=np.int64)
     index = []

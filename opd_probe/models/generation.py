@@ -162,7 +162,7 @@ class _Sampler:
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         ids = np.arange(student.width) if allowed_ids is None else np.asarray(allowed_ids, dtype=np.int64)
         layer = student.output_layer
-        self.allowed = torch.from_numpy(ids).to(student.device)
+        self.allowed = torch.from_numpy(ids).to(layer.weight.device)
         self.projection = OutputProjection(layer.weight, layer.bias, self.allowed, layer.scale, layer.softcap)
         self.scratch = Scratch()
 
@@ -184,7 +184,7 @@ class _Sampler:
                 return
             if len(keep) < len(batch):
                 finished(len(batch) - len(keep))
-                kept = torch.tensor(keep, device=hidden.device)
+                kept = torch.tensor(keep)  # on the CPU, which indexes a cache on whatever devices its layers are
                 cache.batch_select_indices(kept)
                 tokens, uniforms = tokens[kept], uniforms[kept]
                 mask = None if mask is None else mask[kept]
@@ -212,7 +212,7 @@ class _Sampler:
         else:
             hidden = self.student.advance(padded, cache, mask, (mask.cumsum(-1) - 1).clamp_min(0))[:, -1]
         places = {prompt: row for row, prompt in enumerate(members)}
-        rows = torch.tensor([places[draft.prompt] for draft in batch], device=device)
+        rows = torch.tensor([places[draft.prompt] for draft in batch])
         cache.batch_select_indices(rows)
         return cache, hidden[rows], None if bool(mask.all()) else mask[rows]
 

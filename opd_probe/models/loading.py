@@ -18,6 +18,7 @@ from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.models.guards import brief
 from opd_probe.models.hub import hub_snapshot as hub_snapshot
 from opd_probe.models.hub import localized
+from opd_probe.models.placement import DeviceMap, check_device_map, input_device, weights_at_hand
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.models.weights import read_model
 from opd_probe.types import Checkpoint
@@ -86,8 +87,8 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where its inputs go."""
-        return self.model.device
+        """Where its inputs go; its hidden states come out where the output layer is."""
+        return input_device(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -95,7 +96,7 @@ class LoadedModel:
         return self.output_layer.weight.dtype
 
     def hidden(self, input_ids: Tensor, shared: int = 0) -> Tensor:
-        """Inputs of the output layer, [B, T - shared, d], for ids [B, T] padded on the right.
+        """Inputs of the output layer, [B, T - shared, d], where that layer is, for ids [B, T] padded on the right.
 
         Without an attention mask: a causal model at a real token never sees what is right of it. Sequences longer than
         :data:`PREFILL_TOKENS` go through a key-value cache piece by piece, which bounds what the layers hold at a time.
@@ -109,7 +110,7 @@ class LoadedModel:
         if not apart and input_ids.shape[1] <= PREFILL_TOKENS:
             output = self._backbone(input_ids=input_ids, use_cache=False)
             hidden: Tensor = output.last_hidden_state[:, shared:]
-            return hidden
+            return hidden.to(self.output_layer.weight.device)
         cache = DynamicCache()
         if apart:
             for piece in input_ids[:1, :shared].split(PREFILL_TOKENS, dim=1):
@@ -128,11 +129,11 @@ class LoadedModel:
             mask: [B, cached + T], 0 at padding; None: there is none.
             positions: [B, T] of the new tokens; None: they go on counting from the cache.
         """
-        known = {"attention_mask": mask, "position_ids": positions}
-        given = {name: value for name, value in known.items() if value is not None}
-        output = self._backbone(input_ids=input_ids, past_key_values=cache, use_cache=True, **given)
+        known = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
+        given = {name: value.to(self.device) for name, value in known.items() if value is not None}
+        output = self._backbone(past_key_values=cache, use_cache=True, **given)
         hidden: Tensor = output.last_hidden_state
-        return hidden
+        return hidden.to(self.output_layer.weight.device)
 
 
 def load_model(
@@ -140,6 +141,7 @@ def load_model(
     *,
     dtype: str | None = None,
     device: str | None = None,
+    device_map: DeviceMap | None = None,
     tokenizer: Any = None,
     trust_remote_code: bool = False,
     base: str | None = None,
@@ -151,6 +153,8 @@ def load_model(
             (returned as it is).
         dtype: one of ``float32``, ``bfloat16``, ``float16``, ``float64``; None: as stored.
         device: None: a GPU when there is one, else the CPU. A model in memory stays where it is.
+        device_map: in place of ``device``, for a model that outgrows one: how it is spread, as transformers names it
+            (``auto``, ``balanced``, ``balanced_low_0``, ``sequential``, or a device by module name).
         tokenizer: a path, a hub id or a tokenizer, in place of the one beside the weights.
         trust_remote_code: let the directory run its own code.
         base: for an adapter, the base model in place of the one that it names.
@@ -167,14 +171,13 @@ def load_model(
     if isinstance(source, Checkpoint):
         if base is not None:
             source = dataclasses.replace(source, base=base)
-        target = _device(device)
+        check_device_map(device_map, device)
+        place = device_map if device_map is not None else _device(device)
         local = localized(source, code=trust_remote_code)
         model = read_model(
-            local, None if dtype is None else getattr(torch, dtype), target, trust_remote_code=trust_remote_code
+            local, None if dtype is None else getattr(torch, dtype), place, trust_remote_code=trust_remote_code
         )
-        beside = tokenizer if tokenizer is not None else _tokenizer_place(local)
-        loaded = load_tokenizer(beside, required=tokenizer is not None, trust_remote_code=trust_remote_code)
-        return _wrap(model, source, loaded)
+        return _wrap(model, source, tokenizer_for(local, tokenizer, trust_remote_code=trust_remote_code))
     if not hasattr(source, "get_output_embeddings"):
         raise InputError(f"model of type {type(source).__name__}: expected a path, a hub id or a transformers model")
     return _wrap(source, None, load_tokenizer(tokenizer, required=True) if tokenizer is not None else None)
@@ -192,6 +195,18 @@ def _device(device: str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {device!r}: not available here ({brief(error)}); try --device cpu") from None
     return chosen
+
+
+def tokenizer_for(
+    checkpoint: Checkpoint, given: Any = None, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that a local checkpoint is loaded with: the one that is given, else the one beside its weights.
+
+    Raises:
+        MissingError, InputError: see :func:`load_tokenizer`.
+    """
+    place = given if given is not None else _tokenizer_place(checkpoint)
+    return load_tokenizer(place, required=given is not None, trust_remote_code=trust_remote_code)
 
 
 def _tokenizer_place(checkpoint: Checkpoint) -> str:
@@ -215,7 +230,7 @@ def _wrap(
         _identity(model, checkpoint, layer),
         layer,
         checkpoint,
-        _eos_ids(model, tokenizer),
+        eos_ids_of(getattr(model, "generation_config", None), tokenizer),
         _backbone=model.get_decoder() if hasattr(model, "get_decoder") else model.base_model,
     )
     _self_check(loaded)
@@ -229,7 +244,8 @@ def _output_layer(model: PreTrainedModel, name: str) -> OutputLayer:
         raise InputError(
             f"model {name} ({type(model).__name__}): has no output layer; expected a causal language model"
         )
-    weight, bias = head.weight.detach(), getattr(head, "bias", None)
+    with weights_at_hand(head):
+        weight, bias = head.weight.detach(), getattr(head, "bias", None)
     if hasattr(head, "get_delta_weight") and not head.merged and not head.disable_adapters:
         # An adapter on the output layer. Merging it would also change the input embeddings when they are tied.
         for adapter in head.active_adapters:
@@ -247,8 +263,8 @@ def _self_check(loaded: LoadedModel) -> None:
     """Refuse a model whose own logits are not its output layer applied to its last hidden states."""
     ids = torch.arange(_CHECK_IDS, device=loaded.device).remainder(loaded.width)[None]
     try:
-        own = loaded.model(input_ids=ids, use_cache=False).logits.float()
         ours = loaded.output_layer.logits(loaded.hidden(ids))
+        own = loaded.model(input_ids=ids, use_cache=False).logits.to(ours)
     except (RuntimeError, AttributeError, TypeError, ValueError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise OutOfMemoryError(f"out of memory with {loaded.name}; try --dtype bfloat16") from None
@@ -283,8 +299,9 @@ def _identity(model: PreTrainedModel, checkpoint: Checkpoint | None, layer: Outp
     return identity
 
 
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
-    stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+def eos_ids_of(generation_config: Any, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
+    """The end-of-sequence ids of a generation_config and a tokenizer together, either of which may be None."""
+    stated = getattr(generation_config, "eos_token_id", None)
     ids = set(stated if isinstance(stated, (list, tuple)) else [stated])
     if tokenizer is not None:
         ids.add(tokenizer.eos_token_id)
@@ -298,6 +315,11 @@ def state_digest(model: PreTrainedModel) -> str:
         stated = {key: sorted(value) if isinstance(value, set) else value for key, value in adapter.to_dict().items()}
         digest.update((name + json.dumps(stated, sort_keys=True, default=str)).encode())  # its scale is no parameter
     for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_meta:
+            raise InputError(
+                f"model {type(model).__name__}: {name} is offloaded, so that it cannot be compared with that of a "
+                "stored trace; give the model's path, or keep the trace in memory with out=None"
+            )
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(flat.numpy().data)

@@ -49,8 +49,15 @@ class SharedVocabulary:
 class _HasVocabulary(Protocol):
     """What is compared of a model."""
 
-    name: str
-    tokenizer: PreTrainedTokenizerBase | None
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """None where there is none."""
+        ...
 
     @property
     def width(self) -> int:

@@ -14,6 +14,7 @@ from opd_probe.errors import InputError, MissingError, OpdProbeError
 from opd_probe.models.checkpoints import checkpoint_format, resolve_checkpoint
 from opd_probe.models.guards import brief, one_line, quiet
 from opd_probe.models.hub import localized
+from opd_probe.models.placement import DeviceMap
 from opd_probe.types import Checkpoint
 
 _LAYER_WEIGHT = re.compile(r"^model\.layers\.\d+\..*\.weight$")
@@ -21,12 +22,17 @@ _LAYER_WEIGHT = re.compile(r"^model\.layers\.\d+\..*\.weight$")
 
 
 def read_model(
-    checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device, *, trust_remote_code: bool = False
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None,
+    place: torch.device | DeviceMap,
+    *,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The model of a local checkpoint; an adapter is applied to its base and stays a separate term.
 
     Args:
         dtype: of the weights; None: as stored.
+        place: one device, or how the model is spread over several.
 
     Raises:
         InputError: names the file, or the first weight that is missing or of another shape.
@@ -34,11 +40,12 @@ def read_model(
     """
     path = Path(checkpoint.path)
     if checkpoint.format == "peft":
-        return _read_adapter(checkpoint, path, dtype, device, trust_remote_code)
+        return _read_adapter(checkpoint, path, dtype, place, trust_remote_code)
     known = checkpoint_format(path)
     for file in known.weight_files(path) if known else []:
-        _check_safetensors(file)
-    _check_config(path, trust_remote_code)
+        check_safetensors(file)
+    read_config(path, trust_remote_code)
+    alone = isinstance(place, torch.device)
     with one_line(f"checkpoint {path}"), quiet():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(path),
@@ -48,10 +55,11 @@ def read_model(
             trust_remote_code=trust_remote_code,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
+            **({} if alone else {"device_map": place}),
         )
         model, info = loaded
         _check_complete(path, model.config, info)
-        moved: PreTrainedModel = model.to(device)
+        moved: PreTrainedModel = model.to(place) if alone else model
     return moved
 
 
@@ -78,7 +86,11 @@ def _check_complete(path: Path, config: Any, info: dict[str, Any]) -> None:
 
 
 def _read_adapter(
-    checkpoint: Checkpoint, path: Path, dtype: torch.dtype | None, device: torch.device, trust_remote_code: bool
+    checkpoint: Checkpoint,
+    path: Path,
+    dtype: torch.dtype | None,
+    place: torch.device | DeviceMap,
+    trust_remote_code: bool,
 ) -> PreTrainedModel:
     """The base model with the adapter's layers in it.
 
@@ -96,8 +108,13 @@ def _read_adapter(
         raise MissingError(
             f"adapter {path}: its base model cannot be had: {error}; set base_model_name_or_path in adapter_config.json"
         ) from None
-    _check_safetensors(path / "adapter_model.safetensors")
-    model = read_model(base, dtype, device, trust_remote_code=trust_remote_code)
+    check_safetensors(path / "adapter_model.safetensors")
+    model = read_model(base, dtype, place, trust_remote_code=trust_remote_code)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError(
+            f"adapter {path}: weights of its base {base.path} would be offloaded to main memory or disk, which peft "
+            "does not support; use more or larger GPUs, --dtype bfloat16, or merge the adapter into the base"
+        )
     with one_line(f"adapter {path}"), quiet() as warned:
         _widen(model, path / "adapter_model.safetensors")
         adapted = PeftModel.from_pretrained(model, str(path))
@@ -120,23 +137,30 @@ def _widen(model: PreTrainedModel, weights: Path) -> None:
 
     PEFT then stores the whole embedding and output layer, and refuses a base of another width.
     """
+    embeddings: Any = model.get_input_embeddings()
+    width = stored_width(weights, tied=bool(model.config.get_text_config().tie_word_embeddings))
+    if width is not None and width != embeddings.weight.shape[0]:
+        model.resize_token_embeddings(width, mean_resizing=False)
+
+
+def stored_width(weights: Path, *, tied: bool) -> int | None:
+    """The vocabulary that an adapter brings along whole, embedding and (unless ``tied``) output layer; else None."""
     from safetensors import safe_open
 
     with safe_open(weights, framework="pt") as file:
         stored = {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118 (it has no __iter__)
+    layers = ["embed_tokens.weight", *([] if tied else ["lm_head.weight"])]
     rows = {n for name, n in stored.items() if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
-    embeddings: Any = model.get_input_embeddings()
-    own = embeddings.weight.shape[0]
-    layers = [
-        "embed_tokens.weight",
-        *([] if model.config.get_text_config().tie_word_embeddings else ["lm_head.weight"]),
-    ]
     whole = all(any(name.endswith(layer) for name in stored) for layer in layers)  # or new rows would stay random
-    if rows and rows != {own} and len(rows) == 1 and whole:
-        model.resize_token_embeddings(rows.pop(), mean_resizing=False)
+    return rows.pop() if len(rows) == 1 and whole else None
 
 
-def _check_safetensors(path: Path) -> None:
+def check_safetensors(path: Path) -> None:
+    """Refuse a file whose header and length do not make a safetensors file.
+
+    Raises:
+        InputError: names the file.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -148,7 +172,12 @@ def _check_safetensors(path: Path) -> None:
         ) from None
 
 
-def _check_config(path: Path, trust_remote_code: bool) -> None:
+def read_config(path: Path, trust_remote_code: bool = False) -> Any:
+    """The configuration in a local directory.
+
+    Raises:
+        InputError: config.json cannot be used.
+    """
     with one_line(f"{path / 'config.json'}"), quiet():
         json.loads((path / "config.json").read_text(encoding="utf-8"))
-        AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=trust_remote_code)

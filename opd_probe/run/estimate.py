@@ -36,7 +36,7 @@ class Work:
 
     Attributes:
         states: rows of one trace.
-        tokens: tokens that both models read, prompts included.
+        tokens: tokens that the student and each teacher read, prompts included.
         sampled: tokens that the student would read and sample before.
         upper_bound: whether the numbers are bounds, because nothing has been sampled yet.
     """
@@ -66,7 +66,7 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
             work = _work(run, checkpoint, files)
             student = parameters_of(checkpoint)
             for number, teacher in enumerate(run.teachers):
-                sampled = work.sampled if number == 0 else 0  # all teachers score the same samples
+                first = number == 0  # all teachers score the same samples, and the student runs once for them
                 rows.append(
                     {
                         "run": run.run.name,
@@ -76,7 +76,7 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
                         "states_are": "at most" if work.upper_bound else "exact",
                         "tokens": work.tokens,
                         "bytes": trace_bytes(work.states, run.settings.trace_k),
-                        "seconds": seconds(work, sampled, student, parameters_of(teacher.checkpoint), speed),
+                        "seconds": seconds(work, student, parameters_of(teacher.checkpoint), speed, first=first),
                     }
                 )
     return [*rows, _total(rows)]
@@ -152,12 +152,13 @@ def throughput(settings: Settings, size: int = 1024) -> float:
     return 2.0 * size**3 * rounds / spent
 
 
-def seconds(work: Work, sampled: int, student: int | None, teacher: int | None, speed: float) -> float | None:
+def seconds(work: Work, student: int | None, teacher: int | None, speed: float, *, first: bool) -> float | None:
     """Seconds for one checkpoint and one teacher; None when a model's size is unknown.
 
-    Two operations per parameter and token; sampling reads the student once more.
+    Two operations per parameter and token; sampling reads the student once more. The student's work counts with the
+    ``first`` teacher.
     """
     if student is None or teacher is None:
         return None
-    operations = 2.0 * (work.tokens * (student + teacher) + sampled * student)
-    return operations / (speed * EFFICIENCY)
+    operations = work.tokens * teacher + ((work.tokens + work.sampled) * student if first else 0)
+    return 2.0 * operations / (speed * EFFICIENCY)

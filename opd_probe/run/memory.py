@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opd_probe.errors import OutOfMemoryError, is_refused_allocation
 from opd_probe.models.checkpoints import checkpoint_format, resolve_checkpoint
 from opd_probe.models.hub import hub_snapshot
 from opd_probe.types import Checkpoint
+
+if TYPE_CHECKING:
+    from opd_probe.models.placement import DeviceMap
 
 
 @contextmanager
@@ -29,8 +32,8 @@ def memory_advice(doing: str) -> Iterator[None]:
         if not is_refused_allocation(error):
             raise
         raise OutOfMemoryError(
-            f"out of memory while {doing}; lower --batch-tokens, take less with --max-states, or load "
-            "smaller weights with --dtype bfloat16"
+            f"out of memory while {doing}; lower --batch-tokens, take less with --max-states, load "
+            "smaller weights with --dtype bfloat16, or one model at a time with --sequential"
         ) from None
 
 
@@ -40,17 +43,20 @@ HEADROOM = 0.85
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def too_large_together(student: Any, teacher: Any, dtype: str | None, device: str | None) -> bool:
-    """Whether two models that are still on disk do not fit into memory together, but each of them alone.
+def too_large_together(
+    sources: Sequence[Any], dtype: str | None, device: str | None, device_map: DeviceMap | None = None
+) -> bool:
+    """Whether models that are still on disk do not fit into memory together, but each of them alone.
 
     False where it cannot be told: for models in memory, or when the free memory is unknown.
     """
-    sizes = [_bytes_needed(source, dtype) for source in (student, teacher)]
-    free = _free_memory(device)
-    if free is None or sizes[0] is None or sizes[1] is None:
+    known = [_bytes_needed(source, dtype) for source in sources]
+    sizes = [size for size in known if size is not None]
+    free = _free_memory(device, device_map)
+    if free is None or len(sizes) < len(known):
         return False
     room = HEADROOM * free
-    return sizes[0] + sizes[1] > room >= max(sizes[0], sizes[1])
+    return sum(sizes) > room >= max(sizes)
 
 
 def _bytes_needed(source: Any, dtype: str | None) -> int | None:
@@ -84,9 +90,12 @@ def _file_bytes(file: Path, dtype: str | None) -> int:
     return values * _BYTES[dtype]
 
 
-def _free_memory(device: str | None) -> int | None:
+def _free_memory(device: str | None, device_map: DeviceMap | None = None) -> int | None:
+    """Bytes on the device, or on all GPUs together for models that are spread."""
     import torch
 
+    if device_map is not None and torch.cuda.is_available():
+        return sum(int(torch.cuda.mem_get_info(number)[0]) for number in range(torch.cuda.device_count()))
     if (device or "cuda").startswith("cuda") and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info(device)[0])
     try:

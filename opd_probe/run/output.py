@@ -12,15 +12,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def existing_directory(directory: Path) -> Path:
+    """The directory itself, or the nearest above it that is there."""
+    place = directory.absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    return place
+
+
 def check_writable(directory: Path) -> None:
     """Fail before any work when a directory cannot be made or written to. Creates nothing.
 
     Raises:
         OutputError: says why.
     """
-    place = directory.absolute()
-    while not os.path.lexists(place) and place != place.parent:
-        place = place.parent
+    place = existing_directory(directory)
     if not place.is_dir():
         raise OutputError(f"output {directory}: {place} is not a directory; choose another place with --out")
     if not os.access(place, os.W_OK | os.X_OK):

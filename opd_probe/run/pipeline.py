@@ -5,21 +5,24 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import OpdProbeError, OutOfMemoryError
+from opd_probe.models.loading import LoadedModel
 from opd_probe.run.files import Files
-from opd_probe.run.memory import memory_advice
+from opd_probe.run.memory import memory_advice, too_large_together
+from opd_probe.run.output import existing_directory
 from opd_probe.run.plan import Plan, RunPlan, Teacher
 from opd_probe.run.pool import ModelPool
 from opd_probe.run.progress import Progress
-from opd_probe.run.replay import replay, stored_trace
 from opd_probe.run.sampling import Sampler, check_pair, step_name
 from opd_probe.run.stored import Measured
+from opd_probe.run.tracing import TraceOptions, TraceRequest, shared_student
 from opd_probe.trace import Trace, read_trace
 from opd_probe.types import Checkpoint, Rollout, StateOrigin
 
@@ -34,17 +37,29 @@ def measure(plan: Plan, progress: Progress) -> list[Measured]:
     """
     files = Files(plan.runs)
     files.check()
+    # Decided while nothing is loaded yet, which would not be free to be used.
+    runs = [replace(run, settings=run.settings.model_copy(update={"sequential": sequential(run)})) for run in plan.runs]
     pool = ModelPool(progress)
     sampler = Sampler(plan.out / "rollouts", pool, files, progress)
     measured: list[Measured] = []
     # Runs with the same teachers follow one another, so that these stay loaded.
-    for run in sorted(plan.runs, key=lambda one: [teacher.name for teacher in one.teachers]):
-        pool.keep_teachers([teacher.checkpoint for teacher in run.teachers])
+    for run in sorted(runs, key=lambda one: [teacher.name for teacher in one.teachers]):
         for checkpoint in run.run.checkpoints:
             rollouts, states = _rollouts(run, checkpoint, files, sampler)
-            station = _Station(plan.out / "traces", run, checkpoint, rollouts, states, pool, progress)
-            measured += [station.measured(teacher) for teacher in run.teachers]
+            measured += _Station(plan.out / "traces", run, checkpoint, rollouts, states, pool, progress).measured()
     return measured
+
+
+def sequential(run: RunPlan) -> bool:
+    """Whether a run has one model in memory at a time: as asked, else when they do not fit together."""
+    settings = run.settings
+    if settings.sequential is not None:
+        return settings.sequential
+    teachers = [teacher.checkpoint for teacher in run.teachers]
+    return any(
+        too_large_together([checkpoint, *teachers], settings.dtype, settings.device, settings.device_map)
+        for checkpoint in run.run.checkpoints
+    )
 
 
 def _rollouts(
@@ -57,7 +72,7 @@ def _rollouts(
 
 @dataclass(frozen=True, slots=True)
 class _Station:
-    """One checkpoint with its rollouts, to be replayed against each teacher."""
+    """One checkpoint with its rollouts, to be replayed against each teacher. The student runs once for all of them."""
 
     directory: Path
     run: RunPlan
@@ -67,54 +82,80 @@ class _Station:
     pool: ModelPool
     progress: Progress
 
-    def measured(self, teacher: Teacher) -> Measured:
-        trace = self._trace(teacher)
+    def measured(self) -> list[Measured]:
+        wanted = [self._request(teacher) for teacher in self.run.teachers]
+        fingerprints = [request.fingerprint(self.rollouts) for request in wanted]
+        traces = {number: request.stored(fingerprints[number]) for number, request in enumerate(wanted)}
+        lacking = [number for number, trace in traces.items() if trace is None]
+        if lacking:
+            student = self._student(len(lacking), wanted[lacking[0]].options)
+        for number, request in enumerate(wanted):
+            trace = traces[number]
+            if trace is None:
+                traces[number] = self._made(student, request, fingerprints[number])
+            else:
+                traces[number] = _with_labels(trace, request)
         name, step = self.run.run.name, self.checkpoint.step
-        return Measured(name, step, teacher.name, self.states, trace, self.run.settings)
+        return [
+            Measured(name, step, teacher.name, self.states, trace, self.run.settings)
+            for teacher, trace in zip(self.run.teachers, traces.values(), strict=True)
+            if trace is not None
+        ]
 
-    def _trace(self, teacher: Teacher) -> Trace:
+    def _request(self, teacher: Teacher) -> TraceRequest:
         settings = self.run.settings
         folder = self.directory / self.run.folder / self.run.teacher_folders[teacher.name]
-        path = folder / f"{step_name(self.checkpoint)}.parquet"
+        options = TraceOptions(
+            k=settings.trace_k,
+            jsd=settings.jsd,
+            temperature=settings.temperature,
+            dtype=settings.dtype,
+            tokenizer=self.run.tokenizer,
+            allow_special_mismatch=settings.allow_special_mismatch,
+            batch_tokens=settings.batch_tokens,
+        )
         labels = {
             "run": self.run.run.name,
             "step": self.checkpoint.step,
             "teacher": teacher.name,
             "states": self.states,
         }
-        options: dict[str, Any] = {
-            "k": settings.trace_k,
-            "jsd": settings.jsd,
-            "temperature": settings.temperature,
-            "dtype": settings.dtype,
-            "tokenizer": self.run.tokenizer,
-            "allow_special_mismatch": settings.allow_special_mismatch,
-            "labels": labels,
-        }
-        stored = stored_trace(self.checkpoint, teacher.checkpoint, self.rollouts, path, **options)
-        if stored is not None:
-            return _with_labels(stored, path, labels)
-        student = self.pool.student(self.checkpoint, settings, self.run.tokenizer)
-        other = self.pool.teacher(teacher.checkpoint, settings, self.run.tokenizer)
-        check_pair(student, other, settings)
-        self.progress.begin(f"replay {self.run.run.name} {path.stem} against {teacher.name}")
-        with memory_advice("replaying"), _nothing_half_written(path):
-            return replay(
-                student,
-                other,
-                self.rollouts,
-                out=path,
-                batch_tokens=settings.batch_tokens,
-                reuse=False,
-                progress=self.progress.update,
-                **options,
-            )
+        path = folder / f"{step_name(self.checkpoint)}.parquet"
+        return TraceRequest(self.checkpoint, teacher.checkpoint, path, options, labels)
+
+    def _student(self, replays: int, options: TraceOptions) -> LoadedModel | StoredModel:
+        """The student, once every teacher is known to fit it; in a sequential run it has run then and may go."""
+        teachers = self.pool.teachers(self.run)
+        student = self.pool.student(self.run, self.checkpoint)
+        for teacher in teachers:
+            check_pair(student, teacher, self.run.settings)
+        alone = bool(self.run.settings.sequential)
+        if alone:
+            self.progress.begin(f"run {self.run.run.name} {step_name(self.checkpoint)}")
+        return shared_student(
+            student,
+            self.rollouts,
+            options,
+            existing_directory(self.directory),
+            replays=replays,
+            alone=alone,
+            progress=self.progress.update,
+        )
+
+    def _made(self, student: LoadedModel | StoredModel, request: TraceRequest, fingerprint: Mapping[str, Any]) -> Trace:
+        teacher = self.pool.teacher(self.run, request.teacher)
+        assert request.path is not None
+        self.progress.begin(f"replay {self.run.run.name} {request.path.stem} against {request.labels['teacher']}")
+        with memory_advice("replaying"), _nothing_half_written(request.path):
+            return request.make(student, teacher, self.rollouts, fingerprint, self.progress.update)
 
 
-def _with_labels(trace: Trace, path: Path, labels: Mapping[str, Any]) -> Trace:
+def _with_labels(trace: Trace, request: TraceRequest) -> Trace:
     """The stored trace under today's labels, in the file too: ``--traces`` reads them from there."""
-    before = read_trace(path).provenance.get("labels", {})
-    return trace if all(before.get(name) == value for name, value in labels.items()) else trace.save(path)
+    assert request.path is not None
+    before = read_trace(request.path).provenance.get("labels", {})
+    same = all(before.get(name) == value for name, value in request.labels.items())
+    return trace if same else trace.save(request.path)
 
 
 @contextmanager

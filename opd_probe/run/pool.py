@@ -3,63 +3,82 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Collection
 
 from opd_probe.models.loading import LoadedModel, load_model
+from opd_probe.models.outline import Outline, read_outline
 from opd_probe.run.memory import memory_advice
+from opd_probe.run.plan import RunPlan
 from opd_probe.run.progress import Progress
-from opd_probe.run.settings import Settings
 from opd_probe.types import Checkpoint
 
 _LARGE = 10_000_000
 """Parameters of a model whose memory is worth a garbage collection, which takes up to a second."""
 
-_Key = tuple[str, str | None, str | None, str | None, str | None]
+_Key = tuple[str | None, ...]
 
 
 class ModelPool:
-    """Loads on demand and keeps what is needed again."""
+    """Loads on demand and keeps what is needed again; for a sequential run, one model at a time."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._student: tuple[_Key, LoadedModel] | None = None
-        self._teachers: dict[_Key, LoadedModel] = {}
+        self._loaded: dict[_Key, LoadedModel] = {}
+        self._outlines: dict[_Key, Outline] = {}
 
-    def student(self, checkpoint: Checkpoint, settings: Settings, tokenizer: str | None) -> LoadedModel:
-        """The student; the one before it is let go."""
-        key = _key(checkpoint, settings, tokenizer)
-        if self._student is None or self._student[0] != key:
-            self._let_go([self._student[1]] if self._student else [])
-            self._student = key, self._load(checkpoint, settings, tokenizer)
-        return self._student[1]
+    def student(self, run: RunPlan, checkpoint: Checkpoint) -> LoadedModel:
+        """The student; beside it only the run's teachers stay, and in a sequential run none."""
+        teachers = [] if run.settings.sequential else [teacher.checkpoint for teacher in run.teachers]
+        return self._load(run, checkpoint, {_key(run, teacher) for teacher in teachers})
 
-    def teacher(self, checkpoint: Checkpoint, settings: Settings, tokenizer: str | None) -> LoadedModel:
-        """A teacher; kept until :meth:`keep_teachers` leaves it out."""
-        key = _key(checkpoint, settings, tokenizer)
-        if key not in self._teachers:
-            self._teachers[key] = self._load(checkpoint, settings, tokenizer)
-        return self._teachers[key]
+    def teacher(self, run: RunPlan, checkpoint: Checkpoint) -> LoadedModel:
+        """A teacher; beside it everything stays, and in a sequential run nothing."""
+        return self._load(run, checkpoint, () if run.settings.sequential else self._loaded.keys())
 
-    def keep_teachers(self, wanted: list[Checkpoint]) -> None:
-        """Let go of every teacher that is not among ``wanted``."""
-        names = {(checkpoint.path, checkpoint.revision) for checkpoint in wanted}
-        self._let_go([model for key, model in self._teachers.items() if key[:2] not in names])
+    def teachers(self, run: RunPlan) -> list[LoadedModel | Outline]:
+        """All teachers of a run, to see whether they fit the student: loaded, or in outline in a sequential run."""
+        checkpoints = [teacher.checkpoint for teacher in run.teachers]
+        look = self.outline if run.settings.sequential else self.teacher
+        return [look(run, checkpoint) for checkpoint in checkpoints]
 
-    def _let_go(self, models: list[LoadedModel]) -> None:
-        """Forget models, and have their memory back before the next is loaded: modules hold reference cycles."""
-        large = any(model.identity["parameters"] > _LARGE for model in models)
-        gone = {id(model) for model in models}
-        if self._student is not None and id(self._student[1]) in gone:
-            self._student = None
-        self._teachers = {key: model for key, model in self._teachers.items() if id(model) not in gone}
-        models.clear()
+    def outline(self, run: RunPlan, checkpoint: Checkpoint) -> Outline:
+        """What a model's files say of it."""
+        key = _key(run, checkpoint)
+        if key not in self._outlines:
+            self._outlines[key] = read_outline(checkpoint, tokenizer=run.tokenizer)
+        return self._outlines[key]
+
+    def clear(self) -> None:
+        """Let go of every model."""
+        self._keep(())
+
+    def _load(self, run: RunPlan, checkpoint: Checkpoint, beside: Collection[_Key]) -> LoadedModel:
+        key = _key(run, checkpoint)
+        self._keep({key, *beside})
+        if key not in self._loaded:
+            settings = run.settings
+            self._progress.begin(f"load {checkpoint.path}")
+            with memory_advice(f"loading {checkpoint.path}"):
+                self._loaded[key] = load_model(
+                    checkpoint,
+                    dtype=settings.dtype,
+                    device=settings.device,
+                    device_map=settings.device_map,
+                    tokenizer=run.tokenizer,
+                )
+        return self._loaded[key]
+
+    def _keep(self, keys: Collection[_Key]) -> None:
+        """Forget the others, and have their memory back before the next is loaded: modules hold reference cycles."""
+        gone = [key for key in self._loaded if key not in keys]
+        large = any(self._loaded[key].identity["parameters"] > _LARGE for key in gone)
+        for key in gone:
+            del self._loaded[key]
         if large:
             gc.collect()
 
-    def _load(self, checkpoint: Checkpoint, settings: Settings, tokenizer: str | None) -> LoadedModel:
-        self._progress.begin(f"load {checkpoint.path}")
-        with memory_advice(f"loading {checkpoint.path}"):
-            return load_model(checkpoint, dtype=settings.dtype, device=settings.device, tokenizer=tokenizer)
 
-
-def _key(checkpoint: Checkpoint, settings: Settings, tokenizer: str | None) -> _Key:
-    return checkpoint.path, checkpoint.revision, settings.dtype, settings.device, tokenizer
+def _key(run: RunPlan, checkpoint: Checkpoint) -> _Key:
+    settings = run.settings
+    place = settings.dtype, settings.device, settings.device_map, run.tokenizer
+    return checkpoint.path, checkpoint.revision, checkpoint.base, *place

@@ -31,9 +31,9 @@ def sample(request: Request, progress: Progress) -> Result:
     everything: list[Rollout] = []
     rows = []
     for checkpoint in run.run.checkpoints:
-        student = pool.student(checkpoint, run.settings, run.tokenizer)
-        teachers = [pool.teacher(teacher.checkpoint, run.settings, run.tokenizer) for teacher in run.teachers]
-        rollouts = draw(student, teachers, checkpoint, prompts, run.settings, progress)
+        # Of a teacher only its vocabulary and its positions matter here, so that none is loaded.
+        teachers = [pool.outline(run, teacher.checkpoint) for teacher in run.teachers]
+        rollouts = draw(pool.student(run, checkpoint), teachers, checkpoint, prompts, run.settings, progress)
         rows.append(
             json_row(
                 {

@@ -17,6 +17,7 @@ from opd_probe.models.checkpoints import tokenizer_files_digest, weights_digest
 from opd_probe.models.generation import sample_rollouts
 from opd_probe.models.hub import hub_snapshot
 from opd_probe.models.loading import LoadedModel
+from opd_probe.models.outline import Outline
 from opd_probe.models.vocabulary import shared_vocabulary, template_digest, tokenizer_digest
 from opd_probe.rollouts.files import read_rollouts, rollouts_digest, write_rollouts
 from opd_probe.rollouts.prompts import encode_prompts
@@ -59,9 +60,10 @@ class Sampler:
         key = sampling_key(checkpoint, teachers, prompts, plan.settings, plan.tokenizer)
         rollouts = stored_samples(path, key)
         if rollouts is None:
-            student = self.pool.student(checkpoint, plan.settings, plan.tokenizer)
-            loaded = [self.pool.teacher(teacher, plan.settings, plan.tokenizer) for teacher in teachers]
-            rollouts = draw(student, loaded, checkpoint, prompts, plan.settings, self.progress)
+            others = self.pool.teachers(plan)
+            rollouts = draw(
+                self.pool.student(plan, checkpoint), others, checkpoint, prompts, plan.settings, self.progress
+            )
             store_samples(path, rollouts, key)
         return at_most(rollouts, plan.settings.max_states, plan.settings.seed)
 
@@ -71,7 +73,7 @@ def step_name(checkpoint: Checkpoint) -> str:
     return f"step-{'unknown' if checkpoint.step is None else checkpoint.step}"
 
 
-def check_pair(student: LoadedModel, teacher: LoadedModel, settings: Settings) -> None:
+def check_pair(student: LoadedModel, teacher: LoadedModel | Outline, settings: Settings) -> None:
     """Refuse a pair of models before anything is written.
 
     Raises:
@@ -88,7 +90,7 @@ def check_pair(student: LoadedModel, teacher: LoadedModel, settings: Settings) -
 
 
 def allowed_ids(
-    student: LoadedModel, teachers: Sequence[LoadedModel], settings: Settings
+    student: LoadedModel, teachers: Sequence[LoadedModel | Outline], settings: Settings
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     """int64, ascending: what may be sampled, the ids that the student shares with every teacher.
 
@@ -101,7 +103,7 @@ def allowed_ids(
 
 def draw(
     student: LoadedModel,
-    teachers: Sequence[LoadedModel],
+    teachers: Sequence[LoadedModel | Outline],
     checkpoint: Checkpoint,
     prompts: Sequence[Prompt],
     settings: Settings,
@@ -134,7 +136,7 @@ def draw(
         )
 
 
-def _check_lengths(prompts: Sequence[Prompt], teachers: Sequence[LoadedModel], new_tokens: int) -> None:
+def _check_lengths(prompts: Sequence[Prompt], teachers: Sequence[LoadedModel | Outline], new_tokens: int) -> None:
     longest = max((len(prompt.ids or ()) for prompt in prompts), default=0)
     for teacher in teachers:
         limit = teacher.max_positions

@@ -34,6 +34,8 @@ class Options(_Strict):
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
     device: Annotated[str, Field(min_length=1)] | None = None
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    sequential: bool | None = None
     batch_tokens: Count | None = None
     average: Literal["token", "rollout"] | None = None
     jsd: bool | None = None
@@ -62,6 +64,8 @@ class Settings(_Strict):
     seed: int = 0
     dtype: str | None = None
     device: str | None = None
+    device_map: str | None = None
+    sequential: bool | None = None
     batch_tokens: int = 16384
     average: Literal["token", "rollout"] = "token"
     jsd: bool = False

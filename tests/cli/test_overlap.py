@@ -209,6 +209,15 @@ def test_a_dry_run_says_what_it_would_take_and_makes_nothing(
     assert not out.exists()
 
 
+@pytest.mark.usefixtures("no_models")
+def test_a_dry_run_counts_the_student_once_for_all_teachers(call: Caller, tmp_path: Path) -> None:
+    done = call("overlap", "--ckpts", "runs/good/checkpoint-5", *REPLAY, "--teacher", "base",
+                "--out", tmp_path / "out", "--dry-run")  # fmt: skip
+    first, second, total = done.rows
+    assert first["seconds"] == pytest.approx(2 * second["seconds"])  # models of one size
+    assert total["seconds"] == pytest.approx(3 * second["seconds"])
+
+
 def test_an_interrupt_keeps_what_is_finished(call: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from opd_probe.cli.progress import StderrProgress
 

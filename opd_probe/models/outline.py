@@ -1,0 +1,65 @@
+"""What a checkpoint's files say of its model, without its weights being read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from opd_probe.models.checkpoints import checkpoint_format, resolve_checkpoint
+from opd_probe.models.guards import one_line, quiet
+from opd_probe.models.hub import localized
+from opd_probe.models.loading import eos_ids_of, tokenizer_for
+from opd_probe.models.weights import check_safetensors, read_config, stored_width
+from opd_probe.types import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What sampling, and the check whether two models fit each other, need to know of a model that is not loaded.
+
+    The attributes mean what they mean of a :class:`LoadedModel`.
+    """
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase | None
+    width: int
+    max_positions: int | None
+    eos_ids: tuple[int, ...]
+
+
+def read_outline(checkpoint: Checkpoint, *, tokenizer: Any = None) -> Outline:
+    """The outline of a checkpoint; of its weights only the files' headers are read.
+
+    Args:
+        tokenizer: as for :func:`load_model`.
+
+    Raises:
+        MissingError, InputError: files that are not there or cannot be used.
+    """
+    local = localized(checkpoint)
+    base, adapters = local, []
+    while base.format == "peft" and base.base is not None:
+        adapters.append(Path(base.path) / "adapter_model.safetensors")
+        base = localized(resolve_checkpoint(base.base))
+    path = Path(base.path)
+    known = checkpoint_format(path)
+    for file in [*adapters, *(known.weight_files(path) if known else [])]:
+        check_safetensors(file)
+    config = read_config(path)
+    text = config.get_text_config()
+    tied = bool(text.tie_word_embeddings)
+    widths = (stored_width(adapter, tied=tied) for adapter in adapters)
+    width = next((found for found in widths if found is not None), int(text.vocab_size))
+    own = tokenizer_for(local, tokenizer)
+    eos_ids = eos_ids_of(_generation_config(path, config), own)
+    return Outline(checkpoint.path, own, width, getattr(text, "max_position_embeddings", None), eos_ids)
+
+
+def _generation_config(path: Path, config: Any) -> Any:
+    with one_line(f"{path / 'generation_config.json'}"), quiet():
+        if (path / "generation_config.json").is_file():
+            return GenerationConfig.from_pretrained(str(path), local_files_only=True)
+        return GenerationConfig.from_model_config(config)
