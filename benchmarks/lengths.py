@@ -96,7 +96,8 @@ def measure_lengths(count: int = 256, repeats: int = 1, shape: Shape = SHAPE, lo
     job = Job(*_models(shape), sample(count, longest=longest))
     paths = {"opd-probe": lambda: ours(job), "naive, padded batches of 8": lambda: by_hand(job)}
     workload = f"{count} rollouts, median {MEDIAN} and up to {longest:,} tokens"
-    return paired(workload, paths, repeats, job.states, {"naive": "naive, padded batches of 8"})
+    # Minutes long: a warm-up would double them and change nothing.
+    return paired(workload, paths, repeats, job.states, {"naive": "naive, padded batches of 8"}, warm=False)
 
 
 def measure_prompts(count: int = 32, repeats: int = 5, shape: Shape = SHAPE, prompt: int = 768) -> list[Row]:

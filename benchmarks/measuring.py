@@ -104,21 +104,26 @@ def paired(
     states: int,
     relative_to: Mapping[str, str],
     device: str = "cpu",
+    warm: bool = True,
 ) -> list[Row]:
     """One row per path. Each round runs every path once, so that ratios are of neighbours in time.
 
     Args:
+        warm: run every path once before the first round; without it, memory is that of the first round.
         relative_to: for ``floor``, ``naive``, ``thunlp`` and ``verl`` the path that is meant, where there is one.
     """
-    memory = {}
-    for name, path in paths.items():
-        with PeakMemory(device) as peak:
-            path()  # also the warm-up
-        memory[name] = peak.extra
+    memory: dict[str, int] = {}
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in paths}
-    for _ in range(repeats):
+    for turn in range(-1 if warm else 0, repeats):
         for name, path in paths.items():
-            taken[name].append(seconds(path, device))
+            if name in memory:
+                spent = seconds(path, device)
+            else:
+                with PeakMemory(device) as peak:
+                    spent = seconds(path, device)
+                memory[name] = peak.extra
+            if turn >= 0:
+                taken[name].append(spent)
 
     def ratios(name: str, base: str, clock: int) -> list[float]:
         return [own[clock] / other[clock] for own, other in zip(taken[name], taken[base], strict=True)]
