@@ -11,12 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from opd_probe.curves import mass_curve, position_curve, summarize
+    from opd_probe.curves import compare, diagnose, mass_curve, position_curve, summarize
     from opd_probe.engine.logits import trace_logits
     from opd_probe.errors import OpdProbeError, OpdProbeWarning
     from opd_probe.metrics.recovery import gap_recovery
     from opd_probe.metrics.states import state_metrics
-    from opd_probe.plots import plot_alignment, plot_mass, plot_overlap
+    from opd_probe.plots import plot_alignment, plot_comparison, plot_mass, plot_overlap
     from opd_probe.run.replay import replay, replay_teachers
     from opd_probe.trace import Trace, read_trace
     from opd_probe.types import Checkpoint, Prompt, Rollout
@@ -33,9 +33,12 @@ _HOME = {
     "Prompt": "opd_probe.types",
     "Rollout": "opd_probe.types",
     "Trace": "opd_probe.trace",
+    "compare": "opd_probe.curves",
+    "diagnose": "opd_probe.curves",
     "gap_recovery": "opd_probe.metrics.recovery",
     "mass_curve": "opd_probe.curves",
     "plot_alignment": "opd_probe.plots",
+    "plot_comparison": "opd_probe.plots",
     "plot_mass": "opd_probe.plots",
     "plot_overlap": "opd_probe.plots",
     "position_curve": "opd_probe.curves",
@@ -54,9 +57,12 @@ __all__ = [
     "Prompt",
     "Rollout",
     "Trace",
+    "compare",
+    "diagnose",
     "gap_recovery",
     "mass_curve",
     "plot_alignment",
+    "plot_comparison",
     "plot_mass",
     "plot_overlap",
     "position_curve",

@@ -72,8 +72,10 @@ def state(
     *,
     temperature: float = 1.0,
     trace_k: int | None = None,
+    correct: bool | None = None,
 ) -> dict[str, float]:
-    """Every metric of one state. ``trace_k``: beyond it the k that a mass needs is unknown."""
+    """Every metric of one state. ``trace_k``: beyond it the k that a mass needs is unknown. ``correct``: the rollout's
+    verdict."""
     log_p, log_q = log_softmax(student_logits, temperature), log_softmax(teacher_logits, temperature)
     p, q = np.exp(log_p), np.exp(log_q)
     student_top, teacher_top = top_k(student_logits, k), top_k(teacher_logits, k)
@@ -112,6 +114,21 @@ def state(
     }
     for name, support in supports.items():
         row[f"topk_reverse_kl_{name}"] = renormalised_kl(log_p, log_q, support)
+
+    reward = row["sampled_reward"]
+    row["absolute_reward"] = abs(reward)
+    row["negative_reward_share"] = float(reward < 0)
+    row["near_zero_reward_share"] = float(abs(reward) < 1e-4)
+    row["reward_tail_share"] = float(reward < -2)
+    row["sign_noise"] = NAN if correct is None else float(reward < 0 if correct else reward > 0)
+    row["student_token_probability"], row["teacher_token_probability"] = float(p[token]), float(q[token])
+    row["teacher_nll"] = -float(log_q[token])
+    row["student_high_entropy_share"] = float(row["student_entropy"] > 0.8)
+    row["teacher_high_entropy_share"] = float(row["teacher_entropy"] > 0.8)
+    uncertain = row["student_entropy"] / math.log(len(p)) if len(p) > 1 else 0.0
+    apart = 1 - math.exp(-row["reverse_kl"])
+    row["soft_or_score"] = uncertain + apart - uncertain * apart
+    row["teachability"] = row["reverse_kl"] * math.fsum(q[student_top])
 
     for side, log_probabilities, logits in (
         ("student", log_p, student_logits),

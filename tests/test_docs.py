@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from opd_probe.lab.signatures import PUBLISHED, RULES
-from opd_probe.metrics import METRICS
+from opd_probe.metrics import METRICS, TRACE_METRICS
 from opd_probe.trace.schema import FORMAT_VERSION, ROLLOUT_COLUMNS, STATE_COLUMNS
 
 ROOT = Path(__file__).parent.parent
@@ -19,7 +19,7 @@ def page(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8").replace("\\|", "|")
 
 
-@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.keys())
+@pytest.mark.parametrize("metric", [*METRICS.values(), *TRACE_METRICS.values()], ids=lambda metric: metric.name)
 def test_every_metric_has_its_row(metric) -> None:  # type: ignore[no-untyped-def]
     assert f"| `{metric.name}` | {metric.unit} | {metric.source} | {metric.definition} |" in page("docs/metrics.md")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from opd_probe.curves.bootstrap import Floats, Ints, Sums, cluster_codes
+from opd_probe.curves.bootstrap import Floats, Ints, Sums, cluster_codes, gather
 from opd_probe.errors import InputError
 from opd_probe.trace import Trace
 
@@ -75,19 +75,14 @@ class RolloutSums:
                     add(sums, infinite)
 
     def clustered(self, codes: Ints, n_clusters: int, average: str) -> list[Sums]:
-        """The sums of each group over clusters of rollouts, one :class:`Sums` per group."""
+        """The sums of each group over clusters of rollouts (code −1: left out), one :class:`Sums` per group."""
         arrays = [self.total, self.count, self.plus, self.minus]
         if average == "rollout":
             with np.errstate(invalid="ignore", divide="ignore"):
                 total = np.where(self.count > 0, self.total / self.count, 0.0)
             arrays = [total, *((array > 0).astype(np.float64) for array in arrays[1:])]
 
-        def gather(values: Floats) -> Floats:
-            summed = np.zeros((n_clusters, *values.shape[1:]))
-            np.add.at(summed, codes, values)
-            return summed
-
-        gathered = [gather(array) for array in arrays]
+        gathered = [gather(array, codes, n_clusters) for array in arrays]
         return [Sums(*(array[:, group] for array in gathered)) for group in range(self.total.shape[1])]
 
     def rollout_means(self, quantity: int) -> Floats:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,10 @@ class Sums:
     plus: Floats
     minus: Floats
 
+    def first(self, m: int) -> Sums:
+        """The first m quantities alone."""
+        return Sums(*(array[:, :m] for array in (self.total, self.count, self.plus, self.minus)))
+
     def means(self, weights: Floats | None = None) -> Floats:
         """Means [b, m] under cluster weights [b, c] (None: each cluster once, b = 1).
 
@@ -74,20 +79,52 @@ class Sums:
         return means
 
 
+Statistic = Callable[[Floats], Floats]
+"""Weights of clusters [b, c] in, values [b, m] out: whatever can be recomputed on resampled clusters."""
+
+
 def intervals(sums: Sums, resampling: Resampling) -> tuple[Floats, Floats, Floats]:
     """Means with percentile intervals: three arrays [m], ``mean, lo, hi``; no interval below two clusters.
 
     Resamples in which a quantity is defined nowhere are left out of its interval.
     """
-    mean = sums.means()[0]
-    n_clusters = len(sums.total)
+    return statistic_intervals(sums.means, (sums.count > 0).sum(0), len(sums.total), resampling)
+
+
+def statistic_intervals(
+    statistic: Statistic, clusters: Ints, n_clusters: int, resampling: Resampling
+) -> tuple[Floats, Floats, Floats]:
+    """A statistic of all clusters, and its percentile interval over resampled ones: three arrays [m].
+
+    Args:
+        clusters: [m], the number of clusters in which each value is defined.
+    """
+    value = statistic(np.ones((1, n_clusters)))[0]
     if n_clusters < 2 or resampling.resamples < 1:
-        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    drawn = np.concatenate([sums.means(weights) for weights in resampling.weights(n_clusters)])
+        return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
+    drawn = np.concatenate([statistic(weights) for weights in resampling.weights(n_clusters)])
     lo, hi = percentile_interval(drawn, resampling.level)
     # One cluster that alone defines the quantity says nothing of how it varies between prompts.
-    alone = (sums.count > 0).sum(0) < 2
-    return mean, np.where(alone, np.nan, lo), np.where(alone, np.nan, hi)
+    alone = clusters < 2
+    return value, np.where(alone, np.nan, lo), np.where(alone, np.nan, hi)
+
+
+def paired_difference(a: Statistic, b: Statistic) -> Statistic:
+    """b − a, both under the same weights: the same prompts are drawn for the two. +inf − +inf is NaN."""
+
+    def difference(weights: Floats) -> Floats:
+        with np.errstate(invalid="ignore"):
+            return b(weights) - a(weights)
+
+    return difference
+
+
+def gather(values: NDArray[Any], codes: Ints, n_clusters: int) -> Floats:
+    """Sums of rows over clusters, [c, ...]; a row of code −1 is left out."""
+    summed = np.zeros((n_clusters, *values.shape[1:]))
+    inside = codes >= 0
+    np.add.at(summed, codes[inside], values[inside].astype(np.float64))
+    return summed
 
 
 def percentile_interval(drawn: Floats, level: float) -> tuple[Floats, Floats]:

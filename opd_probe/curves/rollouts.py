@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from opd_probe.curves.auroc import weighted_auroc
-from opd_probe.curves.bootstrap import Floats, Ints, Resampling, Sums, intervals, percentile_interval
+from opd_probe.curves.bootstrap import Floats, Ints, Resampling, Sums, gather, intervals, percentile_interval
+from opd_probe.metrics.context import correctness
 from opd_probe.trace import Trace
-
-CORRECT_FROM = 0.5
-"""A rollout counts as correct when its score is at least this: graders write 0/1 or −1/1."""
 
 ROLLOUT_QUANTITIES = ("sequence_mean_reward", "response_length", "truncation_rate", "accuracy")
 
@@ -30,34 +26,26 @@ def rollout_values(trace: Trace, mean_reward: Floats) -> Floats:
     return np.stack([mean_reward, length, truncated, correctness(trace)], axis=1)
 
 
-def correctness(trace: Trace) -> Floats:
-    """[n_rollouts]: 1 for a correct rollout, 0 for an incorrect one, NaN without a score."""
-    values = trace.rollouts.column("score").to_pylist()
-    score = np.array([np.nan if value is None else float(value) for value in values])
-    return np.where(np.isnan(score), np.nan, (score >= CORRECT_FROM).astype(float))
-
-
 def summarise_rollouts(
     values: Floats, used: NDArray[np.bool_], codes: Ints, n_clusters: int, resampling: Resampling
 ) -> dict[str, float]:
     """Means over rollouts that have states, with intervals over prompts, and the AUROC of the mean reward."""
     values, codes = values[used], codes[used]
     defined = ~np.isnan(values)
-
-    def gather(added: NDArray[Any]) -> Floats:
-        summed = np.zeros((n_clusters, values.shape[1]))
-        np.add.at(summed, codes, added.astype(np.float64))
-        return summed
-
-    finite = np.where(np.isfinite(values), values, 0.0)
-    sums = Sums(gather(finite), gather(defined), gather(values == np.inf), gather(values == -np.inf))
-    mean, lo, hi = intervals(sums, resampling)
+    mean, lo, hi = intervals(rollout_sums(values, codes, n_clusters), resampling)
     row: dict[str, float] = {}
     for index, name in enumerate(ROLLOUT_QUANTITIES):
         row |= {name: mean[index], f"{name}_lo": lo[index], f"{name}_hi": hi[index]}
         row[f"{name}_n"] = int(defined[:, index].sum())
     reward, correct = values[:, 0], values[:, 3]
     return row | _auroc(reward, correct, codes, n_clusters, resampling)
+
+
+def rollout_sums(values: Floats, codes: Ints, n_clusters: int) -> Sums:
+    """Sums of rollout quantities [r, m] over clusters; NaN is left out."""
+    finite = np.where(np.isfinite(values), values, 0.0)
+    arrays = (finite, ~np.isnan(values), values == np.inf, values == -np.inf)
+    return Sums(*(gather(array, codes, n_clusters) for array in arrays))
 
 
 def _auroc(reward: Floats, correct: Floats, codes: Ints, n_clusters: int, resampling: Resampling) -> dict[str, float]:

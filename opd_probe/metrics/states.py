@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from opd_probe.errors import InputError, OpdProbeWarning, TraceError
+from opd_probe.metrics.context import context_columns
 from opd_probe.metrics.registry import METRICS
 from opd_probe.metrics.view import TopView
 from opd_probe.trace import Trace
@@ -75,7 +76,9 @@ def metric_blocks(
     there = set(trace.columns)
     wanted = {"position", "token_id"}.union(*(METRICS[name].needs for name in names)) & there
     keep_freed_memory()
+    context = context_columns(trace, {need for name in names for need in METRICS[name].needs})
     for block in trace.blocks([name for name in trace.columns if name in wanted], size):
+        block |= context(block)
         yield block, block_metrics(block, k, names)
 
 

@@ -88,7 +88,7 @@ def shared_vocabulary(
     known = np.array([None not in pair for pair in zip(left, right, strict=False)], dtype=bool)
     equal = np.equal(left[: len(known)], right[: len(known)]).astype(bool)
     differing = np.flatnonzero(known & ~equal)
-    special = _special_ids(first) & _special_ids(second) if allow_special_mismatch else set()
+    special = special_ids(first) & special_ids(second) if allow_special_mismatch else set()
     for token in differing.tolist():
         if token not in special:
             raise VocabularyError(
@@ -115,7 +115,8 @@ def _digest(strings: NDArray[np.object_]) -> str:
     return hashlib.sha256(json.dumps(strings.tolist()).encode()).hexdigest()
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids that a tokenizer calls special, added tokens included."""
     added = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
     return added | set(tokenizer.all_special_ids)
 

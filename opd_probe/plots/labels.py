@@ -40,6 +40,37 @@ METRICS: dict[str, Label] = {
     "accuracy": Label("Accuracy", "share of rollouts", "rollouts whose answer is correct"),
     "response_length": Label("Response length", "tokens"),
     "truncation_rate": Label("Truncation rate", "share of rollouts", "rollouts cut at the length limit"),
+    "absolute_reward": Label("Size of the sampled reward", "nats", "mean |r|"),
+    "negative_reward_share": Label("Negative rewards", "share of states", "r < 0"),
+    "near_zero_reward_share": Label("Rewards near zero", "share of states", "|r| < 1e-4 nats"),
+    "reward_tail_share": Label("Rewards below the floor", "share of states", "r < −2 nats"),
+    "sign_noise": Label("Sign noise", "share of states", "r < 0 where correct, r > 0 where wrong"),
+    "student_token_probability": Label("Student's probability of the sampled token", "probability"),
+    "teacher_token_probability": Label("Teacher's probability of the sampled token", "probability"),
+    "teacher_nll": Label("Teacher's surprise at the sampled token", "nats", "−log q"),
+    "student_high_entropy_share": Label("Student's high-entropy states", "share of states", "H > 0.8 nats"),
+    "teacher_high_entropy_share": Label("Teacher's high-entropy states", "share of states", "H > 0.8 nats"),
+    "soft_or_score": Label("Soft-OR score", "share", "uncertain or far from the teacher"),
+    "teachability": Label("Teachability (k = {k})", "nats", "reverse KL × teacher's mass on the student's top k"),
+    "top_1pct_signal_share": Label("Signal in the top 1 % of tokens", "share of Σ|r|"),
+    "forking_reverse_kl_share": Label("Reverse KL at forking tokens", "share of Σ KL", "20 % most uncertain states"),
+    "forking_entropy": Label("Forking threshold", "nats", "80th percentile of H(p)"),
+    "special_token_gap": Label("Special-token gap", "nats", "mean r, special − other tokens"),
+    "confident_agreeing_share": Label("Confident and agreeing", "share of states", "H and KL below their medians"),
+    "confident_wrong_share": Label("Confident and wrong", "share of states", "H below, KL above its median"),
+    "uncertain_agreeing_share": Label("Uncertain and agreeing", "share of states", "H above, KL below its median"),
+    "uncertain_wrong_share": Label("Uncertain and wrong", "share of states", "H and KL above their medians"),
+    **{
+        f"wrong_teacher_perplexity_q{quarter}": Label(
+            f"Teacher perplexity of wrong rollouts, quarter {quarter}", "perplexity", "exp(−mean log q)"
+        )
+        for quarter in (1, 2, 3, 4)
+    },
+    **{
+        f"{side}_k_for_{share}": Label(f"k for {100 * float(share):.0f} % of {side} mass", "tokens")
+        for side in ("student", "teacher")
+        for share in ("0.97", "0.99")
+    },
 }
 
 
@@ -68,6 +99,13 @@ PAIRS: tuple[Panel, ...] = (
     Panel(("student_overlap_mass", "teacher_overlap_mass"), "Overlap mass (k = {k})", "probability", _MODELS),
     Panel(("student_topk_mass", "teacher_topk_mass"), "Top-k mass (k = {k})", "probability", _MODELS),
     Panel(("reverse_kl", "forward_kl"), "KL divergence", "nats", ("reverse", "forward")),
+    Panel(("student_high_entropy_share", "teacher_high_entropy_share"), "High entropy", "share of states", _MODELS),
+    Panel(
+        ("student_token_probability", "teacher_token_probability"),
+        "Probability of the sampled token",
+        "probability",
+        _MODELS,
+    ),
 )
 
 

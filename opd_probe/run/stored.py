@@ -30,8 +30,8 @@ class Measured:
         return {"run": self.run, "step": self.step, "teacher": self.teacher}
 
 
-def find_traces(arguments: Sequence[str], given: Options) -> list[Measured]:
-    """Open the traces that ``--traces`` names: files, or directories with traces somewhere below.
+def find_traces(arguments: Sequence[str], given: Options, *, what: str = "--traces") -> list[Measured]:
+    """Open the traces that ``what`` (an option or an argument) names: files, or directories with traces somewhere below.
 
     Run, step and teacher are what the replay recorded. A directory that ``--out`` filled is searched below
     its ``traces``. Other Parquet files in a directory are skipped with a warning.
@@ -41,12 +41,12 @@ def find_traces(arguments: Sequence[str], given: Options) -> list[Measured]:
         TraceError: a trace that cannot be read, e.g. of an unknown version.
         InputError: no trace at all, or two traces of one run, step and teacher.
     """
-    settings = settle(given, None, where="--traces")
+    settings = settle(given, None, where=what)
     found: dict[Path, Measured] = {}
     for argument in arguments:
         path = Path(argument).expanduser()
         if not path.exists():
-            raise MissingError(f"--traces {argument}: no such path; expected a trace or a directory with traces")
+            raise MissingError(f"{what} {argument}: no such path; expected a trace or a directory with traces")
         if path.is_file():
             found.setdefault(path.resolve(), _measured(read_trace(path), path, settings))
             continue
@@ -59,7 +59,7 @@ def find_traces(arguments: Sequence[str], given: Options) -> list[Measured]:
                 found[file.resolve()] = _measured(trace, file, settings)
     if not found:
         raise InputError(
-            f"--traces {' '.join(arguments)}: no trace in it; make traces with opd-probe overlap --ckpts, "
+            f"{what} {' '.join(arguments)}: no trace in it; make traces with opd-probe overlap --ckpts, "
             "which stores them under its --out"
         )
     _refuse_twins(list(found.items()))

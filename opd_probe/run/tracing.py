@@ -20,7 +20,7 @@ from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import InputError, OpdProbeWarning, TraceError
 from opd_probe.models.checkpoints import tokenizer_files_digest, weights_digest
 from opd_probe.models.loading import LoadedModel
-from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, template_digest
+from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, special_ids, template_digest
 from opd_probe.rollouts.files import prompt_key, rollouts_digest
 from opd_probe.rollouts.grading import grade
 from opd_probe.run.memory import memory_advice
@@ -270,6 +270,7 @@ class _Job:
                 "assumed": self.vocabulary.assumed,
                 "student_tokenizer_sha256": self.vocabulary.tokenizer_sha256[0],
                 "teacher_tokenizer_sha256": self.vocabulary.tokenizer_sha256[1],
+                "special_ids": None if student.tokenizer is None else sorted(special_ids(student.tokenizer)),
             },
             "template_sha256": template_digest(student.tokenizer) if student.tokenizer is not None else None,
             "labels": {"states": "unknown", **labels},

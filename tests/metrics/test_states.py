@@ -191,6 +191,7 @@ def test_unknown_teacher_values_are_null_exactly_where_they_are_needed() -> None
         "topk_reverse_kl_student",
         "topk_reverse_kl_overlap",
         "topk_reverse_kl_union",
+        "teachability",
     }
     for name in METRICS:
         np.testing.assert_array_equal(after[name][[0, 2]], before[name][[0, 2]], err_msg=name)

@@ -1,0 +1,39 @@
+"""``opd-probe compare``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from opd_probe.cli import options
+from opd_probe.cli.session import finish, progress, quieten_libraries
+
+_PLACE = "a trace, or a directory with the traces of one run"
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help=f"The first side: {_PLACE}.", show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="B", help=f"The second side: {_PLACE}.", show_default=False)],
+    k: options.K = None,
+    average: options.AverageOption = None,
+    seed: options.Seed = None,
+    out: options.Out = None,
+    format: options.FormatOption = None,
+) -> None:
+    """Paired differences B - A of every metric, with intervals from the same resampled prompts.
+
+    Only prompts in both are compared. Two runs are compared step by step. Writes DIR/compare.csv, .pdf and .png.
+
+    Example: opd-probe compare out/traces/a/teacher/step-0.parquet out/traces/a/teacher/step-100.parquet
+    """
+    quieten_libraries()
+    from opd_probe.run.compare import compare as run
+
+    given = {"k": k, "average": str(average) if average else None, "seed": seed}
+    finish(run(a, b, progress, options=given, out=out, format=str(format) if format else "table"))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("compare")(compare)

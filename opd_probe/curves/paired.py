@@ -1,0 +1,255 @@
+"""Paired differences between two traces: every metric of both on the same resampled prompts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opd_probe.curves.accumulate import RolloutSums, check_average, stack
+from opd_probe.curves.auroc import weighted_auroc
+from opd_probe.curves.bootstrap import (
+    RESAMPLES,
+    Floats,
+    Ints,
+    Resampling,
+    Statistic,
+    gather,
+    paired_difference,
+    statistic_intervals,
+    warn_few_prompts,
+)
+from opd_probe.curves.rollouts import ROLLOUT_QUANTITIES, rollout_sums, rollout_values
+from opd_probe.curves.whole import whole_sums
+from opd_probe.errors import InputError, OpdProbeWarning
+from opd_probe.metrics import METRICS, TRACE_METRICS
+from opd_probe.metrics.context import correctness
+from opd_probe.metrics.states import check_k, metric_blocks, metric_names
+from opd_probe.trace import Trace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+UNITS = {
+    "sequence_mean_reward": "nats",
+    "response_length": "tokens",
+    "truncation_rate": "share",
+    "accuracy": "share",
+    "reward_auroc": "AUROC",
+}
+_QUANTILES = {"median": 0.5, "p90": 0.9}
+
+
+def compare(
+    a: Trace,
+    b: Trace,
+    k: int = 16,
+    *,
+    average: str = "token",
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    metrics: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Paired differences b − a of every metric, over the prompts that both traces have.
+
+    Each resample draws prompts once and takes both traces' values on them, so that what prompts have in common cancels:
+    the interval of a difference is narrower than the two intervals beside each other suggest. A trace against itself
+    differs by exactly 0.
+
+    Args:
+        a, b: two traces, such as two checkpoints, teachers or runs.
+        k: the size of both top sets, at most the K of both traces.
+        average: ``"token"``, means over all states, or ``"rollout"``, means over rollouts of their means.
+        seed, resamples: of the bootstrap; 0 resamples leave the intervals out.
+        metrics: names from :data:`opd_probe.metrics.METRICS`; None for all of them, the quantities of whole traces
+            and those of rollouts.
+
+    Returns:
+        One row per metric: ``metric``, ``unit``, ``k``, ``a``, ``b`` (values over the common prompts alone),
+        ``difference`` = b − a with ``difference_lo`` and ``difference_hi``, the 95 % percentile interval; ``n_a`` and
+        ``n_b`` (states or rollouts where it is defined), ``n_prompts``, and ``n_prompts_only_a`` and
+        ``n_prompts_only_b``, the prompts left out. ``<side>_k_for_<share>`` is compared by its median and its 90th
+        percentile. What is undefined or unknown in one of the two is NaN.
+
+    Raises:
+        InputError: no prompt is in both; or as :func:`opd_probe.summarize`.
+    """
+    import pandas as pd
+
+    for trace in (a, b):
+        check_k(trace, k)
+    check_average(average)
+    common, only = _common_prompts(a, b)
+    names = metric_names(metrics)
+    sides = [_Side.of(trace, common, k, names, average, everything=metrics is None) for trace in (a, b)]
+    if resamples:
+        warn_few_prompts(len(common))
+    resampling = Resampling(resamples, seed)
+    rows: list[dict[str, Any]] = []
+    for first, second in zip(*(side.parts for side in sides), strict=True):
+        clusters = np.minimum(first.clusters, second.clusters)
+        statistic = paired_difference(first.statistic, second.statistic)
+        difference, lo, hi = statistic_intervals(statistic, clusters, len(common), resampling)
+        values = [part.statistic(np.ones((1, len(common))))[0] for part in (first, second)]
+        for index, (name, unit) in enumerate(first.names):
+            rows.append(
+                {
+                    "metric": name,
+                    "unit": unit,
+                    "k": k,
+                    "a": values[0][index],
+                    "b": values[1][index],
+                    "difference": difference[index],
+                    "difference_lo": lo[index],
+                    "difference_hi": hi[index],
+                    "n_a": int(first.defined[index]),
+                    "n_b": int(second.defined[index]),
+                }
+            )
+    counts = {"n_prompts": len(common), "n_prompts_only_a": only[0], "n_prompts_only_b": only[1]}
+    return pd.DataFrame(rows).assign(**counts)
+
+
+def _common_prompts(a: Trace, b: Trace) -> tuple[list[str], tuple[int, int]]:
+    """The prompts with states in both, sorted, and how many are only in one."""
+    lengths = [_prompt_lengths(trace) for trace in (a, b)]
+    common = sorted(set(lengths[0]) & set(lengths[1]))
+    if not common:
+        examples = [min(found, default="none") for found in lengths]
+        raise InputError(
+            f"compare: no prompt is in both traces ({len(lengths[0])} and {len(lengths[1])} prompts, for example "
+            f"{examples[0]!r} and {examples[1]!r}); paired differences need rollouts of the same prompts, under the "
+            "same prompt_id"
+        )
+    differing = sum(lengths[0][prompt] != lengths[1][prompt] for prompt in common)
+    if differing:
+        warnings.warn(
+            f"{differing} of {len(common)} common prompts differ in length between the two traces; right for another "
+            "template, but otherwise one prompt_id means two prompts",
+            OpdProbeWarning,
+            stacklevel=3,
+        )
+    return common, (len(lengths[0]) - len(common), len(lengths[1]) - len(common))
+
+
+def _prompt_lengths(trace: Trace) -> dict[str, Any]:
+    """Tokens of each prompt that has states (None: unknown), by prompt id."""
+    used = np.flatnonzero(np.diff(trace.rollout_offsets) > 0)
+    prompts, lengths = (trace.rollouts.column(name).to_pylist() for name in ("prompt_id", "prompt_length"))
+    return {prompts[index]: lengths[index] for index in used.tolist()}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Metrics of one trace that share a statistic: (name, unit) each, in how many clusters and states they are."""
+
+    names: list[tuple[str, str]]
+    statistic: Statistic
+    clusters: Ints
+    defined: Floats
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One trace, reduced to what resampled prompts need."""
+
+    parts: list[_Part]
+
+    @classmethod
+    def of(
+        cls, trace: Trace, common: Sequence[str], k: int, names: Sequence[str], average: str, *, everything: bool
+    ) -> _Side:
+        n = len(common)
+        place = {prompt: index for index, prompt in enumerate(common)}
+        codes = np.array([place.get(prompt, -1) for prompt in trace.rollouts.column("prompt_id").to_pylist()])
+        codes = np.where(np.diff(trace.rollout_offsets) > 0, codes, -1).astype(np.int64)
+        means = [name for name in names if METRICS[name].summary == "mean"]
+        counted = [name for name in names if METRICS[name].summary == "quantiles"]
+        read = means if "sampled_reward" in means else [*means, "sampled_reward"]
+        sums, histograms = _read(trace, k, read, counted, codes, n)
+        parts = [_mean_part(sums, means, codes, n, average)]
+        parts += [_histogram_part(name, histograms[name]) for name in counted]
+        if everything:
+            reward = sums.rollout_means(read.index("sampled_reward"))
+            parts += [_whole_part(trace, codes, n), _rollout_part(trace, reward, codes, n)]
+            parts += [_auroc_part(trace, reward, codes, n)]
+        return cls(parts)
+
+
+def _read(
+    trace: Trace, k: int, means: Sequence[str], counted: Sequence[str], codes: Ints, n: int
+) -> tuple[RolloutSums, dict[str, Floats]]:
+    """Sums by rollout, and for what is counted a histogram of 0 … K and beyond by prompt, from one pass."""
+    sums = RolloutSums.empty(trace.rollouts.num_rows, 1, len(means))
+    width = trace.K + 2
+    histograms = {name: np.zeros(n * width) for name in counted}
+    for block, values in metric_blocks(trace, k, [*means, *counted]):
+        sums.add(block["rollout"], stack(values, means))
+        prompt = codes[block["rollout"]]
+        for name in counted:
+            whole = np.where(np.isnan(values[name]), width - 1, values[name]).astype(np.int64)
+            cells = (prompt * width + whole)[prompt >= 0]
+            histograms[name] += np.bincount(cells, minlength=n * width)
+    return sums, {name: histogram.reshape(n, width) for name, histogram in histograms.items()}
+
+
+def _mean_part(sums: RolloutSums, names: Sequence[str], codes: Ints, n: int, average: str) -> _Part:
+    kept = sums.clustered(codes, n, average)[0].first(len(names))
+    defined = sums.count[codes >= 0, 0, : len(names)].sum(0)
+    labels = [(name, METRICS[name].unit) for name in names]
+    return _Part(labels, kept.means, (kept.count > 0).sum(0), defined)
+
+
+def _histogram_part(name: str, histogram: Floats) -> _Part:
+    """Median and 90th percentile of a count of tokens; NaN where they lie beyond the trace's K."""
+
+    def statistic(weights: Floats) -> Floats:
+        drawn = weights @ histogram
+        return np.stack([histogram_quantile(drawn, q) for q in _QUANTILES.values()], axis=1)
+
+    labels = [(f"{name}_{kind}", METRICS[name].unit) for kind in _QUANTILES]
+    clusters = np.full(2, int((histogram.sum(1) > 0).sum()))
+    return _Part(labels, statistic, clusters, np.full(2, histogram[:, :-1].sum()))
+
+
+def histogram_quantile(histograms: Floats, q: float) -> Floats:
+    """The q-quantile of each row of counts [b, K + 2] of 0 … K and beyond, as numpy's default; NaN beyond K."""
+    total = histograms.sum(1, keepdims=True)
+    cumulative = np.cumsum(histograms, axis=1)
+    place = q * (total - 1)
+    low, high = ((cumulative <= at).sum(1) for at in (np.floor(place), np.ceil(place)))
+    between = low + (place - np.floor(place))[:, 0] * (high - low)
+    return np.where((total[:, 0] > 0) & (high < histograms.shape[1] - 1), between, np.nan)
+
+
+def _whole_part(trace: Trace, codes: Ints, n: int) -> _Part:
+    whole = whole_sums(trace, codes >= 0).clustered(codes, n)
+    labels = [(name, metric.unit) for name, metric in TRACE_METRICS.items()]
+    return _Part(labels, whole.values, whole.clusters, whole.defined.sum(0))
+
+
+def _rollout_part(trace: Trace, reward: Floats, codes: Ints, n: int) -> _Part:
+    inside = codes >= 0
+    sums = rollout_sums(rollout_values(trace, reward)[inside], codes[inside], n)
+    labels = [(name, UNITS[name]) for name in ROLLOUT_QUANTITIES]
+    return _Part(labels, sums.means, (sums.count > 0).sum(0), sums.count.sum(0))
+
+
+def _auroc_part(trace: Trace, reward: Floats, codes: Ints, n: int) -> _Part:
+    correct = correctness(trace)
+    known = (codes >= 0) & ~np.isnan(reward) & ~np.isnan(correct)
+    where = codes[known]
+    statistic = partial(_auroc, reward[known], correct[known] > 0, where)
+    clusters = np.array([int((gather(np.ones(len(where)), where, n) > 0).sum())])
+    return _Part([("reward_auroc", UNITS["reward_auroc"])], statistic, clusters, np.array([float(known.sum())]))
+
+
+def _auroc(reward: Floats, positive: NDArray[np.bool_], codes: Ints, weights: Floats) -> Floats:
+    if not len(reward):
+        return np.full((len(weights), 1), np.nan)
+    return weighted_auroc(reward, positive, weights[:, codes])[:, None]

@@ -1,0 +1,155 @@
+"""Quantities of a whole trace (ratios of sums, some above a percentile), with intervals that resample prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opd_probe.curves.accumulate import RolloutSums, clusters_of, stack
+from opd_probe.curves.bootstrap import (
+    RESAMPLES,
+    Floats,
+    Ints,
+    Resampling,
+    gather,
+    statistic_intervals,
+)
+from opd_probe.metrics import METRICS
+from opd_probe.metrics.context import context_columns, correctness
+from opd_probe.metrics.states import BLOCK_STATES
+from opd_probe.metrics.view import TopView
+from opd_probe.metrics.whole import FORKING, TRACE_METRICS, Cut, TraceMetric, single, state_terms
+from opd_probe.trace import Trace
+
+Used = NDArray[np.bool_]
+
+
+def diagnose(trace: Trace, *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Every quantity of a whole trace, with 95 % intervals that resample prompts.
+
+    Args:
+        trace: read a few times, block by block, without its top lists; beside a block, one float32 column of it is in
+            memory at a time.
+        seed, resamples: of the bootstrap; 0 resamples leave the intervals out. Percentiles that a definition refers to
+            are those of the trace and are not resampled.
+
+    Returns:
+        For each of :data:`opd_probe.metrics.whole.TRACE_METRICS` ``<name>``, ``<name>_lo``, ``<name>_hi`` and
+        ``<name>_n`` (states, or rollouts, where it is defined); and ``forking_entropy``, the 80th percentile of the
+        student's entropy. What is undefined or unknown is NaN.
+    """
+    used = np.diff(trace.rollout_offsets) > 0
+    sums = whole_sums(trace, used)
+    codes, n_clusters = clusters_of(trace)
+    whole = sums.clustered(codes, n_clusters)
+    mean, lo, hi = statistic_intervals(whole.values, whole.clusters, n_clusters, Resampling(resamples, seed))
+    row: dict[str, Any] = {"forking_entropy": sums.cuts[Cut("student_entropy", FORKING)]}
+    for index, metric in enumerate(sums.metrics):
+        name = metric.name
+        row |= {name: float(mean[index]), f"{name}_lo": float(lo[index]), f"{name}_hi": float(hi[index])}
+        row[f"{name}_n"] = int(sums.defined[:, index].sum())
+    return row
+
+
+@dataclass(frozen=True)
+class WholeStatistic:
+    """Sums of terms over c clusters, from which every quantity can be recomputed on resampled clusters.
+
+    Attributes:
+        totals: for each metric [c, s].
+        defined: [c, m], states or rollouts where it is defined.
+    """
+
+    metrics: Sequence[TraceMetric]
+    totals: Sequence[Floats]
+    defined: Floats
+
+    def values(self, weights: Floats) -> Floats:
+        """[b, m] under cluster weights [b, c]."""
+        columns = [
+            metric.combine(*(weights @ total).T) for metric, total in zip(self.metrics, self.totals, strict=True)
+        ]
+        return np.stack(columns, axis=1)
+
+    @property
+    def clusters(self) -> Ints:
+        """[m], the number of clusters in which each is defined."""
+        return (self.defined > 0).sum(0)
+
+
+@dataclass(frozen=True)
+class WholeSums:
+    """Sums of the terms of each metric by rollout ([r, s] each), and how often each is defined, [r, m]."""
+
+    metrics: Sequence[TraceMetric]
+    totals: Sequence[Floats]
+    defined: Floats
+    cuts: Mapping[Cut, float]
+
+    def clustered(self, codes: Ints, n_clusters: int) -> WholeStatistic:
+        """The sums over clusters of rollouts; a rollout of code −1 is left out."""
+        totals = [gather(total, codes, n_clusters) for total in self.totals]
+        return WholeStatistic(self.metrics, totals, gather(self.defined, codes, n_clusters))
+
+
+def whole_sums(trace: Trace, used: Used) -> WholeSums:
+    """The sums of every quantity of a whole trace.
+
+    Args:
+        used: bool [n_rollouts], the rollouts that count; percentiles are taken over their states alone.
+    """
+    metrics = list(TRACE_METRICS.values())
+    cuts = {cut: _cut(trace, cut, used) for cut in dict.fromkeys(cut for m in metrics for cut in m.cuts)}
+    of_states = [metric for metric in metrics if metric.level == "state"]
+    of_rollouts = [metric for metric in metrics if metric.level == "rollout"]
+    averaged = list(dict.fromkeys(name for metric in of_rollouts for name in metric.needs))
+    means = RolloutSums.empty(len(used), 1, len(averaged))
+    sums = np.zeros((len(used), sum(metric.n_terms + 1 for metric in of_states)))
+    for block, view in _views(trace, metrics):
+        keep = used[block["rollout"]]
+        if not keep.any():
+            continue
+        keys = block["rollout"][keep]
+        means.add(keys, stack({name: METRICS[name].function(view) for name in averaged}, averaged)[keep])
+        added = np.concatenate([_with_count(terms[keep]) for terms in state_terms(of_states, view, cuts)], axis=1)
+        starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+        sums[keys[starts]] += np.add.reduceat(added, starts, axis=0)
+    values = {name: np.where(used, means.rollout_means(index), np.nan) for index, name in enumerate(averaged)}
+    values["correct"] = np.where(used, correctness(trace), np.nan)
+    by_metric = dict(
+        zip(of_states, np.split(sums, np.cumsum([m.n_terms + 1 for m in of_states])[:-1], axis=1), strict=True)
+    )
+    by_metric |= {metric: _with_count(np.stack(metric.terms(values, ()), axis=1)) for metric in of_rollouts}
+    totals = [by_metric[metric][:, :-1] for metric in metrics]
+    return WholeSums(metrics, totals, np.stack([by_metric[metric][:, -1] for metric in metrics], axis=1), cuts)
+
+
+def _with_count(terms: Floats) -> Floats:
+    """Terms [n, s] with 0 where they are undefined, and a last column that is 1 where they are defined."""
+    known = ~np.isnan(terms[:, :1])
+    return np.concatenate([np.where(known, terms, 0.0), known], axis=1)
+
+
+def _views(trace: Trace, metrics: Sequence[TraceMetric]) -> Iterator[tuple[dict[str, Any], TopView]]:
+    """Blocks of states with what the metrics read: no top lists."""
+    there = set(trace.columns)
+    needed = {column for metric in metrics for name in metric.needs for column in METRICS[name].needs}
+    context = context_columns(trace, [name for metric in metrics for name in metric.context])
+    for block in trace.blocks(["position", "token_id", *sorted(needed & there)], BLOCK_STATES):
+        yield block, TopView(block | context(block), 1)
+
+
+def _cut(trace: Trace, cut: Cut, used: Used) -> float:
+    """A quantile over the states of the used rollouts; NaN over nothing. One float32 column is in memory."""
+    parts = []
+    metric = METRICS[cut.metric]
+    needs = [name for name in metric.needs if name in trace.columns]
+    for block in trace.blocks(["position", *needs], BLOCK_STATES):
+        values = single(metric.function(TopView(block, 1)))
+        parts.append(values[used[block["rollout"]] & np.isfinite(values)])
+    found = np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+    return float(np.quantile(found, cut.quantile, overwrite_input=True)) if len(found) else float("nan")
