@@ -17,6 +17,7 @@ LAYERS = {
     "run": 5,
     "lab": 5,
     "plots": 4,
+    "pages": 4,
     "curves": 3,
     "engine": 3,
     "metrics": 2,
@@ -35,6 +36,7 @@ SIDEWAYS = {("models", "rollouts"), ("rollouts", "models")}
 FORBIDDEN = {
     "cli": {"torch", "transformers"},
     "plots": {"torch", "transformers", "pyarrow"},
+    "pages": {"torch", "transformers", "pyarrow", "numpy", "pandas", "matplotlib"},
     "curves": {"torch", "transformers", "matplotlib"},
     "metrics": {"torch", "transformers", "matplotlib"},
     "engine": {"transformers", "pandas", "matplotlib"},
@@ -49,6 +51,10 @@ NOT_BELOW = {
     ("plots", "trace"),
     ("plots", "engine"),
     ("plots", "models"),
+    ("pages", "trace"),
+    ("pages", "engine"),
+    ("pages", "models"),
+    ("pages", "metrics"),
     ("metrics", "models"),
 }
 """Pairs that the order of layers would allow, but that must not know each other."""

@@ -78,7 +78,8 @@ class WholeStatistic:
     @property
     def clusters(self) -> Ints:
         """[m], the number of clusters in which each is defined."""
-        return (self.defined > 0).sum(0)
+        found: Ints = (self.defined > 0).sum(0)
+        return found
 
 
 @dataclass(frozen=True)

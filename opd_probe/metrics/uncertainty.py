@@ -60,4 +60,5 @@ def soft_or_score(view: TopView) -> Floats:
 def teachability(view: TopView) -> Floats:
     """[n]. The paper's disagreement is a KL; ours is the one that is trained on, over the full shared vocabulary."""
     with np.errstate(invalid="ignore"):  # an infinite KL where the teacher has no mass on the student's top k
-        return view.scalar("reverse_kl") * np.exp(view.teacher_logprobs_on_student).sum(1)
+        value: Floats = view.scalar("reverse_kl") * np.exp(view.teacher_logprobs_on_student).sum(1)
+    return value

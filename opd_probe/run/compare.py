@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from opd_probe import plots
 from opd_probe.curves.paired import compare as compare_traces
 from opd_probe.errors import InputError, OpdProbeError
@@ -88,8 +86,8 @@ def pair_up(a: Sequence[Measured], b: Sequence[Measured]) -> list[Pair]:
             f"compare: A and B have no step in common (A has {steps[0]}; B has {steps[1]}); give one trace each to "
             "compare different steps"
         )
-    for name, side in zip("AB", keyed, strict=True):
-        alone = [str(step) for teacher, step in side if (teacher, step) not in common]
+    for name, found in zip("AB", keyed, strict=True):
+        alone = [str(key[1]) for key in found if key not in common]
         if alone:
             warn(f"compare: left out of {name}, for want of a counterpart: step {', '.join(alone)}")
     ordered = sorted(common, key=lambda key: (key[0], key[1] is not None, key[1] or 0))

@@ -31,7 +31,7 @@ class Measured:
 
 
 def find_traces(arguments: Sequence[str], given: Options, *, what: str = "--traces") -> list[Measured]:
-    """Open the traces that ``what`` (an option or an argument) names: files, or directories with traces somewhere below.
+    """Open the traces that ``what`` (an option or argument) names: files, or directories with traces somewhere below.
 
     Run, step and teacher are what the replay recorded. A directory that ``--out`` filled is searched below
     its ``traces``. Other Parquet files in a directory are skipped with a warning.

@@ -143,7 +143,7 @@ def test_pairing_narrows_the_interval() -> None:
 def test_no_common_prompt() -> None:
     a = grouped_trace([{"prompt_id": "x", "n_states": 3}, {"prompt_id": "skipped", "n_states": 0}])
     b = grouped_trace([{"prompt_id": "y", "n_states": 3}, {"prompt_id": "skipped", "n_states": 2}])
-    with pytest.raises(InputError, match="no prompt is in both traces .*'x' and 'skipped'") as caught:
+    with pytest.raises(InputError, match=r"no prompt is in both traces .*'x' and 'skipped'") as caught:
         opd_probe.compare(a, b, 4)
     assert "\n" not in str(caught.value)
 

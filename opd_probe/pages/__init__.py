@@ -1,0 +1,8 @@
+"""Pages to look at in a browser: plain values in, one self-contained HTML text out.
+
+Nothing here reads a trace, a model or a path. A page loads nothing: its style and its script are inside.
+"""
+
+from opd_probe.pages.tokens import render_tokens
+
+__all__ = ["render_tokens"]

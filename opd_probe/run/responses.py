@@ -1,0 +1,153 @@
+"""Responses as text around a state: from the trace alone, and from the rollouts that were replayed where they are found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opd_probe.errors import InputError, OpdProbeError
+from opd_probe.models.decoding import Decoder
+from opd_probe.rollouts.files import read_rollouts
+from opd_probe.trace import Trace
+from opd_probe.types import Rollout
+
+BEFORE, AFTER = 32, 12
+"""Tokens of context before and after a state."""
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Responses:
+    """The tokens of some rollouts.
+
+    Attributes:
+        table: the rows of the trace's rollout table, all of them.
+        tokens: positions and ids of the states of each rollout that was asked for, by index.
+        rollouts: those rollouts as they were replayed, by index; empty when they are not at hand.
+    """
+
+    table: Sequence[Mapping[str, Any]]
+    tokens: Mapping[int, tuple[Ints, Ints]]
+    rollouts: Mapping[int, Rollout]
+    decoder: Decoder
+
+    def rollout_id(self, index: int) -> str:
+        """The rollout's id."""
+        return str(self.table[index]["rollout_id"])
+
+    def prompt(self, index: int) -> str | None:
+        """The prompt as text, None when it is not at hand."""
+        rollout = self.rollouts.get(index)
+        return None if rollout is None else self.decoder.decode(rollout.prompt_ids)
+
+    def ids(self, index: int) -> list[int | None]:
+        """The response's ids by position; None where the trace alone does not know a masked token."""
+        rollout = self.rollouts.get(index)
+        if rollout is not None:
+            return [int(token) for token in rollout.response_ids]
+        positions, tokens = self.tokens[index]
+        length = max(int(self.table[index]["response_length"] or 0), int(positions[-1]) + 1 if len(positions) else 0)
+        ids: list[int | None] = [None] * length
+        for position, token in zip(positions.tolist(), tokens.tolist(), strict=True):
+            ids[position] = token
+        return ids
+
+    def context(self, index: int, position: int) -> tuple[str, str]:
+        """The text before and after a position of a response; the prompt's end where it is known."""
+        ids = self.ids(index)
+        start = max(0, position - BEFORE)
+        before = self._text(ids[start:position])
+        rollout = self.rollouts.get(index)
+        if start > 0:
+            before = f"… {before}"
+        elif rollout is not None:
+            tail = [int(token) for token in rollout.prompt_ids]
+            room = max(0, BEFORE - position)
+            cut = "… " if len(tail) > room else ""
+            before = cut + self.decoder.decode([*(tail[len(tail) - room :] if room else []), *ids[:position]])  # type: ignore[list-item]
+        else:
+            before = f"[prompt unknown] {before}"
+        stop = position + 1 + AFTER
+        return before, self._text(ids[position + 1 : stop]) + (" …" if stop < len(ids) else "")
+
+    def _text(self, ids: Sequence[int | None]) -> str:
+        parts: list[str] = []
+        run: list[int] = []
+        for token in [*ids, None]:
+            if token is not None:
+                run.append(token)
+                continue
+            if run:
+                parts.append(self.decoder.decode(run))
+                run = []
+            parts.append("[masked]")
+        parts.pop()  # of the None that closed the last run
+        return " ".join(part for place, part in enumerate(parts) if part != "[masked]" or parts[place - 1 : place] != [part])
+
+
+def read_responses(
+    trace: Trace, tokens: Mapping[int, tuple[Ints, Ints]], given: str | None, decoder: Decoder, missing: list[str]
+) -> Responses:
+    """The responses, with the rollouts of ``given`` or of the samples that lie beside the trace.
+
+    Appends to ``missing`` what cannot be shown.
+
+    Raises:
+        OpdProbeError: ``given`` cannot be read, or holds other rollouts than the trace.
+    """
+    table = trace.rollouts.to_pylist()
+    place = Path(given) if given is not None else _beside(trace)
+    rollouts: dict[int, Rollout] = {}
+    if place is not None:
+        try:
+            rollouts = _matching(place, table, tokens)
+        except OpdProbeError:
+            if given is not None:
+                raise
+    if not rollouts:
+        missing.append("Prompts: a trace does not hold them; give the replayed rollouts with --rollouts FILE.")
+        if any(len(tokens[i][0]) < int(table[i]["response_length"] or 0) for i in tokens):
+            missing.append(
+                "Masked tokens: a trace holds states alone; give the replayed rollouts with --rollouts FILE."
+            )
+    return Responses(table, tokens, rollouts, decoder)
+
+
+def _beside(trace: Trace) -> Path | None:
+    """Where a command that sampled this trace's responses stored them: OUT/rollouts beside OUT/traces."""
+    if trace.path is None:
+        return None
+    path = trace.path.absolute()
+    if len(path.parents) < 4 or path.parents[2].name != "traces":
+        return None
+    place = path.parents[3] / "rollouts" / path.parents[1].name / path.name
+    return place if place.is_file() else None
+
+
+def _matching(
+    place: Path, table: Sequence[Mapping[str, Any]], tokens: Mapping[int, tuple[Ints, Ints]]
+) -> dict[int, Rollout]:
+    by_id = {rollout.id: rollout for rollout in read_rollouts(place)}
+    found: dict[int, Rollout] = {}
+    for index, (positions, ids) in tokens.items():
+        name = table[index]["rollout_id"]
+        rollout = by_id.get(name)
+        if rollout is None:
+            raise InputError(f"--rollouts {place}: has no rollout {name!r}, which the trace has; give the replayed file")
+        if not rollout.response_ids:
+            raise InputError(f"--rollouts {place}: rollout {name!r} is text; expected prompt_ids and response_ids")
+        response = np.asarray(rollout.response_ids, dtype=np.int64)
+        inside = len(positions) == 0 or int(positions[-1]) < len(response)
+        if not inside or not np.array_equal(response[positions], ids):
+            raise InputError(
+                f"--rollouts {place}: the response of rollout {name!r} is not the one in the trace; give the file that "
+                "was replayed"
+            )
+        found[index] = rollout
+    return found
