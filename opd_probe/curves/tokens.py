@@ -86,7 +86,7 @@ def survey(
     *,
     n_extremes: int,
     rollouts: Mapping[int, int],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Survey:
     """Sums by token, the most extreme states, and the rows of some rollouts.
 
@@ -115,7 +115,8 @@ def survey(
             rows = rows[(first + rows) < rollouts[index]]
             kept[index].append({name: values[rows] for name, values in block.items()})
         found.n_states += len(block["position"])
-        progress(found.n_states, trace.n_states)
+        if progress is not None:
+            progress(found.n_states, trace.n_states)
     for index, parts in kept.items():
         if parts:
             found.rows[index] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -273,7 +274,7 @@ def same_states(a: Trace, b: Trace) -> bool:
 
 def _together(a: Trace, b: Trace, columns: Sequence[str]) -> Iterator[tuple[Block, Block]]:
     """Blocks of the same rows of two traces with equally many, whatever the row groups of their files."""
-    streams = [trace.blocks(columns, BLOCK_STATES) for trace in (a, b)]
+    streams: list[Iterator[Block]] = [iter(trace.blocks(columns, BLOCK_STATES)) for trace in (a, b)]
     held: list[Block] = [{}, {}]
     while True:
         for side, stream in enumerate(streams):

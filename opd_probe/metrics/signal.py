@@ -12,7 +12,7 @@ NEAR_ZERO = 1e-4
 """|r| below which a token teaches nothing (nats); the bound of arXiv 2608.31046."""
 
 TAIL_FLOOR = -2.0
-"""The floor c of :func:`reward_tail_share` (nats): the teacher finds the token e² ≈ 7 times less probable. Our choice."""
+"""The floor c of :func:`reward_tail_share` (nats): to the teacher the token is e² ≈ 7 times less probable."""
 
 _SAMPLED = ("student_logprob", "teacher_logprob")
 

@@ -41,9 +41,7 @@ class Decoder:
         """The text of a sequence, special tokens included."""
         if self._tokenizer is None:
             return " ".join(f"#{token}" for token in ids)
-        return str(
-            self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        )
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _label(self, token: int) -> str:
         """One token by itself, white space made visible; its raw string where it is no text by itself."""

@@ -43,7 +43,7 @@ def number(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     text = f"{value:.3g}" if value == 0 or 1e-4 <= abs(value) < 1e5 else f"{value:.1e}"
-    return text.replace("-", "−")
+    return text.replace("e-0", "e-").replace("e+0", "e+").replace("-", "−")
 
 
 def _source(name: str) -> str:

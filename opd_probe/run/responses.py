@@ -1,9 +1,10 @@
-"""Responses as text around a state: from the trace alone, and from the rollouts that were replayed where they are found."""
+"""Responses as text: from the trace alone, and from the rollouts that were replayed where they are at hand."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from opd_probe.types import Rollout
 
 BEFORE, AFTER = 32, 12
 """Tokens of context before and after a state."""
+
+MASKED = " [masked] "
 
 Ints = NDArray[np.int64]
 
@@ -58,37 +61,29 @@ class Responses:
             ids[position] = token
         return ids
 
-    def context(self, index: int, position: int) -> tuple[str, str]:
-        """The text before and after a position of a response; the prompt's end where it is known."""
+    def texts(self, ids: Sequence[int | None]) -> list[str]:
+        """The text that each token adds to those before it; a run of unknown ones says so once."""
+        texts: list[str] = []
+        for known, group in groupby(ids, lambda token: token is not None):
+            members = [token for token in group if token is not None] if known else list(group)
+            texts += self.decoder.pieces(members) if known else [MASKED, *[""] * (len(members) - 1)]  # type: ignore[arg-type]
+        return texts
+
+    def context(self, index: int, position: int) -> tuple[str, str, str]:
+        """The text before, at and after a position of a response; the prompt's end where it is known."""
         ids = self.ids(index)
-        start = max(0, position - BEFORE)
-        before = self._text(ids[start:position])
         rollout = self.rollouts.get(index)
+        prompt = [] if rollout is None else [int(token) for token in rollout.prompt_ids]
+        at = len(prompt) + position
+        everything = [*prompt, *ids]
+        start, stop = max(0, at - BEFORE), at + 1 + AFTER
+        texts = self.texts(everything[start:stop])
+        before = "".join(texts[: at - start])
         if start > 0:
             before = f"… {before}"
-        elif rollout is not None:
-            tail = [int(token) for token in rollout.prompt_ids]
-            room = max(0, BEFORE - position)
-            cut = "… " if len(tail) > room else ""
-            before = cut + self.decoder.decode([*(tail[len(tail) - room :] if room else []), *ids[:position]])  # type: ignore[list-item]
-        else:
+        elif rollout is None:
             before = f"[prompt unknown] {before}"
-        stop = position + 1 + AFTER
-        return before, self._text(ids[position + 1 : stop]) + (" …" if stop < len(ids) else "")
-
-    def _text(self, ids: Sequence[int | None]) -> str:
-        parts: list[str] = []
-        run: list[int] = []
-        for token in [*ids, None]:
-            if token is not None:
-                run.append(token)
-                continue
-            if run:
-                parts.append(self.decoder.decode(run))
-                run = []
-            parts.append("[masked]")
-        parts.pop()  # of the None that closed the last run
-        return " ".join(part for place, part in enumerate(parts) if part != "[masked]" or parts[place - 1 : place] != [part])
+        return before, texts[at - start], "".join(texts[at - start + 1 :]) + (" …" if stop < len(everything) else "")
 
 
 def read_responses(
@@ -139,7 +134,9 @@ def _matching(
         name = table[index]["rollout_id"]
         rollout = by_id.get(name)
         if rollout is None:
-            raise InputError(f"--rollouts {place}: has no rollout {name!r}, which the trace has; give the replayed file")
+            raise InputError(
+                f"--rollouts {place}: has no rollout {name!r}, which the trace has; give the replayed file"
+            )
         if not rollout.response_ids:
             raise InputError(f"--rollouts {place}: rollout {name!r} is text; expected prompt_ids and response_ids")
         response = np.asarray(rollout.response_ids, dtype=np.int64)

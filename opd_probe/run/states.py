@@ -62,7 +62,7 @@ def describe_state(row: Mapping[str, Any], responses: Responses, decoder: Decode
     """One row of a trace as a JSON document."""
     rows = {name: np.asarray(value)[None] for name, value in row.items() if name != "extremity"}
     index, position, token = int(row["rollout"]), int(row["position"]), int(row["token_id"])
-    before, after = responses.context(index, position)
+    before, text, after = responses.context(index, position)
     student, teacher = top_lists(rows, k)
     return {
         "rollout_id": responses.rollout_id(index),
@@ -71,6 +71,7 @@ def describe_state(row: Mapping[str, Any], responses: Responses, decoder: Decode
         "token_id": token,
         "token": decoder.label(token),
         "before": before,
+        "text": text,
         "after": after,
         "values": json_row({name: float(values[0]) for name, values in quantities(rows, k).items()}),
         "student_top": _named(student[0], decoder, "p_student", "q_teacher"),

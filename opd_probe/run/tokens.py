@@ -103,9 +103,7 @@ def tokens(
         raise InputError(f"tokens {trace}: the trace has no state; expected at least one rollout with a response")
     room = max(1, PAGE_STATES // len(chosen))
     progress.begin("read the trace")
-    found = survey(
-        stored, k, n_extremes=states, rollouts=dict.fromkeys(chosen, room), progress=progress.update
-    )
+    found = survey(stored, k, n_extremes=states, rollouts=dict.fromkeys(chosen, room), progress=progress.update)
     change = None if earlier is None else overlap_change(earlier.trace, stored, k)
     shown = sorted({int(row["rollout"]) for rows in found.extremes.values() for row in rows} | set(chosen))
     responses = read_responses(stored, response_tokens(stored, shown), rollouts, decoder, missing)

@@ -73,9 +73,7 @@ def build_page(
     trace, k = document["trace"], document["trace"]["k"]
     missing = list(document["missing"])
     data = _Data(decoder, k)
-    rollouts = [
-        _rollout(index, found.rows[index], responses, decoder, data, float(mean_kl[index])) for index in chosen
-    ]
+    rollouts = [_rollout(index, found.rows[index], responses, data, float(mean_kl[index])) for index in chosen]
     page_data = data.finish()
     if data.unknown:
         names = ", ".join(_title(name, k) for name in data.unknown)
@@ -226,9 +224,7 @@ def _round_up(value: float) -> float:
     return float(f"{np.ceil(value / step - 1e-9) * step:.3g}")
 
 
-def _rollout(
-    index: int, rows: Mapping[str, Any], responses: Responses, decoder: Decoder, data: _Data, mean_kl: float
-) -> dict[str, Any]:
+def _rollout(index: int, rows: Mapping[str, Any], responses: Responses, data: _Data, mean_kl: float) -> dict[str, Any]:
     row = responses.table[index]
     score = row["score"]
     verdict = None if score is None else ("correct" if score >= CORRECT_FROM else "wrong")
@@ -243,44 +239,28 @@ def _rollout(
         "about": " · ".join(about),
         "prompt": responses.prompt(index),
         "prompt_length": row["prompt_length"],
-        "pieces": _pieces(index, rows, responses, decoder, data.add(rows), held < n_states),
+        "pieces": _pieces(index, rows, responses, data.add(rows), held < n_states),
         "cut": f"The first {held:,} of {n_states:,} states." if held < n_states else None,
     }
 
 
-def _pieces(
-    index: int, rows: Mapping[str, Any], responses: Responses, decoder: Decoder, first: int, cut: bool
-) -> list[dict[str, Any]]:
+def _pieces(index: int, rows: Mapping[str, Any], responses: Responses, first: int, cut: bool) -> list[dict[str, Any]]:
     """The response as spans: states, tokens that are none (where they are known), and gaps (where they are not)."""
     ids = responses.ids(index)
     places = {int(position): first + place for place, position in enumerate(rows["position"].tolist())}
     if cut:
         ids = ids[: max(places) + 1]
-    texts = _piece_texts(ids, decoder)
     why = "masked: the student did not generate it"
     spans: list[dict[str, Any]] = []
-    for position, text in enumerate(texts):
-        state = places.get(position)
+    for position, text in enumerate(responses.texts(ids)):
         if ids[position] is None:
-            if not spans or spans[-1]["text"] != " [masked] ":
-                spans.append({"state": None, "text": " [masked] ", "why": f"{why}, and the trace does not hold it"})
-        else:
-            spans.append({"state": state, "text": text, "why": why, "first": state == first})
-    return spans
-
-
-def _piece_texts(ids: Sequence[int | None], decoder: Decoder) -> list[str]:
-    """The text of each token, "" for an unknown one; line breaks are marked before they break."""
-    texts: list[str] = []
-    run: list[int] = []
-    for token in [*ids, None]:
-        if token is not None:
-            run.append(token)
+            if text:
+                spans.append({"state": None, "text": text, "why": f"{why}, and the trace does not hold it"})
             continue
-        texts += [piece.replace("\n", "↵\n") for piece in decoder.pieces(run)]
-        texts.append("")
-        run = []
-    return texts[:-1]
+        state = places.get(position)
+        # A line break is marked before it breaks, so that the token can be seen.
+        spans.append({"state": state, "text": text.replace("\n", "↵\n"), "why": why, "first": state == first})
+    return spans
 
 
 def _lists(document: Mapping[str, Any], found: Survey, change: OverlapChange | None) -> list[dict[str, Any]]:
@@ -328,7 +308,10 @@ def _lists(document: Mapping[str, Any], found: Survey, change: OverlapChange | N
                 "short": "Overlap",
                 "title": "Tokens that enter and leave the overlap",
                 "note": f"From the trace of {against['run']}, step {against['step']}, to this one. {how}",
-                "tables": [_table(lists["entering"], "Entering", columns), _table(lists["leaving"], "Leaving", columns)],
+                "tables": [
+                    _table(lists["entering"], "Entering", columns),
+                    _table(lists["leaving"], "Leaving", columns),
+                ],
             }
         )
     return sections
@@ -367,7 +350,9 @@ def _extreme(kind: str, states: Sequence[Mapping[str, Any]], k: int) -> dict[str
         values = state["values"]
         infinite = {"inf": "∞", "-inf": "−∞"}
         return {
-            **{name: state[name] for name in ("rollout_id", "position", "token", "token_id", "before", "after")},
+            **{
+                name: state[name] for name in ("rollout_id", "position", "token", "token_id", "before", "text", "after")
+            },
             "numbers": [
                 (_title(name, k), infinite.get(values.get("infinite", {}).get(name), values[name])) for name in _SHOWN
             ],
