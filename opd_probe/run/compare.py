@@ -81,16 +81,16 @@ def pair_up(a: Sequence[Measured], b: Sequence[Measured]) -> list[Pair]:
     keyed = [{(one.teacher if several else "", one.step): one for one in side} for side in (a, b)]
     common = [key for key in keyed[0] if key in keyed[1]]
     if not common:
-        steps = [", ".join("unknown" if one.step is None else str(one.step) for one in side) for side in (a, b)]
+        steps = [", ".join(map(_step_name, sorted({one.step for one in side}, key=_step_order))) for side in (a, b)]
         raise InputError(
             f"compare: A and B have no step in common (A has {steps[0]}; B has {steps[1]}); give one trace each to "
             "compare different steps"
         )
     for name, found in zip("AB", keyed, strict=True):
-        alone = [str(key[1]) for key in found if key not in common]
+        alone = [_step_name(key[1]) for key in found if key not in common]
         if alone:
             warn(f"compare: left out of {name}, for want of a counterpart: step {', '.join(alone)}")
-    ordered = sorted(common, key=lambda key: (key[0], key[1] is not None, key[1] or 0))
+    ordered = sorted(common, key=lambda key: (key[0], _step_order(key[1])))
     return [(keyed[0][key], keyed[1][key]) for key in ordered]
 
 
@@ -103,6 +103,14 @@ def _rows(a: Measured, b: Measured) -> list[dict[str, Any]]:
         raise InputError(f"{where}: {error}") from None
     names = {f"{name}_{side}": value for side, one in (("a", a), ("b", b)) for name, value in one.key.items()}
     return [{**names, **row} for row in table.to_dict("records")]  # type: ignore[dict-item]
+
+
+def _step_name(step: int | None) -> str:
+    return "unknown" if step is None else str(step)
+
+
+def _step_order(step: int | None) -> tuple[bool, int]:
+    return step is not None, step or 0
 
 
 def _pair(row: Mapping[str, Any]) -> str:

@@ -30,7 +30,9 @@ def piece_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
 
 
-@pytest.mark.parametrize("text", ["plain words", "naïve – 漢字 🙂 end", "line\nbreak\ttab", "🙂🙂🙂🙂🙂🙂🙂🙂", "x" * 50])
+@pytest.mark.parametrize(
+    "text", ["plain words", "naïve – 漢字 🙂 end", "line\nbreak\ttab", "🙂🙂🙂🙂🙂🙂🙂🙂", "x" * 50]
+)
 def test_pieces_of_bytes_make_up_the_text(text: str) -> None:
     tokenizer = byte_tokenizer()
     ids = tokenizer(text)["input_ids"]
