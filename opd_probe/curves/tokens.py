@@ -274,8 +274,8 @@ def same_states(a: Trace, b: Trace) -> bool:
 
 def _together(a: Trace, b: Trace, columns: Sequence[str]) -> Iterator[tuple[Block, Block]]:
     """Blocks of the same rows of two traces with equally many, whatever the row groups of their files."""
-    streams: list[Iterator[Block]] = [iter(trace.blocks(columns, BLOCK_STATES)) for trace in (a, b)]
-    held: list[Block] = [{}, {}]
+    streams = [trace.blocks(columns, BLOCK_STATES) for trace in (a, b)]
+    held: list[dict[str, NDArray[Any]]] = [{}, {}]
     while True:
         for side, stream in enumerate(streams):
             if not held[side] or not len(held[side]["rollout"]):

@@ -14,7 +14,7 @@ from opd_probe.errors import InputError
 from opd_probe.plots import style as house
 from opd_probe.plots.labels import METRICS, Label
 from opd_probe.plots.layout import Entry, finish
-from opd_probe.plots.tables import check_table, check_unique, numbers, single_k
+from opd_probe.plots.tables import check_table, check_unique, numbers, shorten, single_k
 
 UNITS = ("share", "probability", "nats", "tokens", "perplexity", "AUROC")
 """Panels from top to bottom; a unit not named here comes last."""
@@ -60,7 +60,7 @@ def plot_comparison(table: pd.DataFrame, *, a: str = "A", b: str = "B") -> house
             _draw_unit(figure.add_subplot(spec[row, 0]), finite[finite["unit"] == unit], unit, drawn, colors, k)
         finish(
             figure,
-            title=f"Paired differences B − A over the same prompts. A: {a}. B: {b}",
+            title="Paired differences B − A over the same prompts. A: {}. B: {}".format(*shorten([a, b])),
             note=_note(table, missing, drawn),
             rows=1,
             row_height=_ROW * (sum(sizes) + _HEAD * len(units)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +63,12 @@ class Responses:
     def texts(self, ids: Sequence[int | None]) -> list[str]:
         """The text that each token adds to those before it; a run of unknown ones says so once."""
         texts: list[str] = []
-        for known, group in groupby(ids, lambda token: token is not None):
-            members = [token for token in group if token is not None] if known else list(group)
-            texts += self.decoder.pieces(members) if known else [MASKED, *[""] * (len(members) - 1)]  # type: ignore[arg-type]
+        start = 0
+        while start < len(ids):
+            stop = next((i for i in range(start, len(ids)) if (ids[i] is None) != (ids[start] is None)), len(ids))
+            known = [token for token in ids[start:stop] if token is not None]
+            texts += self.decoder.pieces(known) if known else [MASKED, *[""] * (stop - start - 1)]
+            start = stop
         return texts
 
     def context(self, index: int, position: int) -> tuple[str, str, str]:

@@ -29,7 +29,7 @@ def quantities(rows: Mapping[str, Any], k: int) -> dict[str, Floats]:
 
 
 def top_lists(rows: Mapping[str, Any], k: int) -> tuple[list[list[dict[str, Any]]], list[list[dict[str, Any]]]]:
-    """For each row the student's and the teacher's top k: ``id``, ``own`` probability, the ``other`` model's, ``shared``.
+    """For each row the student's and the teacher's top k: ``id``, ``own`` and the ``other`` probability, ``shared``.
 
     Probabilities are true ones; None where unknown. Shared: in both top k.
     """

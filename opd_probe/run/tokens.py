@@ -202,13 +202,12 @@ def _token_lists(
             lambda v: {"contribution": reward[v] / n, "mean": float(mean[v]), "n_states": int(sampled[v])},
         )
     if change is not None:
-        size = max(len(change.entered), len(change.left))
         for name, values in (("entering", change.entered), ("leaving", change.left)):
-            lists[name] = ranked(values, _change_row(change, values, size))
+            lists[name] = ranked(values, _change_row(change, values))
     return {name: [json_row(row) for row in rows] for name, rows in lists.items()}
 
 
-def _change_row(change: OverlapChange, values: Floats, size: int) -> Any:
+def _change_row(change: OverlapChange, values: Floats) -> Any:
     """Rates per 1,000 states; where states are paired also the number of states and the net change."""
 
     def row(token: int) -> dict[str, Any]:
@@ -226,6 +225,6 @@ def _states(found: Survey, responses: Responses, decoder: Decoder, k: int) -> di
 
 
 def table_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The token lists of a document below one another, for a table or CSV: ``list``, ``rank``, and each list's columns."""
+    """The token lists of a document below one another: ``list``, ``rank``, and each list's own columns."""
     lists: Mapping[str, Sequence[Mapping[str, Any]]] = document["tokens"]
     return [{"list": name, "rank": rank, **row} for name, rows in lists.items() for rank, row in enumerate(rows, 1)]
