@@ -11,12 +11,20 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from opd_probe.curves import compare, diagnose, mass_curve, position_curve, summarize
+    from opd_probe.curves import (
+        compare,
+        diagnose,
+        mass_curve,
+        position_curve,
+        reward_by_depth,
+        signal_by_depth,
+        summarize,
+    )
     from opd_probe.engine.logits import trace_logits
     from opd_probe.errors import OpdProbeError, OpdProbeWarning
     from opd_probe.metrics.recovery import gap_recovery
     from opd_probe.metrics.states import state_metrics
-    from opd_probe.plots import plot_alignment, plot_comparison, plot_mass, plot_overlap
+    from opd_probe.plots import plot_alignment, plot_comparison, plot_depth, plot_mass, plot_overlap
     from opd_probe.run.replay import replay, replay_teachers
     from opd_probe.trace import Trace, read_trace
     from opd_probe.types import Checkpoint, Prompt, Rollout
@@ -39,12 +47,15 @@ _HOME = {
     "mass_curve": "opd_probe.curves",
     "plot_alignment": "opd_probe.plots",
     "plot_comparison": "opd_probe.plots",
+    "plot_depth": "opd_probe.plots",
     "plot_mass": "opd_probe.plots",
     "plot_overlap": "opd_probe.plots",
     "position_curve": "opd_probe.curves",
     "read_trace": "opd_probe.trace",
     "replay": "opd_probe.run.replay",
     "replay_teachers": "opd_probe.run.replay",
+    "reward_by_depth": "opd_probe.curves",
+    "signal_by_depth": "opd_probe.curves",
     "state_metrics": "opd_probe.metrics.states",
     "summarize": "opd_probe.curves",
     "trace_logits": "opd_probe.engine.logits",
@@ -63,12 +74,15 @@ __all__ = [
     "mass_curve",
     "plot_alignment",
     "plot_comparison",
+    "plot_depth",
     "plot_mass",
     "plot_overlap",
     "position_curve",
     "read_trace",
     "replay",
     "replay_teachers",
+    "reward_by_depth",
+    "signal_by_depth",
     "state_metrics",
     "summarize",
     "trace_logits",

@@ -17,17 +17,23 @@ class Axis(StrEnum):
 
     step = "step"
     position = "position"
+    depth = "depth"
 
 
 @takes_request
 def align(
     request: Request,
-    x: Annotated[Axis, typer.Option("--x", help="Training step, or position in the response.")] = Axis.step,
-    bins: Annotated[int, typer.Option("--bins", min=1, help="Bins of --x position.")] = 20,
+    x: Annotated[
+        Axis,
+        typer.Option(
+            "--x", help="Training step, position, or depth: quantiles of the reward and its signal along the response."
+        ),
+    ] = Axis.step,
+    bins: Annotated[int, typer.Option("--bins", min=1, help="Bins of --x position and depth.")] = 20,
 ) -> None:
     """Alignment curves: overlap ratio and advantage, entropies and their gap, overlap masses, divergences.
 
-    Writes DIR/align.csv, DIR/align.pdf and .png. Traces that exist are re-used.
+    Writes DIR/align.csv, DIR/align.pdf and .png; --x depth writes DIR/depth.csv, depth-signal.csv and depth.pdf. Traces that exist are re-used.
 
     Example: opd-probe align --traces opd-probe-out --x position
     """

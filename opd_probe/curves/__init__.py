@@ -1,9 +1,10 @@
 """Curves: per-state metrics grouped by checkpoint, position or rank, with intervals that resample prompts."""
 
+from opd_probe.curves.depth import reward_by_depth, signal_by_depth
 from opd_probe.curves.mass import mass_curve
 from opd_probe.curves.paired import compare
 from opd_probe.curves.position import position_curve
 from opd_probe.curves.summary import summarize
 from opd_probe.curves.whole import diagnose
 
-__all__ = ["compare", "diagnose", "mass_curve", "position_curve", "summarize"]
+__all__ = ["compare", "diagnose", "mass_curve", "position_curve", "reward_by_depth", "signal_by_depth", "summarize"]

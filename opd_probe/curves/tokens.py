@@ -254,8 +254,8 @@ def overlap_change(earlier: Trace, later: Trace, k: int) -> OverlapChange:
     counts = TokenCounts()
     for before, after in _together(earlier, later, ["student_top_ids", "teacher_top_ids"]):
         keys = []
-        for block in (before, after):
-            rows, ids = overlap_tokens(block, k)
+        for side in (before, after):
+            rows, ids = overlap_tokens(side, k)
             keys.append(rows << 32 | ids.astype(np.int64))
         counts.add("entered", np.setdiff1d(keys[1], keys[0], assume_unique=True) & 0xFFFFFFFF)
         counts.add("left", np.setdiff1d(keys[0], keys[1], assume_unique=True) & 0xFFFFFFFF)

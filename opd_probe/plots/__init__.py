@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from opd_probe.plots.alignment import plot_alignment
     from opd_probe.plots.comparison import plot_comparison
+    from opd_probe.plots.depth import plot_depth
     from opd_probe.plots.mass import plot_mass
     from opd_probe.plots.overlap import plot_overlap
     from opd_probe.plots.style import render
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
 _HOME = {
     "plot_alignment": "alignment",
     "plot_comparison": "comparison",
+    "plot_depth": "depth",
     "plot_mass": "mass",
     "plot_overlap": "overlap",
     "render": "style",
 }
 
-__all__ = ["plot_alignment", "plot_comparison", "plot_mass", "plot_overlap", "render"]
+__all__ = ["plot_alignment", "plot_comparison", "plot_depth", "plot_mass", "plot_overlap", "render"]
 
 
 def __getattr__(name: str) -> Any:

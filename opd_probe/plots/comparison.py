@@ -60,7 +60,7 @@ def plot_comparison(table: pd.DataFrame, *, a: str = "A", b: str = "B") -> house
             _draw_unit(figure.add_subplot(spec[row, 0]), finite[finite["unit"] == unit], unit, drawn, colors, k)
         finish(
             figure,
-            title="Paired differences B − A over the same prompts. A: {}. B: {}".format(*shorten([a, b])),
+            title="Paired differences B − A over the same prompts. A: {}. B: {}".format(*shorten([a, b], 36)),
             note=_note(table, missing, drawn),
             rows=1,
             row_height=_ROW * (sum(sizes) + _HEAD * len(units)),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from opd_probe import plots
-from opd_probe.curves import mass_curve, position_curve, summarize
+from opd_probe.curves import diagnose, mass_curve, position_curve, reward_by_depth, signal_by_depth, summarize
 from opd_probe.errors import InputError
 from opd_probe.run.output import check_writable, save_figure
 from opd_probe.run.plan import make_plan
@@ -49,6 +49,10 @@ POSITION_COLUMNS = (
     "n_states",
     *ALIGN_COLUMNS[5:],
 )
+DEPTH_COLUMNS = (
+    "run", "step", "teacher", "position_lo", "position_hi", "n_states", "sampled_reward",
+    *(f"sampled_reward_q{end}" for end in ("05", "25", "50", "75", "95")),
+)  # fmt: skip
 DRY_RUN_COLUMNS = (
     "run", "step", "teacher", "states", "states_are", "tokens", "bytes", "seconds",
 )  # fmt: skip
@@ -115,12 +119,24 @@ def align(request: Request, progress: Progress, *, x: str = "step", bins: int = 
     if x == "step":
         rows = _summaries(gathered)
         return _finish(gathered, "align", rows, ALIGN_COLUMNS, _by_k(rows, plots.plot_alignment))
+    if x == "depth":
+        return _depth(gathered, bins)
     table = _curves(
         gathered, "align", lambda m: position_curve(m.trace, m.settings.k, bins=bins, **_intervals(m)), k=True
     )
     rows = records(table)
     draw = _by_k(rows, lambda part: plots.plot_alignment(part, x="position"))
     return _finish(gathered, "align", rows, POSITION_COLUMNS, draw)
+
+
+def _depth(gathered: _Gathered, bins: int) -> Result:
+    """Quantiles of the sampled reward by position, and where its signal lies."""
+    reward = _curves(gathered, "reward by depth", lambda m: reward_by_depth(m.trace, bins=bins))
+    signal = _curves(gathered, "signal by depth", lambda m: signal_by_depth(m.trace, bins=bins, seed=m.settings.seed))
+    files = _write(gathered, "depth", reward, [("", plots.plot_depth(reward, signal))])
+    files += (write_csv(signal, gathered.out / "depth-signal.csv"),)
+    rows = [json_row(row) for row in records(reward)]
+    return Result(rows, present(DEPTH_COLUMNS, rows), gathered.format, files)
 
 
 def show(trace: str, *, k: int | None = None, average: str | None = None) -> dict[str, Any]:
@@ -184,6 +200,7 @@ def _summaries(gathered: _Gathered) -> list[dict[str, Any]]:
     for done, measured in enumerate(gathered.measured):
         gathered.progress.update(done, len(gathered.measured))
         row = summarize(measured.trace, measured.settings.k, **_intervals(measured))
+        row |= diagnose(measured.trace, seed=measured.settings.seed)
         k = row.pop("k")
         # The teacher's own accuracy is not part of a trace: null here, see opd_probe.gap_recovery.
         recovery = {"gap_recovery": NAN, "gap_recovery_lo": NAN, "gap_recovery_hi": NAN, "gap_recovery_n": 0}

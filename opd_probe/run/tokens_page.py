@@ -29,7 +29,7 @@ REVERSED = (
 
 READINGS = {
     "reverse_kl": "KL(student ‖ teacher) at the state before the token: where the two models disagree most.",
-    "sampled_reward": "log q − log p of the token. Orange: the teacher finds it less probable than the student; blue: more.",
+    "sampled_reward": "log q − log p of the token. Orange: less probable to the teacher than to the student; blue: more.",
     "forward_kl": "KL(teacher ‖ student): where the student misses what the teacher would say.",
     "student_entropy": "Where the student hesitates.",
     "teacher_entropy": "Where the teacher hesitates.",
@@ -136,8 +136,8 @@ def _choice(shown: int, mean_kl: Floats, room: int) -> str:
         which += ", from the largest mean reverse KL to the smallest."
     else:
         which = (
-            f"{shown} of {there:,} responses, evenly spaced in rank from the largest mean reverse KL to the smallest, so "
-            "that the worst, the usual and the best are here (--max-rollouts shows more)."
+            f"{shown} of {there:,} responses, evenly spaced in rank from the largest mean reverse KL to the smallest, "
+            "so that the worst, the usual and the best are here (--max-rollouts shows more)."
         )
     return f"{which} Of each, at most {room:,} states."
 
@@ -211,7 +211,8 @@ def _quantity(name: str, values: Floats, k: int) -> dict[str, Any]:
         top = 0.0 if name == "overlap_advantage" else 1.0
         low = top - _round_up(top - float(np.quantile(finite, 0.02)))
         return quantity | {
-            "scale": "reversed", "low": float(f"{low:.4g}"), "high": top, "clipped_low": bool((finite < low - 1e-9).any())
+            "scale": "reversed", "low": float(f"{low:.4g}"), "high": top,
+            "clipped_low": bool((finite < low - 1e-9).any()),
         }  # fmt: skip
     high = _round_up(float(np.quantile(finite, 0.98)))
     return quantity | {"scale": "sequential", "low": 0.0, "high": high, "clipped_high": bool((finite > high).any())}
