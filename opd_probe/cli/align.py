@@ -33,7 +33,8 @@ def align(
 ) -> None:
     """Alignment curves: overlap ratio and advantage, entropies and their gap, overlap masses, divergences.
 
-    Writes DIR/align.csv, DIR/align.pdf and .png; --x depth writes DIR/depth.csv, depth-signal.csv and depth.pdf. Traces that exist are re-used.
+    Writes DIR/align.csv, DIR/align.pdf and .png; with --x depth DIR/depth.csv, depth-signal.csv, depth.pdf and .png.
+    Traces that exist are re-used.
 
     Example: opd-probe align --traces opd-probe-out --x position
     """

@@ -83,7 +83,7 @@ def _quantile(ordered: Floats, q: float) -> float:
 
 
 def signal_by_depth(trace: Trace, *, bins: int = 20, seed: int = 0, resamples: int = RESAMPLES) -> pd.DataFrame:
-    """Where along the response the signal Σ|r| lies, cumulated over relative position (arXiv 2602.15260, our definition).
+    """Where along the response the signal Σ|r| lies, cumulated over relative position (after arXiv 2602.15260).
 
     Args:
         bins: of equal width from 0 to 1; a state of position t in a response of T tokens lies at (t + ½) / T.

@@ -55,9 +55,9 @@ def plot_depth(reward: pd.DataFrame, signal: pd.DataFrame) -> house.HouseFigure:
         finish(
             figure,
             title=f"Sampled-token reward along the response at {states_phrase(reward)}",
-            note="Left, last step: line = median, dark band = 25-75 %, light band = 5-95 % of states; dashed: the same "
-            f"median and 5-95 % at the first step. Bins of fewer than {MIN_STATES} states are left out. Right: share of "
-            f"Σ|r| up to that part of the response; grey = evenly spread. {interval_note(signal, ['cumulative_signal'])}",
+            note="Left, last step: line = median, dark band = 25-75 %, light band = 5-95 % of states; dashed: median "
+            f"and 5-95 % at the first step. Bins of fewer than {MIN_STATES} states are left out. Right: share of Σ|r| "
+            f"up to that part of the response; grey = evenly spread. {interval_note(signal, ['cumulative_signal'])}",
             rows=len(left),
             row_height=1.95,
             legend=_entries(right),
@@ -94,8 +94,8 @@ def _draw_reward(ax: Axes, one: Series, name: str) -> None:
     color = house.shades(one.style.color, max(2, len(steps)))[-1]
     x = numbers(last, "position")
     for low, high, alpha in _FANS:
-        ends = (numbers(last, f"sampled_reward_{end}") for end in (low, high))
-        area = ax.fill_between(x, *ends, color=color, alpha=alpha, linewidth=0, zorder=1.5)
+        below, above = (numbers(last, f"sampled_reward_{end}") for end in (low, high))
+        area = ax.fill_between(x, below, above, color=color, alpha=alpha, linewidth=0, zorder=1.5)
         area.set_gid(f"fan:{low}-{high}:{one.label}")
     (line,) = ax.plot(x, numbers(last, "sampled_reward_q50"), color=color, zorder=3)
     line.set_gid(f"sampled_reward_q50:{one.label}:{step_name(steps[-1])}")

@@ -59,6 +59,15 @@ def test_align_over_steps_and_positions(call: Caller, out: Path, tmp_path: Path)
     assert mean == pytest.approx(whole["overlap_ratio"])
 
 
+def test_align_along_the_response(call: Caller, out: Path, tmp_path: Path) -> None:
+    done = call("align", "--traces", out, "--x", "depth", "--bins", "3", "--out", tmp_path, "--format", "json")
+    assert done.code == 0, done.err
+    assert [(row["step"], row["position_lo"]) for row in done.rows] == [(s, p) for s in (5, 20, 100) for p in (0, 2, 4)]
+    for row in done.rows:
+        assert row["sampled_reward_q05"] <= row["sampled_reward_q50"] <= row["sampled_reward_q95"]
+    assert files_below(tmp_path) == {"depth.csv", "depth-signal.csv", "depth.pdf", "depth.png"}
+
+
 def test_traces_may_be_files_and_directories(call: Caller, out: Path, tmp_path: Path) -> None:
     one = out / "traces" / "good" / "teacher" / "step-5.parquet"
     more = ("--out", tmp_path, "--format", "json")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from opd_probe.metrics import METRICS
+from opd_probe.metrics import METRICS, TRACE_METRICS
 from opd_probe.rollouts.files import read_rollouts
 from opd_probe.trace import read_trace
 from tests.cli.workspace import Caller, files_below, run_command
@@ -57,6 +57,10 @@ def test_every_field_of_a_row(call: Caller, tmp_path: Path) -> None:
         kinds = ("", "_lo", "_hi", "_n") if metric.summary == "mean" else ("_median", "_p90", "_share_beyond", "_n")
         for kind in kinds:
             assert f"{name}{kind}" in row
+    for name in TRACE_METRICS:
+        for kind in ("", "_lo", "_hi", "_n"):
+            assert f"{name}{kind}" in row
+    assert row["special_token_gap_n"] == 0 or row["special_token_gap"] is not None
     for name in ("response_length", "truncation_rate", "accuracy", "sequence_mean_reward", "reward_auroc"):
         assert name in row
     assert row["response_length"] == 6
