@@ -29,7 +29,7 @@ REVERSED = (
 
 READINGS = {
     "reverse_kl": "KL(student ‖ teacher) at the state before the token: where the two models disagree most.",
-    "sampled_reward": "log q − log p of the token. Orange: less probable to the teacher than to the student; blue: more.",
+    "sampled_reward": "log q − log p of the token. Orange: the teacher gives it less than the student, blue: more.",
     "forward_kl": "KL(teacher ‖ student): where the student misses what the teacher would say.",
     "student_entropy": "Where the student hesitates.",
     "teacher_entropy": "Where the teacher hesitates.",
@@ -285,11 +285,11 @@ def _lists(document: Mapping[str, Any], found: Survey, change: OverlapChange | N
             "key": "reward-tokens",
             "short": "Tokens by r",
             "title": "Sampled tokens that the teacher refuses and welcomes",
-            "note": "Σ r over the states where the token was sampled, per state of the trace: rare tokens of extreme r and "
-            "frequent ones of moderate r both count.",
+            "note": "Σ r over the states where the token was sampled, per state of the trace: rare tokens of extreme r "
+            "and frequent ones of moderate r both count.",
             "tables": [
                 _table(lists[name], caption, {"contribution": "nats per state", "mean": "mean r", "n_states": "times"})
-                for name, caption in (("lowest_reward", "Refused: lowest Σ r"), ("highest_reward", "Welcomed: highest Σ r"))
+                for name, caption in (("lowest_reward", "Refused: low Σ r"), ("highest_reward", "Welcomed: high Σ r"))
             ],
         },
     ]  # fmt: skip
@@ -297,7 +297,7 @@ def _lists(document: Mapping[str, Any], found: Survey, change: OverlapChange | N
         how = (
             "Both traces have the same states: counted are the states where a token is in the overlap of one alone."
             if change.paired
-            else "The two traces have different states: compared is how often a token is in the overlap, per 1,000 states."
+            else "The two traces have different states: compared is how often a token is in the overlap."
         )
         columns = {"per_1000_states": "per 1,000 states", "n_states": "states", "net": "net"} if change.paired else {
             "per_1000_states": "per 1,000 states"

@@ -66,7 +66,7 @@ def test_of_several_pairs_the_first_and_the_last(table: pd.DataFrame) -> None:
 
 def test_no_text_over_text(table: pd.DataFrame) -> None:
     long = "a-run-with-a-very-long-name-that-goes-on-and-on at step 100"
-    assert untidy_texts(plot_comparison(table, a=long, b=long)) == []
+    assert untidy_texts(plot_comparison(table, a=long, b=f"another-{long}")) == []
 
 
 def test_bad_tables(table: pd.DataFrame) -> None:

@@ -50,8 +50,9 @@ def test_the_signal_starts_at_nothing_and_ends_at_all() -> None:
         np.testing.assert_allclose(line(ax, key).get_ydata(), [0, *rows["cumulative_signal"]])
         np.testing.assert_allclose(line(ax, key).get_xdata(), [0, *rows["relative"]])
     x, low, _ = band(ax, "cumulative_signal:mine:step 100")
-    np.testing.assert_allclose(x, signal[signal["step"] == 100]["relative"])
-    np.testing.assert_allclose(low, signal[signal["step"] == 100]["cumulative_signal_lo"], atol=1e-12)
+    last = signal[signal["step"] == 100]
+    np.testing.assert_allclose(x, [0, *last["relative"]])
+    np.testing.assert_allclose(low, [0, *last["cumulative_signal_lo"]], atol=1e-12)
     assert legend_labels(figure) == ["step 0", "step 100"]
     assert "dark band = 25-75 %" in note(figure)
 
