@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from opd_probe.curves.bootstrap import Floats, Ints
 from opd_probe.metrics import METRICS
 from opd_probe.metrics.states import BLOCK_STATES, check_k
-from opd_probe.metrics.view import TopView, match_ranks
+from opd_probe.metrics.view import TopView
 from opd_probe.trace import Trace
 from opd_probe.trace.schema import TOP_COLUMNS
 
@@ -125,10 +125,7 @@ def survey(
 
 def _count(found: Survey, block: Block, k: int) -> None:
     ids, other = block["student_top_ids"], block["teacher_top_ids"]
-    ranks = match_ranks(ids, other)
-    only = np.ones(other.shape, dtype=bool)  # tokens of the teacher's list that the student's lacks
-    rows, places = np.nonzero(ranks < other.shape[1])
-    only[rows, ranks[rows, places]] = False
+    only = TopView(block, ids.shape[1]).teacher_only  # tokens of the teacher's list that the student's lacks
     lists = (
         (ids, "student_top_logprobs", "teacher_logprobs_at_student_top", np.ones(ids.shape, dtype=bool)),
         (other, "student_logprobs_at_teacher_top", "teacher_top_logprobs", only),
@@ -160,9 +157,8 @@ def kl_terms(log_p: NDArray[Any], log_q: NDArray[Any]) -> Floats:
 
 def overlap_tokens(block: Block, k: int) -> tuple[Ints, NDArray[Any]]:
     """The rows and the ids of the tokens in S_p ∩ S_q: two arrays [m]."""
-    ids = block["student_top_ids"][:, :k]
-    shared = match_ranks(ids, block["teacher_top_ids"][:, :k]) < k
-    return np.nonzero(shared)[0], ids[shared]
+    shared = TopView(block, k).in_overlap
+    return np.nonzero(shared)[0], block["student_top_ids"][:, :k][shared]
 
 
 def _largest(held: list[dict[str, Any]], block: Block, value: Floats, n: int) -> list[dict[str, Any]]:

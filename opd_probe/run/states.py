@@ -10,7 +10,7 @@ import numpy as np
 from opd_probe.curves.bootstrap import Floats
 from opd_probe.metrics import METRICS
 from opd_probe.metrics.states import block_metrics
-from opd_probe.metrics.view import match_ranks
+from opd_probe.metrics.view import TopView
 from opd_probe.models.decoding import Decoder
 from opd_probe.run.responses import Responses
 from opd_probe.run.tables import json_row
@@ -38,9 +38,11 @@ def top_lists(rows: Mapping[str, Any], k: int) -> tuple[list[list[dict[str, Any]
         (rows["student_top_logprobs"], rows["teacher_logprobs_at_student_top"]),
         (rows["teacher_top_logprobs"], rows["student_logprobs_at_teacher_top"]),
     )
+    view = TopView(rows, k)
     both = []
-    for own, (own_logs, other_logs) in enumerate(logs):
-        shared = match_ranks(ids[own], ids[1 - own]) < ids[1 - own].shape[1]
+    for own, ((own_logs, other_logs), shared) in enumerate(
+        zip(logs, (view.in_overlap, ~view.teacher_only), strict=True)
+    ):
         p, q = (np.exp(np.asarray(values, dtype=np.float64)[:, :k]) for values in (own_logs, other_logs))
         both.append(
             [
