@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from opd_probe.errors import OpdProbeError, OpdProbeWarning
     from opd_probe.metrics.recovery import gap_recovery
     from opd_probe.metrics.states import state_metrics
-    from opd_probe.plots import plot_alignment, plot_mass, plot_overlap
+    from opd_probe.plots import (
+        plot_alignment,
+        plot_bars,
+        plot_continuation,
+        plot_heatmap,
+        plot_mass,
+        plot_overlap,
+        plot_overview,
+        plot_rewards,
+    )
     from opd_probe.run.replay import replay, replay_teachers
     from opd_probe.trace import Trace, read_trace
     from opd_probe.types import Checkpoint, Prompt, Rollout
@@ -36,8 +45,13 @@ _HOME = {
     "gap_recovery": "opd_probe.metrics.recovery",
     "mass_curve": "opd_probe.curves",
     "plot_alignment": "opd_probe.plots",
+    "plot_bars": "opd_probe.plots",
+    "plot_continuation": "opd_probe.plots",
+    "plot_heatmap": "opd_probe.plots",
     "plot_mass": "opd_probe.plots",
     "plot_overlap": "opd_probe.plots",
+    "plot_overview": "opd_probe.plots",
+    "plot_rewards": "opd_probe.plots",
     "position_curve": "opd_probe.curves",
     "read_trace": "opd_probe.trace",
     "replay": "opd_probe.run.replay",
@@ -57,8 +71,13 @@ __all__ = [
     "gap_recovery",
     "mass_curve",
     "plot_alignment",
+    "plot_bars",
+    "plot_continuation",
+    "plot_heatmap",
     "plot_mass",
     "plot_overlap",
+    "plot_overview",
+    "plot_rewards",
     "position_curve",
     "read_trace",
     "replay",

@@ -40,7 +40,14 @@ METRICS: dict[str, Label] = {
     "accuracy": Label("Accuracy", "share of rollouts", "rollouts whose answer is correct"),
     "response_length": Label("Response length", "tokens"),
     "truncation_rate": Label("Truncation rate", "share of rollouts", "rollouts cut at the length limit"),
+    "loss": Label("Training loss", "nats"),
+    "grad_norm": Label("Gradient norm", "L2 norm", "before clipping"),
+    "gap_recovery": Label("Gap recovery", "share of the gap", "(after − before) / (teacher − before)"),
 }
+
+
+AXES = {"step": "training step", "depth": "length of the student's prefix (tokens)"}
+"""Titles of x axes."""
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ DASHES: tuple[Dash, ...] = (
 
 LINE_WIDTH = 1.4
 THIN = 0.8
+SEED = 0.7
+"""Width of the line of one seed, below the mean of all."""
 MARKER_SIZE = 3.8
 BAND_ALPHA = 0.16
 
