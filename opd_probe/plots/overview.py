@@ -60,7 +60,9 @@ def plot_overview(
         for ax, series in zip(axes[1:], drawn, strict=True):
             if len(series) > 1 and not label_directly(ax, series):
                 lines = [line for one in series for line in ax.lines if str(line.get_gid()).endswith(f":{one.label}")]
-                ax.legend(lines, [one.label for one in series], loc="best", fontsize=house.SMALL_SIZE)
+                low, high = ax.get_ylim()
+                ax.set_ylim(low, high + 0.12 * (high - low) * (len(series) - 1))
+                ax.legend(lines, [one.label for one in series], loc="upper left", fontsize=house.SMALL_SIZE)
     return figure
 
 
