@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -108,7 +109,7 @@ def draw_bars(ax: Axes, bars: Sequence[Bar], metric: str, *, named: bool = True)
     ax.set_xlim(low, far + 0.14 * (far - low))  # room for the values
     ax.axvline(0.0, color=house.MUTED, linewidth=0.6, zorder=3, gid="reference")
     ax.set_ylim(bars[-1].place + 0.6, -0.6)
-    names = shorten([bar.model for bar in bars], 30) if named else [""] * len(bars)
+    names = [textwrap.fill(name, 20) if named else "" for name in shorten([bar.model for bar in bars], 38)]
     ax.set_yticks([bar.place for bar in bars], names)
     ax.tick_params(axis="y", length=0, labelcolor=house.INK)
     ax.grid(False, axis="y")

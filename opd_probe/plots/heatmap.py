@@ -46,22 +46,23 @@ def plot_heatmap(
     if isinstance(metrics, str) or not metrics:
         raise InputError(f"plot_heatmap: expected metrics to be a list of column names, got {metrics!r}")
     check_table("position", table, ["run", "teacher", "step", "k", "position_lo", "position_hi", *metrics])
-    check_unique("position", table, ["run", "teacher", "step", "position_lo"])
     k = single_k("position", table)
     table = table[np.isfinite(numbers(table, "step"))]
     if table.empty:
         raise InputError("position table: expected rows with a known step, got none")
+    check_unique("position", table, ["run", "teacher", "step", "position_lo"])
     series = split_runs(table)
     with house.house_style():
         figure = house.new_figure(columns)
-        axes = grid(figure, len(series) * len(metrics), len(metrics))
+        per_row = len(metrics) if columns == 2 else 1
+        axes = grid(figure, len(series) * len(metrics), per_row)
         scales = _scales(table, metrics)
         for index, ax in enumerate(axes):
             one, metric = series[index // len(metrics)], metrics[index % len(metrics)]
-            _draw_panel(ax, one, metric, scales[metric], k, name=len(series) > 1 and index % len(metrics) == 0)
-            if index // len(metrics) < len(series) - 1:
+            _draw_panel(ax, one, metric, scales[metric], k, name=len(series) > 1 and index % per_row == 0)
+            if index < len(axes) - per_row:
                 ax.set_xlabel("")
-            if index % len(metrics):
+            if index % per_row:
                 ax.set_ylabel("")
         _trim(axes)
         _color_bars(figure, axes, metrics, scales)
@@ -70,7 +71,7 @@ def plot_heatmap(
             figure,
             title=f"{title} at {states_phrase(table)}",
             note=f"{f'Means over {seeds} seeds. ' if seeds > 1 else ''}Hatched: fewer than {MIN_STATES} states.",
-            rows=len(series),
+            rows=len(axes) // per_row,
             row_height=1.75,
         )
     return figure
