@@ -18,7 +18,6 @@ from opd_probe.plots.panels import not_available, subtitle, why_missing
 from opd_probe.plots.series import shorten, split_seeds
 from opd_probe.plots.tables import check_table, check_unique, interval_note, metric_columns
 
-_STEP = 0.24  # inches for each bar
 _GAP = 0.85  # bars of room that the name of a group takes
 
 
@@ -72,7 +71,7 @@ def plot_bars(
             title=title or ", ".join(label.title for label in labels),
             note=bars_note(table, bars, metrics),
             rows=len(metrics) if columns == 1 else 1,
-            row_height=0.75 + _STEP * (bars[-1].place + 1),
+            row_height=0.75 + (0.12 + 0.12 * max(name.count("\n") + 1 for name in _names(bars))) * (bars[-1].place + 1),
         )
     return figure
 
@@ -109,7 +108,7 @@ def draw_bars(ax: Axes, bars: Sequence[Bar], metric: str, *, named: bool = True)
     ax.set_xlim(low, far + 0.14 * (far - low))  # room for the values
     ax.axvline(0.0, color=house.MUTED, linewidth=0.6, zorder=3, gid="reference")
     ax.set_ylim(bars[-1].place + 0.6, -0.6)
-    names = [textwrap.fill(name, 20) if named else "" for name in shorten([bar.model for bar in bars], 38)]
+    names = _names(bars) if named else [""] * len(bars)
     ax.set_yticks([bar.place for bar in bars], names)
     ax.tick_params(axis="y", length=0, labelcolor=house.INK)
     ax.grid(False, axis="y")
@@ -117,6 +116,11 @@ def draw_bars(ax: Axes, bars: Sequence[Bar], metric: str, *, named: bool = True)
     ax.set_xlabel(label.unit)
     if named:
         _name_groups(ax, bars)
+
+
+def _names(bars: Sequence[Bar]) -> list[str]:
+    """The names of the bars, long ones in several lines."""
+    return [textwrap.fill(name, 22) for name in shorten([bar.model for bar in bars], 44)]
 
 
 def _draw_bar(ax: Axes, bar: Bar, metric: str) -> float:

@@ -42,7 +42,7 @@ METRICS: dict[str, Label] = {
     "truncation_rate": Label("Truncation rate", "share of rollouts", "rollouts cut at the length limit"),
     "loss": Label("Training loss", "nats"),
     "grad_norm": Label("Gradient norm", "L2 norm", "before clipping"),
-    "gap_recovery": Label("Gap recovery", "share of the gap", "(after − before) / (teacher − before)"),
+    "gap_recovery": Label("Gap recovery", "share of the gap", "1: as accurate as its teacher"),
 }
 
 
