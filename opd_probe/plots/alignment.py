@@ -28,6 +28,7 @@ from opd_probe.plots.references import read_references
 from opd_probe.plots.series import Series, seed_note, shorten, split_series
 from opd_probe.plots.steps import draw_steps
 from opd_probe.plots.tables import (
+    MIN_STATES,
     check_table,
     check_unique,
     interval_note,
@@ -35,6 +36,7 @@ from opd_probe.plots.tables import (
     numbers,
     single_k,
     states_phrase,
+    without_sparse_bins,
 )
 
 DEFAULT_METRICS = (
@@ -114,13 +116,11 @@ def _chosen(name: str, table: pd.DataFrame, metrics: Sequence[str] | None) -> li
     return there
 
 
-MIN_STATES = 20
-"""Bins of positions with fewer states are not drawn: a handful of the longest responses says little, and loudly."""
-
-
 def _over_positions(table: pd.DataFrame, panels: list[Panel], columns: int, title: str) -> house.HouseFigure:
     k = single_k("position", table)
-    table, sparse = _without_sparse_bins(table)
+    kept = without_sparse_bins(table)
+    sparse = f"; bins of fewer than {MIN_STATES} states are left out" if len(kept) < len(table) else ""
+    table = kept
     check_unique("position", table, ["run", "teacher", "step", "position"])
     series = split_series(table, "position", ("step", "position_lo" if "position_lo" in table else "position"))
     steps = step_order(table)
@@ -182,16 +182,6 @@ def step_entries(steps: Sequence[float], color: str) -> list[Entry]:
 def _marker(index: int, count: int) -> str:
     """A marker for each of a few shades. Many are ordered by lightness alone; markers would hide them."""
     return house.MARKERS[index] if count <= _NAMED_STEPS else "None"
-
-
-def _without_sparse_bins(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The table without bins of few states, unless nothing else is there; and the words that say so."""
-    if "n_states" not in table:
-        return table, ""
-    kept = table[table["n_states"] >= MIN_STATES]
-    if kept.empty or len(kept) == len(table):
-        return table, ""
-    return kept, f"; bins of fewer than {MIN_STATES} states are left out"
 
 
 def _draw_position_panel(ax: Axes, one: Series, panel: Panel, steps: Sequence[float], k: int) -> None:

@@ -17,11 +17,18 @@ from opd_probe.plots.labels import panel_of
 from opd_probe.plots.layout import finish, grid
 from opd_probe.plots.panels import StepAxis, not_available, why_missing
 from opd_probe.plots.series import Series, shorten, split_runs, split_seeds
-from opd_probe.plots.tables import Floats, check_table, check_unique, numbers, single_k, states_phrase
+from opd_probe.plots.tables import (
+    MIN_STATES,
+    Floats,
+    check_table,
+    check_unique,
+    numbers,
+    single_k,
+    states_phrase,
+    without_sparse_bins,
+)
 
 _MAP = "viridis"  # its lightness rises evenly: for colour-blind readers and for grey printers
-MIN_STATES = 20
-"""Cells of fewer states are left blank: a handful of the longest responses says little, and loudly."""
 
 
 def plot_heatmap(
@@ -51,6 +58,7 @@ def plot_heatmap(
     if table.empty:
         raise InputError("position table: expected rows with a known step, got none")
     check_unique("position", table, ["run", "teacher", "step", "position_lo"])
+    table = without_sparse_bins(table)
     series = split_runs(table)
     with house.house_style():
         figure = house.new_figure(columns)
@@ -64,13 +72,16 @@ def plot_heatmap(
                 ax.set_xlabel("")
             if index % per_row:
                 ax.set_ylabel("")
-        _trim(axes)
+        drawn = [ax for ax in axes if ax.collections]
+        for ax in drawn:
+            ax.set_ylim(0, max(other.get_ylim()[1] for other in drawn))
         _color_bars(figure, axes, metrics, scales)
         seeds = max(len(split_seeds(one.rows)) for one in series)
+        means = f"Means over {seeds} seeds. " if seeds > 1 else ""
         finish(
             figure,
             title=f"{title} at {states_phrase(table)}",
-            note=f"{f'Means over {seeds} seeds. ' if seeds > 1 else ''}Hatched: fewer than {MIN_STATES} states.",
+            note=means + f"Hatched: fewer than {MIN_STATES} states, not drawn.",
             rows=len(axes) // per_row,
             row_height=1.75,
         )
@@ -109,27 +120,13 @@ def _draw_panel(ax: Axes, one: Series, metric: str, scale: Normalize, k: int, *,
         ax.set_ylabel(f"{textwrap.fill(shorten([one.label], 40)[0], 22)}\n\nposition (tokens)")
 
 
-def _trim(axes: Sequence[Axes]) -> None:
-    """All panels end where the last of them has a cell."""
-    drawn = [ax.collections[0] for ax in axes if ax.collections]
-    tops = []
-    for mesh in drawn:
-        known = np.isfinite(np.ma.filled(np.ma.asarray(mesh.get_array(), dtype=float), np.nan))
-        edges = mesh.get_coordinates()[:, 0, 1]  # type: ignore[attr-defined]
-        tops.append(edges[np.flatnonzero(known.any(axis=1))[-1] + 1])
-    for mesh in drawn:
-        mesh.axes.set_ylim(0, max(tops))  # type: ignore[union-attr]
-
-
 def cells(rows: pd.DataFrame, metric: str) -> tuple[Floats, Floats, Floats]:
     """The cells of one run: steps [s], edges of the bins [b + 1] in tokens, values [b, s], NaN where nothing is known.
 
     Bins of all steps and seeds are cut at each other's edges, since longer responses have wider ones.
     """
     lows, highs = numbers(rows, "position_lo"), numbers(rows, "position_hi") + 1
-    counts = numbers(rows, "n_states")
-    values = np.where(counts < MIN_STATES, np.nan, numbers(rows, metric))
-    at = numbers(rows, "step")
+    values, at = numbers(rows, metric), numbers(rows, "step")
     steps, edges = np.unique(at), np.unique(np.concatenate([lows, highs]))
     total, seen = np.zeros((2, len(edges) - 1, len(steps)))
     for low, high, step, value in zip(lows, highs, at, values, strict=True):

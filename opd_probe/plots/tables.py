@@ -79,6 +79,18 @@ def single_k(name: str, table: pd.DataFrame) -> int:
     return found[0]
 
 
+MIN_STATES = 20
+"""Bins of positions with fewer states are not drawn: a handful of the longest responses says little, and loudly."""
+
+
+def without_sparse_bins(table: pd.DataFrame) -> pd.DataFrame:
+    """The position table without bins of few states, unless nothing else is there."""
+    if "n_states" not in table:
+        return table
+    kept = table[table["n_states"] >= MIN_STATES]
+    return table if kept.empty else kept
+
+
 def states_phrase(table: pd.DataFrame) -> str:
     """Whose states the rows describe, in words. A table that does not say has states of unknown origin."""
     return " and ".join(STATES[kind] for kind in kinds_of_states(table))
