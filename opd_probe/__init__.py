@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from opd_probe.curves import mass_curve, position_curve, summarize
+    from opd_probe.curves import join_training_log, mass_curve, position_curve, rollout_table, summarize
     from opd_probe.engine.logits import trace_logits
     from opd_probe.errors import OpdProbeError, OpdProbeWarning
     from opd_probe.metrics.recovery import gap_recovery
@@ -43,6 +43,7 @@ _HOME = {
     "Rollout": "opd_probe.types",
     "Trace": "opd_probe.trace",
     "gap_recovery": "opd_probe.metrics.recovery",
+    "join_training_log": "opd_probe.curves",
     "mass_curve": "opd_probe.curves",
     "plot_alignment": "opd_probe.plots",
     "plot_bars": "opd_probe.plots",
@@ -56,6 +57,7 @@ _HOME = {
     "read_trace": "opd_probe.trace",
     "replay": "opd_probe.run.replay",
     "replay_teachers": "opd_probe.run.replay",
+    "rollout_table": "opd_probe.curves",
     "state_metrics": "opd_probe.metrics.states",
     "summarize": "opd_probe.curves",
     "trace_logits": "opd_probe.engine.logits",
@@ -69,6 +71,7 @@ __all__ = [
     "Rollout",
     "Trace",
     "gap_recovery",
+    "join_training_log",
     "mass_curve",
     "plot_alignment",
     "plot_bars",
@@ -82,6 +85,7 @@ __all__ = [
     "read_trace",
     "replay",
     "replay_teachers",
+    "rollout_table",
     "state_metrics",
     "summarize",
     "trace_logits",
