@@ -22,7 +22,8 @@ def join_training_log(table: pd.DataFrame, log: pd.DataFrame) -> pd.DataFrame:
             quantities, such as ``loss`` and ``grad_norm``. A quantity that both tables have is the log's.
 
     Returns:
-        The joined table; a log row belongs to every teacher of its run, and carries the table's ``k`` and ``states``.
+        The joined table, runs in the order of ``table``; a log row belongs to every teacher of its run, and carries the
+        table's ``k`` and ``states``.
 
     Raises:
         InputError: the log has no column ``step`` or ``run``, or two rows for one step.
@@ -39,4 +40,7 @@ def join_training_log(table: pd.DataFrame, log: pd.DataFrame) -> pd.DataFrame:
     spread = series.merge(log[known], on=theirs)
     kept = [name for name in table.columns if name in (*ours, "step", *_CARRIED) or name not in known]
     keys = [*ours, "step", *(name for name in _CARRIED if name in table.columns)]
-    return table[kept].merge(spread, on=keys, how="outer", sort=False)
+    joined = table[kept].merge(spread, on=keys, how="outer")
+    place = {name: index for index, name in enumerate(series[ours].itertuples(index=False, name=None))}
+    order = [place[name] for name in joined[ours].itertuples(index=False, name=None)]  # a merge sorts by name
+    return joined.assign(_order=order).sort_values(["_order", "step"]).drop(columns="_order").reset_index(drop=True)

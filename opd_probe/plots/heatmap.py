@@ -70,6 +70,8 @@ def plot_heatmap(
             _draw_panel(ax, one, metric, scales[metric], k, name=len(series) > 1 and index % per_row == 0)
             if index < len(axes) - per_row:
                 ax.set_xlabel("")
+            if index >= per_row == len(metrics):  # as in the row above
+                ax.set_title("", loc="left")
             if index % per_row:
                 ax.set_ylabel("")
         drawn = [ax for ax in axes if ax.collections]
@@ -83,7 +85,7 @@ def plot_heatmap(
             title=f"{title} at {states_phrase(table)}",
             note=means + f"Hatched: fewer than {MIN_STATES} states, not drawn.",
             rows=len(axes) // per_row,
-            row_height=1.75,
+            row_height=1.6,
         )
     return figure
 

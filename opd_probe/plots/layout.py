@@ -169,7 +169,7 @@ def _frame(figure: house.HouseFigure, title: str, note: str, body: float, entrie
 
 def _wrap(text: str, width: float, size: float) -> list[str]:
     """Lines of at most ``width`` inches; 0.56 em is a little more than a glyph's mean width."""
-    return textwrap.wrap(text, max(20, int((width - 2 * _MARGIN) * 72 / (0.56 * size)))) or [""]
+    return textwrap.wrap(text, max(20, int((width - 2 * _MARGIN) * 72 / (0.56 * size))), break_on_hyphens=False) or [""]
 
 
 def _legend(figure: house.HouseFigure, entries: Sequence[Entry], width: float) -> Legend:

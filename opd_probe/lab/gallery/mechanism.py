@@ -20,8 +20,8 @@ _DYNAMICS: Final = ["accuracy", "overlap_ratio", "overlap_advantage", "entropy_g
 def overview(data: Data) -> Figure:
     """Gap recovery, overlap, and reverse distillation.
 
-    Left, the share of the gap to the teacher that a run closes: more from a teacher that knows something new than
-    from a bigger one of the same pipeline. Middle, the overlap of a run that works and of one that does not.
+    Left, the share of the gap to the teacher that a run closes: is it larger for a teacher that knows something new
+    than for a bigger one of the same pipeline? Middle, the overlap of a run that works and of one that does not.
     Right, what happens to an improved student that is distilled from what it was before.
     """
     return opd_probe.plot_overview(
@@ -54,8 +54,8 @@ def compatibility(data: Data) -> Figure:
 def teachers(data: Data) -> Figure:
     """The accuracy of the two teachers.
 
-    The two teachers' own accuracy on the held-out problems: alike, so that what Figure 2 shows is not a matter of
-    skill.
+    The two teachers' own accuracy on the held-out problems. Only if they are alike is what Figure 2 shows no matter
+    of skill.
     """
     return opd_probe.plot_bars(data.bars("compatibility", role="teacher"), title="The teachers' own accuracy")
 
@@ -70,7 +70,7 @@ def family_a(data: Data) -> Figure:
     return opd_probe.plot_alignment(
         data.curves("new_knowledge", run=["family A: same pipeline", "family A: further training"]),
         metrics=["accuracy", "overlap_ratio"],
-        title="A teacher with new knowledge, family A",
+        title="New knowledge (family A)",
     )
 
 
@@ -83,7 +83,7 @@ def family_b(data: Data) -> Figure:
     return opd_probe.plot_alignment(
         data.curves("new_knowledge", run=["family B: same pipeline", "family B: further training"]),
         metrics=["accuracy", "overlap_ratio"],
-        title="A teacher with new knowledge, family B",
+        title="New knowledge (family B)",
     )
 
 
@@ -114,7 +114,7 @@ def reverse_distillation(data: Data) -> Figure:
     )
 
 
-@figure("fig05_teachers_apart", "5", "dynamics")
+@figure("fig05_teachers_apart", "5", "compatibility")
 def teachers_apart(data: Data) -> Figure:
     """How far the two teachers differ from each other, where the student goes.
 
@@ -124,7 +124,7 @@ def teachers_apart(data: Data) -> Figure:
     return opd_probe.plot_alignment(
         data.rows("teachers", "reverse_distillation"),
         metrics=["overlap_ratio", "reverse_kl"],
-        title="The earlier checkpoint and its sibling, compared with each other,",
+        title="The two teachers beside each other",
     )
 
 
@@ -132,13 +132,13 @@ def teachers_apart(data: Data) -> Figure:
 def success_failure(data: Data) -> Figure:
     """Success and failure.
 
-    A run that works: overlap rises, the overlap advantage goes to 0, the entropy gap closes. A run that fails
-    stays where it began, from the start.
+    In the paper's run that works the overlap rises, the overlap advantage goes to 0 and the entropy gap closes; in
+    the one that fails all three stay where they began, from the start.
     """
     return opd_probe.plot_alignment(
         data.curves("success_failure", run=_PAIR),
         metrics=_DYNAMICS,
-        title="A teacher that teaches and one that does not",
+        title="Success and failure",
     )
 
 
@@ -152,7 +152,7 @@ def supports(data: Data) -> Figure:
     return opd_probe.plot_alignment(
         data.curves("supports"),
         metrics=["accuracy", "overlap_ratio", "overlap_advantage"],
-        title="Loss on the top k, the overlap, the symmetric difference",
+        title="Support of the loss",
     )
 
 
@@ -165,6 +165,7 @@ def overlap_mass(data: Data) -> Figure:
     return opd_probe.plot_alignment(
         data.curves("success_failure", run=_PAIR),
         metrics=["student_overlap_mass", "teacher_overlap_mass"],
+        columns=1,
         title="Overlap mass",
     )
 
@@ -200,5 +201,5 @@ def second_pair(data: Data) -> Figure:
     As Figure 6, with the thinking patterns of student and teachers exchanged.
     """
     return opd_probe.plot_alignment(
-        data.curves("success_failure", run=_SECOND_PAIR), metrics=_DYNAMICS, title="Success and failure, second pair,"
+        data.curves("success_failure", run=_SECOND_PAIR), metrics=_DYNAMICS, title="Success and failure (second pair)"
     )

@@ -57,7 +57,8 @@ def prompt_content(data: Data) -> Figure:
 def response_length(data: Data) -> Figure:
     """The maximum response length.
 
-    Accuracy after training on responses that were cut at a number of tokens: too short teaches only beginnings.
+    Accuracy on whole responses after training on responses that were cut at a number of tokens. Where does a longer
+    one stop to help?
     """
     return opd_probe.plot_bars(
         data.bars("response_length", role="distilled"), title="Accuracy by maximum response length"
@@ -68,8 +69,8 @@ def response_length(data: Data) -> Figure:
 def continuation(data: Data) -> Figure:
     """What the teacher can still mend, by depth.
 
-    The teacher takes over the student's response after a number of tokens. The gain over the student's own
-    continuation falls with depth: late in a response there is little left that a teacher could mend.
+    The teacher takes over the student's response after a number of tokens. Does the gain over the
+    student's own continuation fall with depth? Where it is gone, nothing is left that a teacher could mend.
     """
     return opd_probe.plot_continuation(data.rows("continuation", "continuation"))
 
@@ -93,7 +94,7 @@ def entropy_length(data: Data) -> Figure:
     """Entropy along the response, by maximum response length.
 
     Student and teacher entropy by position and step, for each maximum response length. Watch the positions beyond
-    the cut: what training never reached stays uncertain, and a collapse moves from the end to the front.
+    the cut, which training never reached. In the paper high entropy starts at the end and moves to the front.
     """
     return opd_probe.plot_heatmap(data.rows("positions", "response_length"))
 
@@ -150,5 +151,6 @@ def cold_start_mass(data: Data) -> Figure:
     return opd_probe.plot_alignment(
         data.curves("cold_start"),
         metrics=["student_overlap_mass", "teacher_overlap_mass"],
-        title="Overlap mass with and without a cold start",
+        columns=1,
+        title="Cold start",
     )
