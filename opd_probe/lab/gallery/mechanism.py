@@ -176,7 +176,7 @@ def mass_by_rank(data: Data) -> Figure:
 
     How few tokens hold 97 and 99 % of each model's mass, and how much of it the two share for each k.
     """
-    table = data.rows("mass", "success_failure", run=_PAIR).assign(states="own")
+    table = data.rows("mass", "success_failure", run=_PAIR)
     return opd_probe.plot_mass(table, data.curves("success_failure", run=_PAIR))
 
 
