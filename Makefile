@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs bench lab-bases lab-signatures clean
+.PHONY: help demo test check lint types docs bench figures lab-bases lab-signatures clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -31,14 +31,17 @@ test: $(INSTALLED) ## run the tests
 check: lint types test ## what CI runs: linter, types, tests
 
 lint: $(INSTALLED) ## ruff
-	$(BIN)/ruff check opd_probe tests benchmarks
-	$(BIN)/ruff format --check opd_probe tests benchmarks
+	$(BIN)/ruff check opd_probe tests benchmarks docs/hooks.py
+	$(BIN)/ruff format --check opd_probe tests benchmarks docs/hooks.py
 
 types: $(INSTALLED) ## mypy, strict
 	$(BIN)/mypy
 
 docs: $(INSTALLED) ## build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
+
+figures: $(INSTALLED) ## redraw the gallery from figures/data
+	$(BIN)/python -m opd_probe.lab.gallery
 
 bench: $(INSTALLED) ## measure speed and memory, all in one table (about 20 minutes)
 	$(BIN)/python -m benchmarks

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from opd_probe.errors import InputError
 
-MANY = ("--ckpts", "--traces")
-"""Options that take every following word up to the next option."""
+MANY = {"--ckpts": "path", "--traces": "path", "--only": "name"}
+"""Options that take every following word up to the next option, and what such a word is."""
 
 
 def spread(argv: Sequence[str]) -> list[str]:
@@ -39,5 +39,5 @@ def spread(argv: Sequence[str]) -> list[str]:
         else:
             result.append(word)
     if waiting:
-        raise InputError(f"{option}: expected at least one path after it")
+        raise InputError(f"{option}: expected at least one {MANY[str(option)]} after it")
     return result

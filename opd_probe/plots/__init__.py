@@ -1,9 +1,9 @@
 """Figures: tidy tables in, :class:`matplotlib.figure.Figure` out.
 
-One file per kind of figure, one public function in it. Nothing here computes a statistic, reads a trace,
-knows a path
-or touches pyplot's global state, so a figure needs neither a display nor a backend. The exports are lazy
-(PEP 562): importing this package loads neither matplotlib nor pandas.
+One file per kind of figure, one public function in it. Nothing here computes a statistic but the mean over the
+seeds of a table and the counts of a histogram, reads a trace, knows a path or touches pyplot's global state, so a
+figure needs neither a display nor a backend. The exports are lazy (PEP 562): importing this package loads neither
+matplotlib nor pandas.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opd_probe.plots.alignment import plot_alignment
+    from opd_probe.plots.bars import plot_bars
     from opd_probe.plots.comparison import plot_comparison
+    from opd_probe.plots.continuation import plot_continuation
     from opd_probe.plots.depth import plot_depth
+    from opd_probe.plots.heatmap import plot_heatmap
     from opd_probe.plots.mass import plot_mass
     from opd_probe.plots.overlap import plot_overlap
+    from opd_probe.plots.overview import plot_overview
+    from opd_probe.plots.rewards import plot_rewards
     from opd_probe.plots.style import render
 
 # A new kind of figure is one new file and one new line here.
@@ -24,12 +29,29 @@ _HOME = {
     "plot_alignment": "alignment",
     "plot_comparison": "comparison",
     "plot_depth": "depth",
+    "plot_bars": "bars",
+    "plot_continuation": "continuation",
+    "plot_heatmap": "heatmap",
+    "plot_overview": "overview",
+    "plot_rewards": "rewards",
     "plot_mass": "mass",
     "plot_overlap": "overlap",
     "render": "style",
 }
 
-__all__ = ["plot_alignment", "plot_comparison", "plot_depth", "plot_mass", "plot_overlap", "render"]
+__all__ = [
+    "plot_alignment",
+    "plot_bars",
+    "plot_comparison",
+    "plot_continuation",
+    "plot_depth",
+    "plot_heatmap",
+    "plot_mass",
+    "plot_overlap",
+    "plot_overview",
+    "plot_rewards",
+    "render",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from opd_probe.errors import InputError
 from opd_probe.plots import style as house
 from opd_probe.plots.labels import Panel, group_panels
-from opd_probe.plots.layout import Entry, finish, grid
+from opd_probe.plots.layout import Entry, finish, grid, panels_per_row
 from opd_probe.plots.panels import (
     Curve,
     draw_panel,
@@ -24,18 +24,19 @@ from opd_probe.plots.panels import (
     title_panel,
     why_missing,
 )
+from opd_probe.plots.references import read_references
+from opd_probe.plots.series import Series, seed_note, shorten, split_series
 from opd_probe.plots.steps import draw_steps
 from opd_probe.plots.tables import (
-    Series,
+    MIN_STATES,
     check_table,
     check_unique,
     interval_note,
     metric_columns,
     numbers,
-    shorten,
     single_k,
-    split_series,
     states_phrase,
+    without_sparse_bins,
 )
 
 DEFAULT_METRICS = (
@@ -60,17 +61,22 @@ def plot_alignment(
     x: Literal["step", "position"] = "step",
     metrics: Sequence[str] | None = None,
     columns: int = 2,
+    title: str = "Alignment",
+    references: pd.DataFrame | None = None,
 ) -> house.HouseFigure:
     """A grid of alignment curves.
 
     Args:
-        table: for ``x="step"`` the overlap table, one row per (run, teacher, step); for ``x="position"`` the
+        table: for ``x="step"`` the overlap table, one row per (run, teacher, step), or with a column ``seed`` per
+            (run, teacher, seed, step): each seed is then a thin line below their mean. For ``x="position"`` the
             position table, one row per (run, teacher, step, bin), ``position`` being the mean of the bin.
         x: ``step``: one line per (run, teacher). ``position``: one line per step, light (early) to dark
             (late), and one column of panels per (run, teacher) when there are several.
         metrics: columns to draw, in this order; student and teacher of one quantity share a panel. Default:
             the alignment metrics of the paper, then ``jsd`` and ``accuracy`` where they are known.
         columns: width of the figure, 1 or 2 columns of a paper.
+        title: the beginning of the title; whose states are shown is added.
+        references: levels to draw across the panels over steps: a row per ``label``, a column per metric.
 
     Raises:
         InputError: no rows, a column that is not there, several k, or two rows for one point.
@@ -86,12 +92,13 @@ def plot_alignment(
             panels,
             x="step",
             columns=columns,
-            per_row=min(3 if columns == 2 else 1, len(panels)),
-            row_height=1.62,
+            per_row=panels_per_row(len(panels), columns),
+            row_height=1.95 if 1 < len(panels) <= 4 else 1.62,
             name=name,
-            title="Alignment",
+            title=f"{title} at {states_phrase(table)}",
+            references=read_references(references),
         )
-    return _over_positions(table, panels, columns)
+    return _over_positions(table, panels, columns, title)
 
 
 def _chosen(name: str, table: pd.DataFrame, metrics: Sequence[str] | None) -> list[str]:
@@ -109,18 +116,16 @@ def _chosen(name: str, table: pd.DataFrame, metrics: Sequence[str] | None) -> li
     return there
 
 
-MIN_STATES = 20
-"""Bins of positions with fewer states are not drawn: a handful of the longest responses says little, and loudly."""
-
-
-def _over_positions(table: pd.DataFrame, panels: list[Panel], columns: int) -> house.HouseFigure:
+def _over_positions(table: pd.DataFrame, panels: list[Panel], columns: int, title: str) -> house.HouseFigure:
     k = single_k("position", table)
-    table, sparse = _without_sparse_bins(table)
+    kept = without_sparse_bins(table)
+    sparse = f"; bins of fewer than {MIN_STATES} states are left out" if len(kept) < len(table) else ""
+    table = kept
     check_unique("position", table, ["run", "teacher", "step", "position"])
-    series = split_series(table, "position")
+    series = split_series(table, "position", ("step", "position_lo" if "position_lo" in table else "position"))
     steps = step_order(table)
     several = len(series) > 1
-    per_row = len(series) if several else min(3 if columns == 2 else 1, len(panels))
+    per_row = len(series) if several else panels_per_row(len(panels), columns)
     with house.house_style():
         figure = house.new_figure(columns)
         if len(series) > 3:  # wider than a page rather than unreadable
@@ -138,14 +143,14 @@ def _over_positions(table: pd.DataFrame, panels: list[Panel], columns: int) -> h
             for ax, name, one in zip(axes, names, series, strict=False):
                 _head_column(ax, name, one.style.color)
         rows = len(panels) if several else -(-len(panels) // per_row)
-        note = interval_note(table, [m for p in panels for m in p.metrics])
-        if len(steps) > 3:
+        note = seed_note(series, lines=False) or interval_note(table, [m for p in panels for m in p.metrics])
+        if len(steps) > 3 and "Bands" in note:
             note += " Only the first and the last step have one drawn."
         if len(steps) > _NAMED_STEPS:
             note += " Steps between those named have shades between."
         finish(
             figure,
-            title=f"Alignment by position at {states_phrase(table)}",
+            title=f"{title} by position at {states_phrase(table)}",
             note=f"Each point is the mean of one bin of positions{sparse}. {note}",
             rows=rows,
             row_height=1.27 if several else 1.62,
@@ -177,16 +182,6 @@ def step_entries(steps: Sequence[float], color: str) -> list[Entry]:
 def _marker(index: int, count: int) -> str:
     """A marker for each of a few shades. Many are ordered by lightness alone; markers would hide them."""
     return house.MARKERS[index] if count <= _NAMED_STEPS else "None"
-
-
-def _without_sparse_bins(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The table without bins of few states, unless nothing else is there; and the words that say so."""
-    if "n_states" not in table:
-        return table, ""
-    kept = table[table["n_states"] >= MIN_STATES]
-    if kept.empty or len(kept) == len(table):
-        return table, ""
-    return kept, f"; bins of fewer than {MIN_STATES} states are left out"
 
 
 def _draw_position_panel(ax: Axes, one: Series, panel: Panel, steps: Sequence[float], k: int) -> None:

@@ -14,7 +14,8 @@ from opd_probe.errors import InputError
 from opd_probe.plots import style as house
 from opd_probe.plots.labels import METRICS, Label
 from opd_probe.plots.layout import Entry, finish
-from opd_probe.plots.tables import check_table, check_unique, numbers, shorten, single_k
+from opd_probe.plots.series import shorten
+from opd_probe.plots.tables import check_table, check_unique, numbers, single_k
 
 UNITS = ("share", "probability", "nats", "tokens", "perplexity", "AUROC")
 """Panels from top to bottom; a unit not named here comes last."""

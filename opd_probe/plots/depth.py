@@ -10,18 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from opd_probe.plots import style as house
-from opd_probe.plots.alignment import MIN_STATES, step_name, step_order
+from opd_probe.plots.alignment import step_name, step_order
 from opd_probe.plots.layout import Entry, finish, grid
 from opd_probe.plots.panels import Curve, draw_panel, not_available, subtitle
+from opd_probe.plots.series import Series, shorten, split_series
 from opd_probe.plots.tables import (
-    Series,
+    MIN_STATES,
     check_table,
     check_unique,
     interval_note,
     metric_columns,
     numbers,
-    shorten,
-    split_series,
     states_phrase,
 )
 

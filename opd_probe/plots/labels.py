@@ -71,7 +71,14 @@ METRICS: dict[str, Label] = {
         for side in ("student", "teacher")
         for share in ("0.97", "0.99")
     },
+    "loss": Label("Training loss", "nats"),
+    "grad_norm": Label("Gradient norm", "L2 norm", "before clipping"),
+    "gap_recovery": Label("Gap recovery", "share of the gap", "1: as accurate as its teacher"),
 }
+
+
+AXES = {"step": "training step", "depth": "length of the student's prefix (tokens)"}
+"""Titles of x axes."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,10 +19,20 @@ from numpy.typing import NDArray
 
 from opd_probe.plots import style as house
 from opd_probe.plots.panels import scale_y
-from opd_probe.plots.tables import Series
+from opd_probe.plots.series import Series
 
 _MARGIN = 0.07  # inches around everything
-_MOST_DIRECT = 4  # series beyond which direct labels only make a crowd
+_MOST_DIRECT = 5  # series beyond which direct labels only make a crowd
+
+
+class Named(Protocol):
+    """What can be labelled: its line's gid ends in ``:label``."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def style(self) -> house.SeriesStyle: ...
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,7 @@ class Entry:
             marker=self.marker or "None",
             linewidth=self.width,
             markerfacecolor=face,
+            solid_capstyle="butt",
         )
 
 
@@ -61,6 +72,11 @@ def grid(figure: house.HouseFigure, panels: int, columns: int) -> list[Axes]:
     return [figure.add_subplot(spec[index // columns, index % columns]) for index in range(panels)]
 
 
+def panels_per_row(panels: int, columns: int) -> int:
+    """Panels beside each other in a figure of one or two columns: up to three, and four as two by two."""
+    return 1 if columns == 1 else (2 if panels == 4 else min(3, panels))
+
+
 def finish(
     figure: house.HouseFigure,
     *,
@@ -69,25 +85,27 @@ def finish(
     rows: int,
     row_height: float,
     legend: Sequence[Entry] = (),
-    direct: tuple[Axes, Sequence[Series]] | None = None,
+    direct: Sequence[tuple[Axes, Sequence[Named]]] = (),
     fixed: Sequence[Entry] = (),
 ) -> None:
-    """Size the figure, lay it out, and label the series: directly in the axes of ``direct`` if all labels
-    fit, else by ``legend``. ``fixed`` entries are in the legend either way."""
+    """Size the figure, lay it out, and label the lines: directly in the first axes of ``direct`` where all the names
+    fit (axes that hold most lines come first), else by ``legend``. ``fixed`` entries are in the legend either way."""
     for ax in figure.axes:
         scale_y(ax)
     _pad_titles(figure)
     figure.align_ylabels()
     body = rows * row_height
-    if direct is not None and 1 < len(direct[1]) <= _MOST_DIRECT:
-        ax, series = direct
+    most = max((len(named) for _, named in direct), default=0)
+    for ax, named in direct:
+        if not 1 < most == len(named) <= _MOST_DIRECT:
+            continue
         low, high = ax.get_ylim()
         room = 17 / (72 * (row_height - 0.65))  # a name's height over the panel's, in points
         ax.set_ylim(low, high + room * (high - low))
         _frame(figure, title, note, body, fixed)
         engine: Any = figure.get_layout_engine()
         engine.execute(figure)
-        if _label_directly(ax, series):
+        if label_directly(ax, named):
             return
         ax.set_ylim(low, high)
         for old in [*figure.legends, *figure.texts]:
@@ -104,7 +122,8 @@ def _pad_titles(figure: house.HouseFigure) -> None:
     for ax in figure.axes:
         spec = ax.get_subplotspec()
         share = figure.get_size_inches()[0] / (spec.get_gridspec().ncols if spec else 1)
-        title = textwrap.fill(ax.get_title(loc="left"), max(16, int(share * 12.5)))
+        whole = ax.get_title(loc="left").replace(" = ", "\u00a0=\u00a0")  # "k = 16" stays on one line
+        title = textwrap.fill(whole, max(16, int(share * 12.5))).replace("\u00a0", " ")
         pad = 4.0 + 9.0 * lines[_row(ax)]
         ax.set_title(title, loc="left", pad=pad)
         for text in ax.texts:  # a short subtitle stays below its title; a column's head stands above it
@@ -150,7 +169,7 @@ def _frame(figure: house.HouseFigure, title: str, note: str, body: float, entrie
 
 def _wrap(text: str, width: float, size: float) -> list[str]:
     """Lines of at most ``width`` inches; 0.56 em is a little more than a glyph's mean width."""
-    return textwrap.wrap(text, max(20, int((width - 2 * _MARGIN) * 72 / (0.56 * size)))) or [""]
+    return textwrap.wrap(text, max(20, int((width - 2 * _MARGIN) * 72 / (0.56 * size))), break_on_hyphens=False) or [""]
 
 
 def _legend(figure: house.HouseFigure, entries: Sequence[Entry], width: float) -> Legend:
@@ -170,15 +189,25 @@ def _legend(figure: house.HouseFigure, entries: Sequence[Entry], width: float) -
     raise AssertionError("a legend has at least one entry")
 
 
-def _label_directly(ax: Axes, series: Sequence[Series]) -> bool:
-    """Write each series' name beside its line, in its colour: all of them where all fit, else none."""
-    if not 1 < len(series) <= _MOST_DIRECT:
-        return False
+def label_directly(ax: Axes, series: Sequence[Named]) -> bool:
+    """Write each name beside its line, in its colour: all of them where all fit, else none. The thin lines of single
+    seeds are kept clear where that can be done."""
     own = [next((x for x in ax.lines if str(x.get_gid()).partition(":")[2] == s.label), None) for s in series]
     if any(line is None or len(line.get_xdata()) < 2 for line in own):  # type: ignore[arg-type]
         return False
     dense = [_dense(ax, line) for line in own if line is not None]
     edges = [edge for area in ax.collections if isinstance(area, PolyCollection) for edge in _edges(ax, area)]
+    seeds = [_dense(ax, line) for line in ax.lines if ":seed " in str(line.get_gid())]
+    return _place_all(ax, series, dense, [*edges, *seeds]) or (bool(seeds) and _place_all(ax, series, dense, edges))
+
+
+def _place_all(
+    ax: Axes,
+    series: Sequence[Named],
+    dense: Sequence[NDArray[np.float64]],
+    edges: Sequence[NDArray[np.float64]],
+) -> bool:
+    """Write every name where it touches neither a line nor an edge, or none."""
     placed: list[Annotation] = []
     boxes: list[Bbox] = []
     for one, points in zip(series, dense, strict=True):
@@ -217,7 +246,7 @@ def _densify(ax: Axes, data: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _place(
     ax: Axes,
-    one: Series,
+    one: Named,
     points: NDArray[np.float64],
     others: Sequence[NDArray[np.float64]],
     obstacles: Sequence[NDArray[np.float64]],

@@ -15,15 +15,14 @@ from opd_probe.plots import style as house
 from opd_probe.plots.alignment import step_name, step_order
 from opd_probe.plots.layout import Entry, finish, grid, series_entries
 from opd_probe.plots.panels import Curve, StepAxis, draw_panel, not_available, subtitle
+from opd_probe.plots.series import Series, seed_note, split_series
 from opd_probe.plots.tables import (
     Floats,
-    Series,
     check_table,
     check_unique,
     interval_note,
     metric_columns,
     numbers,
-    split_series,
     states_phrase,
 )
 
@@ -63,7 +62,7 @@ def plot_mass(
     if steps not in ("ends", "all"):
         raise InputError(f"plot_mass: expected steps = 'ends' or 'all', got {steps!r}")
     largest = int(np.nanmax(numbers(mass_table, "k")))
-    series = split_series(mass_table, "k")
+    series = split_series(mass_table, "k", ("step", "k"))
     with house.house_style():
         figure = house.new_figure(columns)
         axes = grid(figure, 2 if k_for_table is None else 4, 2 if columns == 2 else 1)
@@ -71,7 +70,7 @@ def plot_mass(
         _draw_overlap(axes[1], _rank_curves(series, "overlap", steps))
         for ax in axes[:2]:
             _dress_rank(ax, largest)
-        note = interval_note(mass_table, by_rank) + " Grey: mass of 97 and 99 %."
+        note = (seed_note(series, lines=False) or interval_note(mass_table, by_rank)) + " Grey: mass of 97 and 99 %."
         if k_for_table is not None:
             for ax, level in zip(axes[2:], _LEVELS, strict=True):
                 _draw_k_for(ax, k_for_table, level, largest)

@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, ScalarFormatter
 
 from opd_probe.plots import style as house
-from opd_probe.plots.labels import Panel
-from opd_probe.plots.tables import Floats, Series, metric_columns, numbers
+from opd_probe.plots.labels import AXES, Panel
+from opd_probe.plots.series import Series
+from opd_probe.plots.tables import Floats, metric_columns, numbers
 
 _CROWDED = 12  # points of a line above which only some carry a marker
 _BAND_STEPS = 3  # curves of one colour family above which only the first and last keep their bands
@@ -194,16 +195,16 @@ def dress_metric(ax: Axes, metric: str) -> None:
     if metric.endswith("_overlap_mass"):
         band = ax.axhspan(0.97, 0.99, color=house.REFERENCE, alpha=0.18, linewidth=0, zorder=0.5)
         band.set_gid("reference")
-    elif metric in {"overlap_advantage", "sampled_reward"}:
+    elif metric in {"overlap_advantage", "sampled_reward", "extreme_advantage_gap", "gain"}:
         ax.axhline(0.0, color=house.REFERENCE, linewidth=house.THIN, zorder=1, gid="reference")
     elif metric in {"entropy_gap", "accuracy", "reverse_kl"}:
         ax.set_ylim(bottom=0.0)
 
 
 def scale_y(ax: Axes) -> None:
-    """Plain numbers on the y axis; very small (or large) ones as multiples of a power of ten named with the
-    unit."""
-    if ax.get_yscale() != "linear" or not ax.lines:
+    """Plain numbers on the y axis; very small (or large) ones as multiples of a power of ten named with the unit.
+    Ticks that were placed by hand stay."""
+    if ax.get_yscale() != "linear" or not ax.lines or isinstance(ax.yaxis.get_major_locator(), FixedLocator):
         return
     largest = max(abs(limit) for limit in ax.get_ylim())
     exponent = math.floor(math.log10(largest)) if largest > 0 else 0
@@ -226,8 +227,7 @@ class StepAxis:
 
     @classmethod
     def of(cls, table: pd.DataFrame, x: str) -> StepAxis:
-        name = "training step" if x == "step" else x.replace("_", " ")
-        return cls(numbers(table, x), name)
+        return cls(numbers(table, x), AXES.get(x, x.replace("_", " ")))
 
     @cached_property
     def known(self) -> Floats:
@@ -273,34 +273,41 @@ class StepAxis:
 
 
 def step_curves(series: Sequence[Series], panel: Panel, axis: StepAxis, x: str) -> list[Curve]:
-    """Curves of one panel over steps: known steps make a line, each unknown step a point of its own."""
+    """Curves of one panel over steps: the seeds thin and pale below their mean, or one line with its band."""
     curves = []
     for order, one in enumerate(series):
         for role, metric in enumerate(panel.metrics):
             dash = house.DASHED if role else (house.SOLID if panel.roles else one.style.dash)
-            columns = metric_columns(one.rows, metric)
-            steps = numbers(one.rows, x)
-            known = np.isfinite(steps)
-            parts: list[Any] = [np.flatnonzero(known)] if known.any() else []
-            parts += [np.array([index]) for index in np.flatnonzero(~known)]
-            for part in parts:
-                y, lo, hi = (column[part] for column in columns)
-                curves.append(
-                    Curve(
-                        f"{metric}:{one.label}",
-                        axis.place(steps[part]),
-                        y,
-                        lo,
-                        hi,
-                        one.style.color,
-                        one.style.marker,
-                        dash,
-                        filled=role == 0,
-                        order=order,
-                        second=role == 1,
-                    )
-                )
+            main = Curve(
+                f"{metric}:{one.label}",
+                *(np.zeros(0),) * 4,
+                one.style.color,
+                one.style.marker,
+                dash,
+                filled=role == 0,
+                order=order,
+                second=role == 1,
+            )
+            thin = replace(main, color=house.mix(main.color, "white", 0.5), marker="None", width=house.SEED, band=False)
+            for name, rows in one.seeds.items():
+                curves += _over_steps(replace(thin, key=f"{main.key}:seed {name}"), rows, metric, axis, x)
+            curves += _over_steps(main, one.rows, metric, axis, x)
     return curves
+
+
+def _over_steps(curve: Curve, rows: pd.DataFrame, metric: str, axis: StepAxis, x: str) -> list[Curve]:
+    """The known steps as a line, each unknown one as a point of its own.
+
+    A row with neither a value nor a count (``<metric>_n``) of the metric is one of another table, such as a training
+    log's, that was joined: it is no gap.
+    """
+    y, lo, hi = metric_columns(rows, metric)
+    steps = numbers(rows, x)
+    there = ~np.isnan(y) | np.isfinite(numbers(rows, f"{metric}_n"))
+    known = np.isfinite(steps) & there
+    parts: list[Any] = [np.flatnonzero(known)] if known.any() else []
+    parts += [np.array([index]) for index in np.flatnonzero(~np.isfinite(steps) & there)]
+    return [replace(curve, x=axis.place(steps[p]), y=y[p], lo=lo[p], hi=hi[p]) for p in parts]
 
 
 def keep_bands(index: int, count: int) -> bool:

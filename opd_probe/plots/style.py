@@ -59,6 +59,8 @@ DASHES: tuple[Dash, ...] = (
 
 LINE_WIDTH = 1.4
 THIN = 0.8
+SEED = 0.7
+"""Width of the line of one seed, below the mean of all."""
 MARKER_SIZE = 3.8
 BAND_ALPHA = 0.16
 
@@ -158,17 +160,23 @@ def new_figure(columns: int = 2) -> HouseFigure:
     return HouseFigure(figsize=(WIDTH[columns], 3.0), layout="constrained")
 
 
-def render(figure: Figure, format: Literal["png", "pdf", "svg"] = "png") -> bytes:
-    """The bytes of ``figure`` as a file of that format; the same figure gives the same bytes (no dates
-    inside)."""
-    undated: dict[str, dict[str, None]] = {
-        "png": {"Software": None},
-        "pdf": {"CreationDate": None},
-        "svg": {"Date": None},
+def render(
+    figure: Figure, format: Literal["png", "pdf", "svg"] = "png", *, about: str = "", dpi: int | None = None
+) -> bytes:
+    """The bytes of ``figure`` as a file of that format; the same figure gives the same bytes (no dates inside).
+
+    Args:
+        about: a description that the file carries in its metadata.
+        dpi: pixels per inch of a PNG (default: 200).
+    """
+    metadata: dict[str, dict[str, str | None]] = {
+        "png": {"Software": None, "Description": about or None},
+        "pdf": {"CreationDate": None, "Subject": about or None},
+        "svg": {"Date": None, "Description": about or None},
     }
     target = BytesIO()
     with house_style():
-        figure.savefig(target, format=format, metadata=undated[format])
+        figure.savefig(target, format=format, metadata=metadata[format], dpi=dpi or mpl.rcParams["savefig.dpi"])
     return target.getvalue()
 
 

@@ -1,17 +1,14 @@
-"""What a plot demands of its table, and the table cut into the series that are drawn."""
+"""What a plot demands of its table, and the words that say what the table holds."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from opd_probe.errors import InputError
-from opd_probe.plots.style import SeriesStyle, series_style
 
 Floats = NDArray[np.float64]
 
@@ -20,18 +17,6 @@ STATES = {
     "fixed": "one fixed set of states",
     "unknown": "states of unknown origin",
 }
-_LONGEST = 46
-
-
-@dataclass(frozen=True)
-class Series:
-    """The rows of one (run, teacher), ordered by ``x``, with the label and the style they are drawn in."""
-
-    run: str
-    teacher: str
-    label: str
-    style: SeriesStyle
-    rows: pd.DataFrame
 
 
 def numbers(rows: pd.DataFrame, column: str) -> Floats:
@@ -66,11 +51,12 @@ def check_table(name: str, table: pd.DataFrame, columns: Iterable[str]) -> None:
 
 
 def check_unique(name: str, table: pd.DataFrame, keys: Sequence[str]) -> None:
-    """Refuse two rows for one point, which would be drawn as a zigzag.
+    """Refuse two rows for one point, which would be drawn as a zigzag. Where the table has seeds, so has the key.
 
     Raises:
         InputError: two rows agree in every key; the message names the first such pair.
     """
+    keys = [*keys, *(["seed"] if "seed" in table.columns else [])]
     twice = table.duplicated(list(keys))
     if twice.any():
         row = table.loc[twice].iloc[0]
@@ -93,12 +79,25 @@ def single_k(name: str, table: pd.DataFrame) -> int:
     return found[0]
 
 
+MIN_STATES = 20
+"""Bins of positions with fewer states are not drawn: a handful of the longest responses says little, and loudly."""
+
+
+def without_sparse_bins(table: pd.DataFrame) -> pd.DataFrame:
+    """The position table without bins of few states, unless nothing else is there."""
+    if "n_states" not in table:
+        return table
+    kept = table[table["n_states"] >= MIN_STATES]
+    return table if kept.empty else kept
+
+
 def states_phrase(table: pd.DataFrame) -> str:
     """Whose states the rows describe, in words. A table that does not say has states of unknown origin."""
-    return " and ".join(STATES[kind] for kind in _kinds(table))
+    return " and ".join(STATES[kind] for kind in kinds_of_states(table))
 
 
-def _kinds(table: pd.DataFrame) -> list[str]:
+def kinds_of_states(table: pd.DataFrame) -> list[str]:
+    """The kinds of states that the rows have, in the order of :data:`STATES`."""
     if "states" not in table.columns:
         return ["unknown"]
     found = set(table["states"].fillna("unknown"))
@@ -106,48 +105,6 @@ def _kinds(table: pd.DataFrame) -> list[str]:
     if strange:
         raise InputError(f"column 'states' of the table: expected {', '.join(STATES)}, got {strange[0]!r}")
     return [kind for kind in STATES if kind in found]
-
-
-def split_series(table: pd.DataFrame, x: str) -> list[Series]:
-    """One :class:`Series` per (run, teacher), in the order in which they appear; a run keeps its colour."""
-    pairs = list(dict.fromkeys(zip(table["run"].astype(str), table["teacher"].astype(str), strict=True)))
-    runs = list(dict.fromkeys(run for run, _ in pairs))
-    mixed = len(_kinds(table)) > 1
-    teachers = {run: [t for r, t in pairs if r == run] for run in runs}
-    labels: list[str] = []
-    parts: list[pd.DataFrame] = []
-    for run, teacher in pairs:
-        rows = table[(table["run"].astype(str) == run) & (table["teacher"].astype(str) == teacher)]
-        parts.append(rows.iloc[np.argsort(numbers(rows, x), kind="stable")])
-        label = run if len(teachers[run]) == 1 else f"{run} ← {teacher}"
-        labels.append(f"{label} ({', '.join(_kinds(rows))} states)" if mixed else label)
-    return [
-        Series(run, teacher, label, series_style(index, runs.index(run)), rows)
-        for index, ((run, teacher), label, rows) in enumerate(zip(pairs, shorten(labels), parts, strict=True))
-    ]
-
-
-def shorten(names: Sequence[str], limit: int = _LONGEST) -> list[str]:
-    """Names of at most ``limit`` characters where possible: without the beginning that all share, then cut in
-    the middle; left whole where the cut would make two names alike."""
-    brief = list(names)
-    if max(map(len, brief), default=0) > limit and len(set(brief)) > 1:
-        shared = re.match(r".*[-_/ .]|", _shared_start(brief))
-        start = len(shared.group()) if shared else 0
-        brief = [f"…{name[start:]}" for name in brief] if start > 1 else brief
-
-    def cut(name: str) -> str:
-        head = (limit - 1) // 2
-        return name if len(name) <= limit else f"{name[:head]}…{name[-(limit - 1 - head) :]}"
-
-    short = [cut(name) for name in brief]
-    return [whole if short.count(one) > 1 else one for whole, one in zip(brief, short, strict=True)]
-
-
-def _shared_start(names: Sequence[str]) -> str:
-    first, last = min(names), max(names)  # what the two extremes share, all share
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    return first[:same]
 
 
 def interval_note(table: pd.DataFrame, metrics: Iterable[str], mark: str = "Bands") -> str:

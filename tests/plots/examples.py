@@ -147,3 +147,55 @@ def mass_table(
                         row[f"{name}_mass{end}"] = mass + sign * tail
                 rows.append(row)
     return pd.DataFrame(rows)
+
+
+def seeds_table(steps: Sequence[float | None] = STEPS, seeds: Sequence[int] = (0, 1, 2)) -> pd.DataFrame:
+    """The lab's two runs, each with several seeds that lie apart."""
+    rows: list[dict[str, object]] = []
+    for seed in seeds:
+        for run, ends in (("compatible", COMPATIBLE), ("incompatible", INCOMPATIBLE)):
+            rows += [row | {"seed": seed} for row in run_rows(run, ends, steps, shift=0.05 * seed)]
+    return pd.DataFrame(rows)
+
+
+def bars_rows(seeds: Sequence[int] = (0, 1, 2)) -> pd.DataFrame:
+    """Accuracy and gap recovery of two models in each of two groups."""
+    return pd.DataFrame(
+        {
+            "group": group, "model": model, "seed": seed, "n_prompts": 64,
+            "accuracy": level + 0.02 * seed, "accuracy_lo": level - 0.05, "accuracy_hi": level + 0.06,
+            "gap_recovery": 2 * level - 0.5 + 0.01 * seed,
+        }
+        for group, base in (("family A", 0.1), ("family B", 0.2))
+        for model, level in (("same pipeline", base), ("further training", base + 0.5))
+        for seed in seeds
+    )  # fmt: skip
+
+
+def rollout_rows(runs: Iterable[str] = ("good", "failing"), seeds: Sequence[int] = (0, 1)) -> pd.DataFrame:
+    """Sequence mean rewards: right and wrong rollouts far apart in the first run, alike in the others."""
+    rows = []
+    for number, run in enumerate(runs):
+        for seed in seeds:
+            for index in range(200):
+                correct = index % 3 == 0
+                reward = -0.6 + (0.3 if correct and number == 0 else 0.0) + 0.2 * np.sin(1.3 * index + seed)
+                rows.append(
+                    {"run": run, "teacher": f"{run} teacher", "seed": seed, "step": 0, "correct": float(correct),
+                     "sequence_mean_reward": reward}
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def continuation_rows(seeds: Sequence[int] = (0, 1, 2)) -> pd.DataFrame:
+    """A gain that falls with the depth of the prefix."""
+    rows = []
+    for teacher, height in (("good teacher", 0.4), ("failing teacher", 0.1)):
+        for seed in seeds:
+            for depth in (0, 4, 8, 16, 24):
+                gain = height * (1 - depth / 26) + 0.01 * seed
+                row: dict[str, object] = {"run": teacher, "teacher": teacher, "seed": seed, "depth": depth}
+                for name, value in (("gain", gain), ("student_accuracy", 0.3), ("teacher_accuracy", 0.3 + gain)):
+                    row |= {name: value, f"{name}_lo": value - 0.03, f"{name}_hi": value + 0.03}
+                rows.append(row)
+    return pd.DataFrame(rows)

@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from opd_probe import plots
 from opd_probe.plots import plot_mass, plot_overlap, render
+from opd_probe.plots.series import shorten
 from opd_probe.plots.style import COLORS, DASHED, DASHES, MARKERS, house_style, mix, series_style, shades
-from opd_probe.plots.tables import shorten
 
 from .examples import LONG_NAMES, lab_table, mass_table
 

@@ -1,0 +1,82 @@
+"""``opd-probe figures``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from opd_probe.cli import options
+from opd_probe.cli.session import finish, progress, quieten_libraries
+from opd_probe.run.request import Request
+
+
+def figures(
+    traces: Annotated[
+        list[str],
+        typer.Option("--traces", metavar="PATH...", help="Stored traces, or directories that hold them."),
+    ],
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", metavar="NAME...", show_default=False, help="Figures to draw (default: every one that can be)."
+        ),
+    ] = None,
+    training_log: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--training-log",
+            metavar="RUN=FILE",
+            show_default=False,
+            help="A run's training log: trainer_state.json, or .jsonl or .csv with step, loss, grad_norm; repeat it "
+            "for several runs (default: trainer_state.json beside the checkpoints).",
+        ),
+    ] = None,
+    teacher_accuracy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--teacher-accuracy",
+            metavar="TEACHER=SHARE",
+            show_default=False,
+            help="A teacher's own accuracy on the same problems, for gap recovery; repeat it for several teachers.",
+        ),
+    ] = None,
+    group_seeds: Annotated[
+        bool,
+        typer.Option("--group-seeds", help="Runs whose names differ only in a seed (run-seed0, …) are one run."),
+    ] = False,
+    k: options.K = None,
+    average: options.AverageOption = None,
+    seed: options.Seed = None,
+    out: options.Out = None,
+    format: options.FormatOption = None,
+) -> None:
+    """Every kind of figure that stored traces allow; for the others, a line that says what is missing.
+
+    Writes DIR/figures/NAME.pdf and .png. No model is run.
+
+    Example: opd-probe figures --traces opd-probe-out --only dynamics entropy
+    """
+    quieten_libraries()
+    from opd_probe.run.figures import figures as run
+
+    request = Request(
+        traces=tuple(traces),
+        options={"k": k, "average": str(average) if average else None, "seed": seed},
+        out=out,
+        format=str(format) if format else None,
+    )
+    result = run(
+        request,
+        progress,
+        only=tuple(only or ()),
+        training_logs=tuple(training_log or ()),
+        teacher_accuracies=tuple(teacher_accuracy or ()),
+        group_seeds=group_seeds,
+    )
+    finish(result)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("figures")(figures)
