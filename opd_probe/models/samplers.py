@@ -35,10 +35,9 @@ def check_vllm(source: Any, *, dtype: str | None, temperature: float) -> None:
         source: where the student comes from, a :class:`Checkpoint`.
 
     Raises:
-        InputError: vLLM is not installed, ``source`` is a model in memory or an adapter, or vLLM would silently take
-            another temperature or has no such dtype.
+        InputError: ``source`` is a model in memory or an adapter, vLLM has no such dtype or would silently take another
+            temperature, or it is not installed.
     """
-    sampler_version("vllm")
     instead = "use --sampler transformers"
     if not isinstance(source, Checkpoint):
         raise InputError(
@@ -53,3 +52,4 @@ def check_vllm(source: Any, *, dtype: str | None, temperature: float) -> None:
         raise InputError(
             f"sampler vllm: sample temperature = {temperature!r}; expected at least {_COOLEST}, or {instead}"
         )
+    sampler_version("vllm")
