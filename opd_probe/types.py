@@ -61,6 +61,7 @@ class Rollout:
         logprobs: the sampler's own log-probability of each response token, in nats; NaN where unknown.
         finish_reason: ``"stop"`` (EOS was sampled), ``"length"``, or None when unknown.
         token_source: whether the ids are what was sampled.
+        sampler: what sampled it, with its version (``"vllm 0.32.0"``); None when unknown.
     """
 
     id: str
@@ -76,4 +77,5 @@ class Rollout:
     logprobs: Sequence[float] | None = None
     finish_reason: str | None = None
     token_source: TokenSource = "sampled_ids"
+    sampler: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -37,6 +37,13 @@ class Dtype(StrEnum):
     float64 = "float64"
 
 
+class Sampler(StrEnum):
+    """What samples responses."""
+
+    transformers = "transformers"
+    vllm = "vllm"
+
+
 class DeviceMap(StrEnum):
     """How models are spread over devices, as transformers names it."""
 
@@ -121,6 +128,15 @@ TraceK = Annotated[
 Temperature = Annotated[
     float | None,
     _option("--temperature", panel=_REPLAY, metavar="T", help="Of both scored distributions (default: 1)."),
+]
+SamplerOption = Annotated[
+    Sampler | None,
+    _option(
+        "--sampler",
+        panel=_SAMPLING,
+        help="What samples, with --prompts: the built-in loop over transformers, or vLLM where it is installed; their "
+        "draws differ (default: transformers).",
+    ),
 ]
 SampleTemperature = Annotated[
     float | None,
@@ -243,6 +259,7 @@ def build_request(
     base: Base = None,
     step_offset: StepOffset = None,
     allow_special_mismatch: AllowSpecialMismatch = None,
+    sampler: SamplerOption = None,
     sample_temperature: SampleTemperature = None,
     max_new_tokens: MaxNewTokens = None,
     num_rollouts: NumRollouts = None,
@@ -275,6 +292,7 @@ def build_request(
             "k": k,
             "trace_k": trace_k,
             "temperature": temperature,
+            "sampler": str(sampler) if sampler else None,
             "sample_temperature": sample_temperature,
             "max_new_tokens": max_new_tokens,
             "num_rollouts": num_rollouts,

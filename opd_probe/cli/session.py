@@ -15,11 +15,14 @@ progress = StderrProgress()
 
 
 def quieten_libraries() -> None:
-    """Keep transformers' and the hub's own bars and notices off stderr; call before they are imported."""
+    """Keep the libraries' own bars and notices off both streams; call before they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("MPLBACKEND", "Agg")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for rows
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
 def finish(result: Result) -> None:

@@ -15,6 +15,8 @@ from transformers import DynamicCache
 
 from opd_probe.errors import InputError, LogitError, OutOfMemoryError
 from opd_probe.models.loading import LoadedModel
+from opd_probe.models.outline import Outline
+from opd_probe.models.samplers import sampler_version
 from opd_probe.stats.projection import OutputProjection
 from opd_probe.stats.scratch import Scratch
 from opd_probe.stats.threads import fitting_threads
@@ -76,7 +78,7 @@ def sample_rollouts(
     Raises:
         InputError: a prompt without ids or too long for the model, or settings that cannot be used.
     """
-    _check(student, prompts, num_rollouts, max_new_tokens, temperature)
+    check_sampling(student, prompts, num_rollouts, max_new_tokens, temperature)
     drafts = [
         _Draft(index, sample, _uniforms(seed, prompt.id, sample, max_new_tokens))
         for index, prompt in enumerate(prompts)
@@ -99,12 +101,25 @@ def sample_rollouts(
                 sampler.run(batch, finished)
         except (torch.OutOfMemoryError, MemoryError):
             raise OutOfMemoryError("out of memory while sampling; lower --batch-tokens or --max-new-tokens") from None
-    return [_rollout(student, prompts[draft.prompt], draft, step) for draft in drafts]
+    made_by = sampler_version("transformers")
+    return [
+        make_rollout(student, prompts[d.prompt], d.sample, d.ids, d.logprobs, sampler=made_by, step=step)
+        for d in drafts
+    ]
 
 
-def _check(
-    student: LoadedModel, prompts: Sequence[Prompt], num_rollouts: int, max_new_tokens: int, temperature: float
+def check_sampling(
+    student: LoadedModel | Outline,
+    prompts: Sequence[Prompt],
+    num_rollouts: int,
+    max_new_tokens: int,
+    temperature: float,
 ) -> None:
+    """Refuse what no sampler can do, before anything is sampled.
+
+    Raises:
+        InputError: as :func:`sample_rollouts`.
+    """
     for name, value in (("num_rollouts", num_rollouts), ("max_new_tokens", max_new_tokens)):
         if value < 1:
             raise InputError(f"{name} = {value}: expected at least 1")
@@ -131,8 +146,13 @@ def _check(
 
 def _uniforms(seed: int, prompt_id: str, sample: int, count: int) -> NDArray[np.float64]:
     """The random stream of one rollout: a counter-based generator keyed by what the rollout is."""
-    digest = hashlib.sha256(f"{seed}\x00{prompt_id}\x00{sample}".encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little"))).random(count)
+    key = int.from_bytes(stream_digest(seed, prompt_id, sample)[:16], "little")
+    return np.random.Generator(np.random.Philox(key=key)).random(count)
+
+
+def stream_digest(seed: int, prompt_id: str, sample: int) -> bytes:
+    """What the randomness of one rollout derives from, whoever samples it: 32 bytes."""
+    return hashlib.sha256(f"{seed}\x00{prompt_id}\x00{sample}".encode()).digest()
 
 
 def _batches(
@@ -258,19 +278,30 @@ def invert_cdf(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     return (block * _BLOCK + index)[:, 0], total[:, 0].log()
 
 
-def _rollout(student: LoadedModel, prompt: Prompt, draft: _Draft, step: int | None) -> Rollout:
+def make_rollout(
+    student: LoadedModel | Outline,
+    prompt: Prompt,
+    sample: int,
+    ids: Sequence[int],
+    logprobs: Sequence[float],
+    *,
+    sampler: str,
+    step: int | None,
+) -> Rollout:
+    """The rollout of sampled ids, EOS included when it was sampled."""
     text = None
     if student.tokenizer is not None:
-        text = str(student.tokenizer.decode(draft.ids, skip_special_tokens=True))
+        text = str(student.tokenizer.decode(list(ids), skip_special_tokens=True))
     return Rollout(
-        id=f"{prompt.id}/{draft.sample}",
+        id=f"{prompt.id}/{sample}",
         prompt_ids=tuple(prompt.ids or ()),
-        response_ids=tuple(draft.ids),
+        response_ids=tuple(ids),
         prompt_id=prompt.id,
         step=step,
         prompt=prompt.text,
         response=text,
         answer=prompt.answer,
-        logprobs=tuple(draft.logprobs),
-        finish_reason="stop" if draft.stopped else "length",
+        logprobs=tuple(logprobs),
+        finish_reason="stop" if ids[-1] in student.eos_ids else "length",
+        sampler=sampler,
     )

@@ -24,8 +24,8 @@ def brief(error: BaseException) -> str:
 
 
 @contextmanager
-def one_line(what: str) -> Iterator[None]:
-    """Turn whatever a loader raises on bad files into one line that begins with ``what``."""
+def one_line(what: str, failed: str = "cannot be loaded") -> Iterator[None]:
+    """Turn whatever a loader raises on bad files into one line that begins with ``what`` and says what ``failed``."""
     try:
         yield
     except OpdProbeError:
@@ -35,7 +35,7 @@ def one_line(what: str) -> Iterator[None]:
             f"{what}: out of memory while loading; try --dtype bfloat16 or another --device"
         ) from None
     except Exception as error:  # the loaders' errors have no common root
-        raise InputError(f"{what}: cannot be loaded ({type(error).__name__}: {brief(error)})") from None
+        raise InputError(f"{what}: {failed} ({type(error).__name__}: {brief(error)})") from None
 
 
 @contextmanager

@@ -32,6 +32,7 @@ FIELDS = (
     "answer",
     "score",
     "token_source",
+    "sampler",
     "extra",
 )
 
@@ -93,7 +94,7 @@ def _rollout(place: str, given: Mapping[str, Any], number: int) -> Rollout:
     if source not in ("sampled_ids", "retokenized"):
         raise InputError(f"{place}: token_source is {source!r}; expected sampled_ids or retokenized")
     response = _ids(place, row, "response_ids") if has_ids else ()
-    for name in ("prompt", "response", "finish_reason"):
+    for name in ("prompt", "response", "finish_reason", "sampler"):
         if name in row and not isinstance(row[name], str):
             raise InputError(f"{place}: {name} is {type(row[name]).__name__}; expected text")
     return Rollout(
@@ -110,6 +111,7 @@ def _rollout(place: str, given: Mapping[str, Any], number: int) -> Rollout:
         logprobs=_logprobs(place, row, len(response)),
         finish_reason=row.get("finish_reason"),
         token_source="sampled_ids" if source == "sampled_ids" else "retokenized",
+        sampler=row.get("sampler"),
         extra=_extra(row),
     )
 
@@ -296,6 +298,7 @@ def rollouts_digest(rollouts: Iterable[Rollout]) -> str:
     digest = hashlib.sha256()
     for rollout in rollouts:
         row = _row(rollout)
+        del row["sampler"]  # what a trace says of states does not depend on it
         row["prompt_id"] = prompt_key(rollout)
         digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -41,6 +41,7 @@ def measure(plan: Plan, progress: Progress) -> list[Measured]:
     runs = [replace(run, settings=run.settings.model_copy(update={"sequential": sequential(run)})) for run in plan.runs]
     pool = ModelPool(progress)
     sampler = Sampler(plan.out / "rollouts", pool, files, progress)
+    _sample_with_vllm(runs, sampler)
     measured: list[Measured] = []
     # Runs with the same teachers follow one another, so that these stay loaded.
     for run in sorted(runs, key=lambda one: [teacher.name for teacher in one.teachers]):
@@ -48,6 +49,14 @@ def measure(plan: Plan, progress: Progress) -> list[Measured]:
             rollouts, states = _rollouts(run, checkpoint, files, sampler)
             measured += _Station(plan.out / "traces", run, checkpoint, rollouts, states, pool, progress).measured()
     return measured
+
+
+def _sample_with_vllm(runs: Sequence[RunPlan], sampler: Sampler) -> None:
+    """All that vLLM is to sample, while no model of ours is loaded: its engine takes most of a device."""
+    for run in runs:
+        if run.source.kind == "prompts" and run.settings.sampler == "vllm":
+            for checkpoint in run.run.checkpoints:
+                sampler.sampled(run, checkpoint)
 
 
 def sequential(run: RunPlan) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from opd_probe.errors import InputError, MissingError, OpdProbeWarning
 from opd_probe.models.checkpoints import resolve_checkpoint, step_of_name
+from opd_probe.models.samplers import check_vllm
 from opd_probe.run.discovery import Run, discover, is_hub_id
 from opd_probe.run.manifest import MANIFEST_NAME, Manifest
 from opd_probe.run.naming import file_names, path_parts, unique_names
@@ -90,6 +91,8 @@ def make_plan(request: Request) -> Plan:
         )
         for run in runs
     )
+    for plan in plans:
+        _check_sampler(plan)
     out = Path(request.out or _agreed("out", runs) or DEFAULT_OUT)
     check_writable(out)
     dry_run = request.dry_run if request.dry_run is not None else bool(_agreed("dry_run", runs))
@@ -131,6 +134,7 @@ def make_sampling_plan(request: Request) -> Plan:
         folder="",
         teacher_folders={},
     )
+    _check_sampler(plan)
     return Plan((plan,), out, request.format or manifest.format or "table", dry_run=False)
 
 
@@ -212,6 +216,13 @@ def _find_source(request: Request, run: Run) -> Source:
         f"run {run.name}: neither rollouts nor prompts; give --rollouts FILE to replay stored responses or "
         f"--prompts FILE to sample new ones, or name one of them in {place}"
     )
+
+
+def _check_sampler(plan: RunPlan) -> None:
+    settings = plan.settings
+    if settings.sampler == "vllm" and plan.source.kind == "prompts":
+        for checkpoint in plan.run.checkpoints:
+            check_vllm(checkpoint, dtype=settings.dtype, temperature=settings.sample_temperature)
 
 
 def _check_file(option: str, value: str) -> None:

@@ -41,6 +41,16 @@ class ModelPool:
         look = self.outline if run.settings.sequential else self.teacher
         return [look(run, checkpoint) for checkpoint in checkpoints]
 
+    def sampled_student(self, run: RunPlan, checkpoint: Checkpoint) -> LoadedModel | Outline:
+        """The student to sample from: loaded, or in outline for vLLM, which loads it by itself."""
+        return self.outline(run, checkpoint) if run.settings.sampler == "vllm" else self.student(run, checkpoint)
+
+    def sampled_teachers(self, run: RunPlan) -> list[LoadedModel | Outline]:
+        """All teachers, to see which ids may be sampled: as for a replay, but in outline beside vLLM."""
+        if run.settings.sampler == "vllm":
+            return [self.outline(run, teacher.checkpoint) for teacher in run.teachers]
+        return self.teachers(run)
+
     def outline(self, run: RunPlan, checkpoint: Checkpoint) -> Outline:
         """What a model's files say of it."""
         key = _key(run, checkpoint)

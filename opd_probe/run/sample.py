@@ -33,7 +33,7 @@ def sample(request: Request, progress: Progress) -> Result:
     for checkpoint in run.run.checkpoints:
         # Of a teacher only its vocabulary and its positions matter here, so that none is loaded.
         teachers = [pool.outline(run, teacher.checkpoint) for teacher in run.teachers]
-        rollouts = draw(pool.student(run, checkpoint), teachers, checkpoint, prompts, run.settings, progress)
+        rollouts = draw(pool.sampled_student(run, checkpoint), teachers, checkpoint, prompts, run.settings, progress)
         rows.append(
             json_row(
                 {

@@ -18,13 +18,15 @@ from opd_probe.models.generation import sample_rollouts
 from opd_probe.models.hub import hub_snapshot
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.outline import Outline
+from opd_probe.models.samplers import sampler_version
+from opd_probe.models.vllm_sampling import sample_with_vllm
 from opd_probe.models.vocabulary import shared_vocabulary, template_digest, tokenizer_digest
 from opd_probe.rollouts.files import read_rollouts, rollouts_digest, write_rollouts
 from opd_probe.rollouts.prompts import encode_prompts
 from opd_probe.run.files import Files, tokenizer_of
 from opd_probe.run.memory import memory_advice
 from opd_probe.run.output import write_bytes
-from opd_probe.run.plan import RunPlan
+from opd_probe.run.plan import RunPlan, warn
 from opd_probe.run.pool import ModelPool
 from opd_probe.run.progress import Progress
 from opd_probe.run.selection import at_most
@@ -60,10 +62,9 @@ class Sampler:
         key = sampling_key(checkpoint, teachers, prompts, plan.settings, plan.tokenizer)
         rollouts = stored_samples(path, key)
         if rollouts is None:
-            others = self.pool.teachers(plan)
-            rollouts = draw(
-                self.pool.student(plan, checkpoint), others, checkpoint, prompts, plan.settings, self.progress
-            )
+            others = self.pool.sampled_teachers(plan)
+            student = self.pool.sampled_student(plan, checkpoint)
+            rollouts = draw(student, others, checkpoint, prompts, plan.settings, self.progress)
             store_samples(path, rollouts, key)
         return at_most(rollouts, plan.settings.max_states, plan.settings.seed)
 
@@ -73,7 +74,7 @@ def step_name(checkpoint: Checkpoint) -> str:
     return f"step-{'unknown' if checkpoint.step is None else checkpoint.step}"
 
 
-def check_pair(student: LoadedModel, teacher: LoadedModel | Outline, settings: Settings) -> None:
+def check_pair(student: LoadedModel | Outline, teacher: LoadedModel | Outline, settings: Settings) -> None:
     """Refuse a pair of models before anything is written.
 
     Raises:
@@ -90,7 +91,7 @@ def check_pair(student: LoadedModel, teacher: LoadedModel | Outline, settings: S
 
 
 def allowed_ids(
-    student: LoadedModel, teachers: Sequence[LoadedModel | Outline], settings: Settings
+    student: LoadedModel | Outline, teachers: Sequence[LoadedModel | Outline], settings: Settings
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     """int64, ascending: what may be sampled, the ids that the student shares with every teacher.
 
@@ -102,7 +103,7 @@ def allowed_ids(
 
 
 def draw(
-    student: LoadedModel,
+    student: LoadedModel | Outline,
     teachers: Sequence[LoadedModel | Outline],
     checkpoint: Checkpoint,
     prompts: Sequence[Prompt],
@@ -110,6 +111,9 @@ def draw(
     progress: Progress,
 ) -> list[Rollout]:
     """Sample ``num_rollouts`` responses to each prompt, of ids that all teachers share.
+
+    Args:
+        student: loaded; in outline, vLLM samples from the checkpoint.
 
     Raises:
         OpdProbeError: prompts that cannot be encoded, models that do not fit, or responses that could become
@@ -119,21 +123,20 @@ def draw(
         check_pair(student, teacher, settings)
     encoded = encode_prompts(prompts, student.tokenizer)
     _check_lengths(encoded, teachers, settings.max_new_tokens)
-    allowed = allowed_ids(student, teachers, settings)
     progress.begin(f"sample {checkpoint.run or checkpoint.path} {step_name(checkpoint)}")
+    how: dict[str, Any] = {
+        "allowed_ids": allowed_ids(student, teachers, settings),
+        "num_rollouts": settings.num_rollouts,
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.sample_temperature,
+        "seed": settings.seed,
+        "step": checkpoint.step,
+        "progress": progress.update,
+    }
     with memory_advice("sampling"):
-        return sample_rollouts(
-            student,
-            encoded,
-            allowed_ids=allowed,
-            num_rollouts=settings.num_rollouts,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.sample_temperature,
-            seed=settings.seed,
-            batch_tokens=settings.batch_tokens,
-            step=checkpoint.step,
-            progress=progress.update,
-        )
+        if isinstance(student, LoadedModel):
+            return sample_rollouts(student, encoded, batch_tokens=settings.batch_tokens, **how)
+        return sample_with_vllm(student, checkpoint, encoded, dtype=settings.dtype, **how)
 
 
 def _check_lengths(prompts: Sequence[Prompt], teachers: Sequence[LoadedModel | Outline], new_tokens: int) -> None:
@@ -162,6 +165,8 @@ def sampling_key(
     vocabularies = {(_digest_of(tokenizer_of(one, tokenizer)), _vocabulary_size(one)) for one in teachers}
     return {
         "version": KEY_VERSION,
+        # What vLLM draws depends on its version; the built-in sampler's draws are made of our own uniform numbers.
+        "sampler": settings.sampler if settings.sampler == "transformers" else sampler_version(settings.sampler),
         "weights": weights_digest(checkpoint),
         "tokenizer": _digest_of(own),
         "tokenizer files": tokenizer_files_digest(tokenizer or checkpoint),
@@ -193,12 +198,18 @@ def _vocabulary_size(checkpoint: Checkpoint) -> int:
 
 
 def stored_samples(path: Path, key: dict[str, Any]) -> list[Rollout] | None:
-    """The samples stored at ``path`` when they were drawn under ``key`` and are whole, else None."""
+    """The samples stored at ``path`` when they were drawn under ``key`` and are whole, else None.
+
+    Those of another sampler are warned about, since sampling anew replaces them.
+    """
     try:
         record = json.loads(_record_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not path.is_file() or record.get("key") != key:
+    made = record.get("key", {})
+    if not path.is_file() or made != key:
+        if path.is_file() and made.get("sampler", key["sampler"]) != key["sampler"]:
+            warn(f"samples {path}: made by {made['sampler']}, asked for is {key['sampler']}; sampled anew")
         return None
     rollouts = read_rollouts(path)
     return rollouts if rollouts_digest(rollouts) == record.get("rollouts_sha256") else None

@@ -27,6 +27,7 @@ class Options(_Strict):
     k: Count | None = None
     trace_k: Count | None = None
     temperature: Temperature | None = None
+    sampler: Literal["transformers", "vllm"] | None = None
     sample_temperature: Temperature | None = None
     max_new_tokens: Count | None = None
     num_rollouts: Count | None = None
@@ -57,6 +58,7 @@ class Settings(_Strict):
     k: int = 16
     trace_k: int = TRACE_K
     temperature: float = 1.0
+    sampler: Literal["transformers", "vllm"] = "transformers"
     sample_temperature: float = 1.0
     max_new_tokens: int = 1024
     num_rollouts: int = 4

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
@@ -98,6 +99,17 @@ def rollouts(*rows: object) -> Make:
     return lambda desk: overlap(rollouts=desk.lines("bad.jsonl", *rows))
 
 
+def adapter_through_vllm(desk: Desk) -> list[str]:
+    (desk.own / "run" / "checkpoint-5").mkdir(parents=True)
+    desk.text("run/checkpoint-5/adapter_config.json", json.dumps({"base_model_name_or_path": "base"}))
+    desk.text("run/checkpoint-5/adapter_model.safetensors", "")
+    return through_vllm(str(desk.own / "run"))
+
+
+def through_vllm(ckpts: str = RUN) -> list[str]:
+    return ["overlap", "--ckpts", ckpts, "--teacher", "teacher", "--prompts", "prompts.jsonl", "--sampler", "vllm"]
+
+
 CASES: dict[str, tuple[Make, list[str]]] = {
     "no such path": (lambda _: overlap("runs/nowhere"), ["--ckpts runs/nowhere: no such path", "checkpoint-N"]),
     "no such teacher": (lambda _: overlap(teacher="./none"), ["--teacher ./none: no such path"]),
@@ -142,7 +154,13 @@ CASES: dict[str, tuple[Make, list[str]]] = {
         lambda _: ["overlap", "--ckpts", RUN, "--teacher", "teacher", "--prompts", "prompts.jsonl"],
         ["positions", "--max-new-tokens"],
     ),
+    "an adapter through vLLM": (adapter_through_vllm, ["sampler vllm", "checkpoint-5 is an adapter"]),
 }  # fmt: skip
+
+
+if find_spec("vllm") is None:
+    CASES["no vLLM"] = (lambda _: through_vllm(), ["sampler vllm: vllm is not installed", "pip install vllm"])
+    CASES["no vLLM to dry-run"] = (lambda _: [*through_vllm(), "--dry-run"], CASES["no vLLM"][1])
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -83,6 +83,7 @@ def test_rollout_makes_a_file_that_overlap_replays(call: Caller, tmp_path: Path)
     rollouts = read_rollouts(file)
     assert len({rollout.id for rollout in rollouts}) == 24
     assert all(rollout.logprobs is not None for rollout in rollouts)
+    assert {str(rollout.sampler).split()[0] for rollout in rollouts} == {"transformers"}
     words = ("--ckpts", "runs/good", "--teacher", "teacher", "--rollouts", file, "--out", tmp_path / "o")
     rows = call("overlap", *words, "--format", "json").rows
     assert {row["states"] for row in rows} == {"own"}

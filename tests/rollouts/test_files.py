@@ -236,6 +236,7 @@ def rollout_lists(draw: st.DrawFn) -> list[Rollout]:
                 answer=draw(TEXT),
                 score=draw(st.one_of(st.none(), st.floats(-1e6, 1e6))),
                 finish_reason=draw(st.sampled_from([None, "stop", "length"])),
+                sampler=draw(st.sampled_from([None, "vllm 0.32.0"])),
                 extra=draw(st.sampled_from([{}, {"note": "x"}, {"a": [1, 2], "b": {"c": 0.5}}])),
                 **chosen,
             )

@@ -36,12 +36,14 @@ def test_options_and_one_teacher(tmp_path: Path) -> None:
     manifest = read_manifest(
         write(
             tmp_path,
-            "teacher: org/t\nk: 4\ntemperature: 1\nmax_states: 100\njsd: true\naverage: rollout\nformat: json",
+            "teacher: org/t\nk: 4\ntemperature: 1\nmax_states: 100\njsd: true\naverage: rollout\nformat: json\n"
+            "sampler: vllm",
         )
     )
     assert manifest.teacher == ["org/t"]
     assert (manifest.k, manifest.temperature, manifest.max_states, manifest.jsd) == (4, 1.0, 100, True)
     assert (manifest.average, manifest.format, manifest.seed) == ("rollout", "json", None)
+    assert manifest.sampler == "vllm"
 
 
 def test_an_empty_manifest_says_nothing(tmp_path: Path) -> None:
@@ -56,6 +58,7 @@ def test_an_empty_manifest_says_nothing(tmp_path: Path) -> None:
         ("k: '16'", ["'k'", "integer", "got '16'"]),
         ("jsd: 1", ["'jsd'", "boolean"]),
         ("average: mean", ["'average'", "token", "rollout"]),
+        ("sampler: llama", ["'sampler'", "transformers", "vllm"]),
         ("teacher: 3", ["'teacher'", "got 3"]),
         ("teacher: []", ["'teacher'"]),
         ("teacher: ./nowhere", ["'teacher'", "./nowhere", "no such path"]),

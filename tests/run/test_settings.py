@@ -17,6 +17,7 @@ def test_the_command_line_wins_over_the_manifest_and_that_over_the_defaults() ->
 
 def test_defaults() -> None:
     assert settle(Options(), None, where="run a") == Settings()
+    assert Settings().sampler == "transformers"  # whatever is installed: draws must not depend on that
 
 
 def test_a_larger_k_deepens_the_trace_unless_its_depth_was_asked_for() -> None:
@@ -34,6 +35,7 @@ def test_a_larger_k_deepens_the_trace_unless_its_depth_was_asked_for() -> None:
         ({"temperature": float("nan")}, "--temperature"),
         ({"batch_tokens": -1}, "--batch-tokens"),
         ({"num_rollouts": 0}, "--num-rollouts"),
+        ({"sampler": "llama"}, "--sampler"),
     ],
 )
 def test_a_bad_option_is_named_as_it_is_typed(values: dict[str, object], option: str) -> None:
