@@ -12,7 +12,7 @@ from opd_probe.lab import cache, recipes
 from opd_probe.lab.models import ModelRecipe
 from opd_probe.lab.pretrain import PretrainRecipe, Report
 from opd_probe.lab.recipes import MODELS, RUNS, TrainedModel, digest, lineage
-from opd_probe.lab.task import Component, DialectRecipe
+from opd_probe.lab.corpus import Component, DialectRecipe
 
 CORPUS = (Component("A", 1.0, DialectRecipe("tiny")),)
 TINY = ModelRecipe(hidden_size=32, layers=1, heads=1, intermediate_size=48)
