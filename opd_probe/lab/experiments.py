@@ -52,7 +52,7 @@ EXPERIMENTS: Final = {
             _GOOD_AND_FAILING
             | {"second pair: compatible teacher": "b-taught", "second pair: incompatible teacher": "b-failing"},
             {"compatible-teacher": "teacher", "incompatible-teacher": "teacher"}
-            | {"b-teacher": "teacher", "b-incompatible": "teacher"},
+            | {"b-big-taught": "teacher", "b-incompatible": "teacher"},
             ks=(4, 8, 16),
             positions=True,
             mass=True,
@@ -69,19 +69,19 @@ EXPERIMENTS: Final = {
             "1, 4",
             "a bigger teacher of the student's own corpus, and that teacher after further training; two families",
             {
-                "family A: same pipeline": "small-same-pipeline",
-                "family A: further training": "small-taught",
+                "family A: same pipeline": "same-pipeline",
+                "family A: further training": "taught",
                 "family B: same pipeline": "b-same-pipeline",
                 "family B: further training": "b-taught",
             },
-            {"base": "teacher", "compatible-teacher": "teacher", "b-base": "teacher", "b-teacher": "teacher"},
+            {"big-student": "teacher", "big-taught": "teacher", "b-big-student": "teacher", "b-big-taught": "teacher"},
         ),
         Experiment(
             "reverse_distillation",
             "1, 5",
             "an improved student distilled from what it was before, and from a bigger sibling of that",
             {"own earlier checkpoint": "reverse-own", "bigger sibling": "reverse-sibling"},
-            {"small-base": "teacher", "base": "teacher"},
+            {"student": "teacher", "big-student": "teacher"},
         ),
         Experiment(
             "supports",

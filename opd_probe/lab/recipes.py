@@ -64,29 +64,29 @@ def _model(
 POOL: Final = 128
 """Problems of the template teacher's own training set."""
 
-_SMALL: Final = ModelRecipe(hidden_size=64, layers=3, heads=2, intermediate_size=192)
-_TINY: Final = ModelRecipe(hidden_size=48, layers=3, heads=2, intermediate_size=144)
+_BIG: Final = ModelRecipe(hidden_size=128, layers=3, heads=4, intermediate_size=384)
 _MISCONCEPTIONS: Final = 4
 _BASE: Final = DialectRecipe("base", zipf=1.2, noise=0.5)
 _STUDENT: Final = DialectRecipe("student", zipf=1.2, noise=0.5)
 _COMPATIBLE: Final = DialectRecipe("compatible", zipf=1.5, noise=1.0)
 _INCOMPATIBLE: Final = DialectRecipe("incompatible", zipf=1.2, noise=1.6, cues=12)
 _DISTANT: Final = DialectRecipe("distant", zipf=1.5, noise=1.4)
-_B_BASE: Final = DialectRecipe("b-base", zipf=1.2, noise=0.5)
+_B_STUDENT: Final = DialectRecipe("b-student", zipf=1.2, noise=0.5)
 _B_COMPATIBLE: Final = DialectRecipe("b-compatible", zipf=1.5, noise=1.0)
 _B_INCOMPATIBLE: Final = DialectRecipe("b-incompatible", zipf=1.2, noise=1.6, cues=12)
-_A_CORPUS: Final = (Component("A", 0.7, _BASE, _MISCONCEPTIONS), Component("B", 0.3, _BASE, _MISCONCEPTIONS))
-_B_CORPUS: Final = (Component("B", 0.7, _B_BASE, _MISCONCEPTIONS), Component("A", 0.3, _B_BASE, _MISCONCEPTIONS))
+_BASE_CORPUS: Final = (Component("A", 0.7, _BASE, _MISCONCEPTIONS), Component("B", 0.3, _BASE, _MISCONCEPTIONS))
+_A_STUDENT_CORPUS: Final = Component("A", 1.0, _STUDENT, _MISCONCEPTIONS)
+_B_STUDENT_CORPUS: Final = Component("B", 1.0, _B_STUDENT, _MISCONCEPTIONS)
 
 MODELS: Final = {
     model.name: model
     for model in (
         # The lineage's common ancestor: mostly pattern A, some B, and wrong about 4 of 10 operations in both.
         _model(
-            "base", None, 700, 4e-3, *_A_CORPUS,
+            "base", None, 700, 4e-3, *_BASE_CORPUS,
         ),
         # The student keeps the misconceptions and settles on pattern A.
-        _model("student", "base", 100, 1e-3, Component("A", 1.0, _STUDENT, _MISCONCEPTIONS)),
+        _model("student", "base", 100, 1e-3, _A_STUDENT_CORPUS),
         # Same pattern, right arithmetic, a sharper wording.
         _model("compatible-teacher", "base", 300, 2e-3, Component("A", 1.0, _COMPATIBLE)),
         # Right arithmetic in the other pattern only, and a wording that follows a cue the student ignores. What was
@@ -97,19 +97,20 @@ MODELS: Final = {
             Component("A", 0.375, _INCOMPATIBLE, _MISCONCEPTIONS, given=1),
             Component("A", 0.025, _INCOMPATIBLE, _MISCONCEPTIONS),
         ),
-        # A smaller sibling of the base: the same corpus, half the parameters.
-        _model("small-base", None, 700, 4e-3, *_A_CORPUS, shape=_SMALL),
-        # A second family, smaller and mostly pattern B: two sizes on one corpus, then the bigger one trained further
-        # on right arithmetic, and the bigger one made incompatible as above with the patterns exchanged.
-        _model("b-small", None, 700, 4e-3, *_B_CORPUS, shape=_TINY),
-        _model("b-base", None, 700, 4e-3, *_B_CORPUS, shape=_SMALL),
-        _model("b-teacher", "b-base", 300, 2e-3, Component("B", 1.0, _B_COMPATIBLE), shape=_SMALL),
+        # Bigger siblings, on the same corpora: the student's, and that one trained further on right arithmetic.
+        _model("big-base", None, 600, 4e-3, *_BASE_CORPUS, shape=_BIG),
+        _model("big-student", "big-base", 100, 1e-3, _A_STUDENT_CORPUS, shape=_BIG),
+        _model("big-taught", "big-student", 200, 2e-3, Component("A", 1.0, _COMPATIBLE), shape=_BIG),
+        # A second family that settles on pattern B: student, bigger sibling, that one trained further, and a teacher
+        # that is incompatible as the one above, with the patterns exchanged.
+        _model("b-student", "base", 150, 2e-3, _B_STUDENT_CORPUS),
+        _model("b-big-student", "big-base", 150, 2e-3, _B_STUDENT_CORPUS, shape=_BIG),
+        _model("b-big-taught", "b-big-student", 250, 2e-3, Component("B", 1.0, _B_COMPATIBLE), shape=_BIG),
         _model(
-            "b-incompatible", "b-base", 500, 4e-3,
+            "b-incompatible", "base", 600, 4e-3,
             Component("A", 0.6, replace(_B_INCOMPATIBLE, own_slots=("connector",))),
             Component("B", 0.375, _B_INCOMPATIBLE, _MISCONCEPTIONS, given=1),
             Component("B", 0.025, _B_INCOMPATIBLE, _MISCONCEPTIONS),
-            shape=_SMALL,
         ),
         # As accurate as the compatible teacher, but in the other pattern; what was begun in pattern A it continues in
         # words further from the student's, and with two of the four misconceptions.
@@ -149,7 +150,7 @@ def _run(
 
 
 def _reverse(name: str, teacher: str) -> RunRecipe:
-    return _run(name, "small-taught", teacher, measure=MeasureRecipe(pair=("small-base", "base")))
+    return _run(name, "good", teacher, measure=MeasureRecipe(pair=("student", "big-student")))
 
 
 def _supervised(name: str, loss: LossRecipe) -> RunRecipe:
@@ -170,13 +171,13 @@ RUNS: Final = {
         _run("good", "student", "compatible-teacher", measure=_MAIN),
         _run("failing", "student", "incompatible-teacher", measure=_MAIN),
         _run("distant", "student", "distant-teacher"),
-        _run("small-same-pipeline", "small-base", "base"),
-        _run("small-taught", "small-base", "compatible-teacher"),
-        _run("b-same-pipeline", "b-small", "b-base"),
-        _run("b-taught", "b-small", "b-teacher", measure=_MAIN),
-        _run("b-failing", "b-small", "b-incompatible", measure=_MAIN),
-        _reverse("reverse-own", "small-base"),
-        _reverse("reverse-sibling", "base"),
+        _run("same-pipeline", "student", "big-student"),
+        _run("taught", "student", "big-taught"),
+        _run("b-same-pipeline", "b-student", "b-big-student"),
+        _run("b-taught", "b-student", "b-big-taught", measure=_MAIN),
+        _run("b-failing", "b-student", "b-incompatible", measure=_MAIN),
+        _reverse("reverse-own", "student"),
+        _reverse("reverse-sibling", "big-student"),
         _supervised("loss-overlap", LossRecipe("overlap")),
         # As in the reference, the symmetric difference alone is not renormalised.
         _supervised("loss-non-overlap", LossRecipe("non_overlap", renormalise=False)),
