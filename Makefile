@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs bench lab-bases lab-signatures clean
+.PHONY: help demo test check lint types docs bench lab lab-bases lab-signatures clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED) ## train two small distillation runs and look into them: figures and a table in opd-probe-out/
-	$(BIN)/python -m opd_probe.lab demo --out runs
+	$(BIN)/opd-probe lab demo --out runs
 	@echo "Sampling and replaying, then mass concentration, alignment curves, and the main command:"
 	$(BIN)/opd-probe mass --ckpts runs/* --out opd-probe-out > /dev/null
 	$(BIN)/opd-probe align --ckpts runs/* --out opd-probe-out > /dev/null
@@ -43,11 +43,14 @@ docs: $(INSTALLED) ## build the documentation into site/
 bench: $(INSTALLED) ## measure speed and memory, all in one table (about 20 minutes)
 	$(BIN)/python -m benchmarks
 
+lab: $(INSTALLED) ## retrain and re-measure the paper's experiments: figures/data and figures/claims.json
+	$(BIN)/opd-probe lab run
+
 lab-bases: $(INSTALLED) ## retrain the small base models that the package ships
-	$(BIN)/python -m opd_probe.lab bases
+	$(BIN)/opd-probe lab bases
 
 lab-signatures: $(INSTALLED) ## reproduce the lab's table of signatures over three seeds
-	$(BIN)/python -m opd_probe.lab signatures
+	$(BIN)/opd-probe lab signatures
 
 clean: ## remove the environment and everything that the commands above made
 	rm -rf $(VENV) runs opd-probe-out lab-cache site .pytest_cache .mypy_cache .ruff_cache .hypothesis
