@@ -99,12 +99,14 @@ MODELS: Final = {
         ),
         # Bigger siblings, on the same corpora: the student's, and that one trained further on right arithmetic.
         _model("big-base", None, 600, 4e-3, *_BASE_CORPUS, shape=_BIG),
-        _model("big-student", "big-base", 100, 1e-3, _A_STUDENT_CORPUS, shape=_BIG),
+        # One schedule leaves some seeds before the point where the arithmetic is learned; a second one does not.
+        _model("big-base-longer", "big-base", 400, 3e-3, *_BASE_CORPUS, shape=_BIG),
+        _model("big-student", "big-base-longer", 100, 1e-3, _A_STUDENT_CORPUS, shape=_BIG),
         _model("big-taught", "big-student", 200, 2e-3, Component("A", 1.0, _COMPATIBLE), shape=_BIG),
         # A second family that settles on pattern B: student, bigger sibling, that one trained further, and a teacher
         # that is incompatible as the one above, with the patterns exchanged.
         _model("b-student", "base", 150, 2e-3, _B_STUDENT_CORPUS),
-        _model("b-big-student", "big-base", 150, 2e-3, _B_STUDENT_CORPUS, shape=_BIG),
+        _model("b-big-student", "big-base-longer", 150, 2e-3, _B_STUDENT_CORPUS, shape=_BIG),
         _model("b-big-taught", "b-big-student", 250, 2e-3, Component("B", 1.0, _B_COMPATIBLE), shape=_BIG),
         _model(
             "b-incompatible", "base", 600, 4e-3,
