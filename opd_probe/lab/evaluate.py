@@ -81,9 +81,10 @@ def evaluation_rollouts(
     """``count`` rollouts of the model itself, ``samples`` to each held-out problem, as a rollout file holds them.
 
     Problems and draws depend on the seed alone, so that all models of a seed answer the same problems. A pool has
-    no held-out problems: its own first ones are answered, at most all of them.
+    no held-out problems: its own are answered, more often when there are too few of them.
     """
     problems = _evaluation_problems(-(-count // samples), seed, prompts)
+    samples = max(samples, count // len(problems))
     asked = [(f"{i}.{j}" if samples > 1 else str(i), str(i)) for i in range(len(problems)) for j in range(samples)]
     repeated = [problem for problem in problems for _ in range(samples)]
     rollouts: list[dict[str, Any]] = []

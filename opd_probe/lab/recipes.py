@@ -61,7 +61,7 @@ def _model(
     return TrainedModel(name, PretrainRecipe(name, corpus, steps, rate), start, shape or ModelRecipe())
 
 
-POOL: Final = 128
+POOL: Final = 32
 """Problems of the template teacher's own training set."""
 
 _BIG: Final = ModelRecipe(hidden_size=128, layers=3, heads=4, intermediate_size=384)
@@ -125,12 +125,12 @@ MODELS: Final = {
         # Trained further in a prompt template of its own, half of the time on a small set of problems; in the old
         # template it stays as it was.
         _model(
-            "template-teacher", "base", 300, 2e-3,
-            Component("A", 0.4, _COMPATIBLE, frame="answer", pool=POOL),
-            Component("A", 0.4, _COMPATIBLE, frame="answer"),
+            "template-teacher", "base", 300, 3e-3,
+            Component("A", 0.5, _COMPATIBLE, frame="answer", pool=POOL),
+            Component("A", 0.3, _COMPATIBLE, frame="answer"),
             Component("A", 0.2, _STUDENT, _MISCONCEPTIONS),
         ),
-        TrainedModel("cold-student", ColdStartRecipe("cold-student", "incompatible-teacher"), "student"),
+        TrainedModel("cold-student", ColdStartRecipe("cold-student", "incompatible-teacher", 2048, 200, 2e-3), "student"),
     )
 }  # fmt: skip
 """Every model of the lab by name."""
