@@ -107,9 +107,9 @@ MODELS: Final = {
         # that is incompatible as the one above, with the patterns exchanged.
         _model("b-student", "base", 150, 2e-3, _B_STUDENT_CORPUS),
         _model("b-big-student", "big-base-longer", 150, 2e-3, _B_STUDENT_CORPUS, shape=_BIG),
-        _model("b-big-taught", "b-big-student", 250, 2e-3, Component("B", 1.0, _B_COMPATIBLE), shape=_BIG),
+        _model("b-big-taught", "b-big-student", 200, 2e-3, Component("B", 1.0, _B_COMPATIBLE), shape=_BIG),
         _model(
-            "b-incompatible", "base", 600, 4e-3,
+            "b-incompatible", "base", 400, 4e-3,
             Component("A", 0.6, replace(_B_INCOMPATIBLE, own_slots=("connector",))),
             Component("B", 0.375, _B_INCOMPATIBLE, _MISCONCEPTIONS, given=1),
             Component("B", 0.025, _B_INCOMPATIBLE, _MISCONCEPTIONS),
