@@ -63,7 +63,9 @@ def test_the_table_of_claims_is_the_published_one() -> None:
     for claim in claims:
         values = " / ".join("?" if row["value"] is None else f"{row['value']:.3g}" for row in claim["seeds"])
         verdict = "holds" if claim["holds"] else "**does not hold**"
-        row = f"| {claim['figure']} | {claim['statement']} | {claim['measure']}: {claim['rule']} | {values} | {verdict} |"
+        row = (
+            f"| {claim['figure']} | {claim['statement']} | {claim['measure']}: {claim['rule']} | {values} | {verdict} |"
+        )
         assert row.replace("−", "-") in text
 
 

@@ -162,7 +162,9 @@ class Corpus:
             number = int(rng.integers(len(own)))
             problem, rng = own[number], seeded(self._seed, "pool response", number)
         problem = problem.told(component.frame)
-        return Example(problem.prompt, _worked(problem, PATTERNS[component.pattern], dialect, arithmetic, rng), component.given)
+        return Example(
+            problem.prompt, _worked(problem, PATTERNS[component.pattern], dialect, arithmetic, rng), component.given
+        )
 
     def batch(self, rng: np.random.Generator, count: int) -> list[Example]:
         """``count`` problems with worked responses."""

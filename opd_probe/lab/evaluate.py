@@ -227,7 +227,9 @@ def continuations(
         first = sample.prompt_ids.shape[1] - depth
         whole = Sample(begun[:, :first], sample.input_ids[:, first:], _longer(sample.mask, depth))
         correct = [grade(text, row["answer"]) for text, row in zip(whole.texts(), longer, strict=True)]
-        rows.append({"depth": depth, "student": [row["score"] for row in longer], "teacher": [float(c) for c in correct]})
+        rows.append(
+            {"depth": depth, "student": [row["score"] for row in longer], "teacher": [float(c) for c in correct]}
+        )
     return {"depths": rows}
 
 

@@ -48,7 +48,7 @@ EXPERIMENTS: Final = {
         Experiment(
             "success_failure",
             "1, 6, 18, 19, 20",
-            "one student, a teacher of its own thinking pattern and one of another; a second pair with patterns exchanged",
+            "one student, a teacher of its own thinking pattern and one of another; a pair with patterns exchanged",
             _GOOD_AND_FAILING
             | {"second pair: compatible teacher": "b-taught", "second pair: incompatible teacher": "b-failing"},
             {"compatible-teacher": "teacher", "incompatible-teacher": "teacher"}

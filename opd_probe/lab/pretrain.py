@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch.nn.functional import cross_entropy
 
-from opd_probe.lab.models import EOS_ID, LabModel
 from opd_probe.lab.corpus import Component, Corpus
+from opd_probe.lab.models import EOS_ID, LabModel
 from opd_probe.lab.task import encode, seeded
 
 __all__ = ["PretrainRecipe", "Report", "cosine", "pretrain", "states_of", "train_supervised"]
@@ -85,7 +85,7 @@ def pretrain(model: LabModel, recipe: PretrainRecipe, seed: int, report: Report 
 def train_supervised(
     model: LabModel, batch: Callable[[int], Batch], schedule: Schedule, report: Report | None = None
 ) -> None:
-    """Train ``model`` in place: ``batch(step)`` gives prompts [N, P], responses [N, T] and which of their tokens count."""
+    """Train ``model`` in place; ``batch(step)`` gives prompts [N, P], responses [N, T] and which of their ids count."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     model.train()
     for step in range(schedule.steps):

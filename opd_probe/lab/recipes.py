@@ -130,7 +130,9 @@ MODELS: Final = {
             Component("A", 0.3, _COMPATIBLE, frame="answer"),
             Component("A", 0.2, _STUDENT, _MISCONCEPTIONS),
         ),
-        TrainedModel("cold-student", ColdStartRecipe("cold-student", "incompatible-teacher", 2048, 200, 2e-3), "student"),
+        TrainedModel(
+            "cold-student", ColdStartRecipe("cold-student", "incompatible-teacher", 2048, 200, 2e-3), "student"
+        ),
     )
 }  # fmt: skip
 """Every model of the lab by name."""
@@ -145,7 +147,12 @@ _OWN_TEMPLATE: Final = PromptRecipe("answer", POOL)
 
 
 def _run(
-    name: str, student: str, teacher: str, loss: LossRecipe | None = None, measure: MeasureRecipe | None = None, **how: Any
+    name: str,
+    student: str,
+    teacher: str,
+    loss: LossRecipe | None = None,
+    measure: MeasureRecipe | None = None,
+    **how: Any,
 ) -> RunRecipe:
     distillation = replace(_RUN, label=name, loss=loss or LossRecipe(), **how)
     return RunRecipe(name, student, teacher, distillation, measure or MeasureRecipe())

@@ -146,7 +146,12 @@ class _Measured:
 
 def digest_of_start(run: RunRecipe, seed: int) -> str:
     """Changes with whatever the measurement before the first step depends on."""
-    parts = [digest(run.student, seed), digest(run.teacher, seed), content(run.measure), content(run.distillation.prompts)]
+    parts = [
+        digest(run.student, seed),
+        digest(run.teacher, seed),
+        content(run.measure),
+        content(run.distillation.prompts),
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 

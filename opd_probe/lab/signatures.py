@@ -21,7 +21,17 @@ from opd_probe.lab.evaluate import REPORTED, accuracy, measure, proportion_inter
 from opd_probe.lab.progress import begin_worker, lines
 from opd_probe.lab.recipes import RUNS, digest
 
-__all__ = ["PUBLISHED", "RULES", "SIGNATURE_RUNS", "Rule", "apply_rules", "measure_run", "measure_seed", "render", "signatures"]
+__all__ = [
+    "PUBLISHED",
+    "RULES",
+    "SIGNATURE_RUNS",
+    "Rule",
+    "apply_rules",
+    "measure_run",
+    "measure_seed",
+    "render",
+    "signatures",
+]
 
 PUBLISHED: Final = Path(__file__).parent / "data" / "signatures.json"
 """The table of the released lab, one entry per seed."""

@@ -19,7 +19,19 @@ def test_list_shows_every_experiment(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_status_counts_what_is_done(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    words = ["lab", "status", "cold_start", "--seeds", "0", "--seeds", "1", "--cache", str(tmp_path), "--format", "json"]
+    words = [
+        "lab",
+        "status",
+        "cold_start",
+        "--seeds",
+        "0",
+        "--seeds",
+        "1",
+        "--cache",
+        str(tmp_path),
+        "--format",
+        "json",
+    ]
     assert main(words) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["seed"], row["done"]) for row in rows] == [(0, 0), (1, 0)]

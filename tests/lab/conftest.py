@@ -29,7 +29,9 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
         patch.setitem(recipes.MODELS, name, replace(model, training=training, shape=TINY))
     for name, run in recipes.RUNS.items():
         how = replace(run.distillation, steps=2, checkpoints=(1, 2), prompts_per_step=4)
-        patch.setitem(recipes.RUNS, name, replace(run, distillation=how, measure=replace(run.measure, ends=48, between=40)))
+        patch.setitem(
+            recipes.RUNS, name, replace(run, distillation=how, measure=replace(run.measure, ends=48, between=40))
+        )
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from opd_probe.lab import cache, recipes
+from opd_probe.lab.corpus import Component, DialectRecipe
 from opd_probe.lab.evaluate import MeasureRecipe
 from opd_probe.lab.losses import LossRecipe
 from opd_probe.lab.models import ModelRecipe
 from opd_probe.lab.pretrain import PretrainRecipe, Report
 from opd_probe.lab.recipes import MODELS, RUNS, TrainedModel, digest, lineage
-from opd_probe.lab.corpus import Component, DialectRecipe
 from opd_probe.lab.task import PromptRecipe
 
 CORPUS = (Component("A", 1.0, DialectRecipe("tiny")),)

@@ -1,4 +1,4 @@
-"""Claims: what a rule decides, how intervals travel, and that the published verdicts follow from the published tables."""
+"""Claims: what a rule decides, how intervals travel, and that published verdicts follow from published tables."""
 
 from __future__ import annotations
 
@@ -54,7 +54,16 @@ def test_intervals_travel_through_differences_ratios_and_absolute_values() -> No
 
 def test_tables_of_a_seed_are_read_by_step_and_run() -> None:
     rows = [
-        {"experiment": "e", "run": "r", "seed": seed, "k": 16, "step": step, "x": seed + step / 10, "x_lo": 0.0, "x_hi": 9.0}
+        {
+            "experiment": "e",
+            "run": "r",
+            "seed": seed,
+            "k": 16,
+            "step": step,
+            "x": seed + step / 10,
+            "x_lo": 0.0,
+            "x_hi": 9.0,
+        }
         for seed in (0, 1)
         for step in (5, 0)
     ]

@@ -27,7 +27,9 @@ def sample(*responses: list[int]) -> Sample:
 def test_cut_off_and_repetitive_responses_are_left_out() -> None:
     run = [50, 51, 52, 53, 54]
     kept = usable(
-        sample([*range(60, 72), EOS_ID], [*range(60, 73)], [*run, 60, *run, EOS_ID], [*run, *run[:4], EOS_ID], [60, EOS_ID])
+        sample(
+            [*range(60, 72), EOS_ID], [*range(60, 73)], [*run, 60, *run, EOS_ID], [*run, *run[:4], EOS_ID], [60, EOS_ID]
+        )
     )
     assert kept.tolist() == [True, False, False, True, True]
 

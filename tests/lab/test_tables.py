@@ -83,7 +83,7 @@ def test_intervals_resample_problems_that_all_answered() -> None:
     rng = np.random.default_rng(0)
     before = {str(i): float(x) for i, x in enumerate(rng.random(200) < 0.2)}
     after = {name: max(value, float(rng.random() < 0.5)) for name, value in before.items()}
-    teacher = {name: 1.0 for name in list(before)[:150]}
+    teacher = dict.fromkeys(list(before)[:150], 1.0)
     value, lo, hi = difference_of(after, before)
     assert value == pytest.approx(np.mean(list(after.values())) - np.mean(list(before.values())))
     assert 0 < lo < value < hi

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from opd_probe.lab import words
-from opd_probe.lab.models import EOS_ID, build_tokenizer
 from opd_probe.lab.corpus import Arithmetic, Component, Corpus, Dialect, DialectRecipe
+from opd_probe.lab.models import EOS_ID, build_tokenizer
 from opd_probe.lab.task import (
     FRAMES,
     MODULUS,
@@ -182,4 +182,4 @@ def test_a_component_with_a_pool_repeats_its_worked_responses() -> None:
 
 
 def test_a_response_is_its_steps_and_its_end() -> None:
-    assert RESPONSE_LENGTH == STEPS * STEP_LENGTH + len(["lead", "answer", "number", "<eos>"])
+    assert STEPS * STEP_LENGTH + len(["lead", "answer", "number", "<eos>"]) == RESPONSE_LENGTH
