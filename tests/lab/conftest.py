@@ -22,6 +22,7 @@ FINISHED = ("reverse_distillation", "prompt_content", "continuation", "reward")
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
     """Make every model and run of the lab tiny."""
+    patch.setattr("opd_probe.lab.runs._ROLLOUTS", 48)
     for name, model in recipes.MODELS.items():
         training = replace(model.training, steps=2, batch_size=4)
         if isinstance(training, ColdStartRecipe):
@@ -43,12 +44,20 @@ class TinyLab:
 
 
 @pytest.fixture(scope="session")
-def tiny_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyLab]:
+def finished_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of :func:`tiny_lab`, made once."""
     cache, threads = tmp_path_factory.mktemp("lab-cache"), torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch)
-        patch.setattr("opd_probe.lab.runs._ROLLOUTS", 48)
         for job in closure(job for name in FINISHED for job in jobs_of(EXPERIMENTS[name], [0])):
             do(cache, job)
-        torch.set_num_threads(threads)
-        yield TinyLab(cache, 0)
+    torch.set_num_threads(threads)
+    return cache
+
+
+@pytest.fixture(scope="module")
+def tiny_lab(finished_cache: Path) -> Iterator[TinyLab]:
+    """The cache, and the recipes in tiny as long as the module's tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        yield TinyLab(finished_cache, 0)

@@ -12,10 +12,9 @@ import pytest
 from opd_probe.lab import recipes, runs
 from opd_probe.lab.cache import place_of
 from opd_probe.lab.experiments import EXPERIMENTS, SEEDS, jobs_of
-from opd_probe.lab.models import build_model, save_model
-from opd_probe.lab.runs import Job, do, done, needs, read_evaluation, read_run
-from opd_probe.lab.work import closure, work
-from tests.lab.conftest import TINY, TinyLab, shrink
+from opd_probe.lab.runs import Job, do, done, needs, read_run
+from opd_probe.lab.work import closure
+from tests.lab.conftest import TinyLab
 
 
 def test_what_a_job_needs_comes_before_it() -> None:
@@ -102,22 +101,3 @@ def test_runs_that_differ_in_their_loss_share_the_measurement_of_their_start() -
     assert len({runs.digest_of_start(run, seed) for run in (good, other) for seed in (0, 1)}) == 4
     fewer = replace(same, measure=replace(same.measure, ends=8))
     assert runs.digest_of_start(fewer, 0) != runs.digest_of_start(same, 0)
-
-
-def test_work_is_done_in_another_process_and_only_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    job = Job("evaluation", "student", 0)
-    for name in ("base", "student"):
-        save_model(build_model(TINY, 0), place_of(tmp_path, name, 0))
-    work(tmp_path, [job], processes=1)
-    assert "[1/1] evaluation student, seed 0 done" in capfd.readouterr().err
-    assert len(read_evaluation(tmp_path, "student", 0)) == 256
-    work(tmp_path, [job], processes=1)
-    assert capfd.readouterr().err == ""
-
-
-def test_tiny_recipes_have_digests_of_their_own() -> None:
-    before = recipes.digest("good", 0)
-    with pytest.MonkeyPatch.context() as patch:
-        shrink(patch)
-        assert recipes.digest("good", 0) != before
-    assert recipes.digest("good", 0) == before
