@@ -7,7 +7,7 @@ CONTRACT := .venv-contract
 CONTRACT_INSTALLED := $(CONTRACT)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs bench figures lab-bases lab-signatures contract clean
+.PHONY: help demo test check lint types docs bench figures lab lab-bases lab-signatures contract clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED) ## train two small distillation runs and look into them: figures and a table in opd-probe-out/
-	$(BIN)/python -m opd_probe.lab demo --out runs
+	$(BIN)/opd-probe lab demo --out runs
 	@echo "Sampling and replaying, then mass concentration, alignment curves, and the main command:"
 	$(BIN)/opd-probe mass --ckpts runs/* --out opd-probe-out > /dev/null
 	$(BIN)/opd-probe align --ckpts runs/* --out opd-probe-out > /dev/null
@@ -48,11 +48,14 @@ figures: $(INSTALLED) ## redraw the gallery from figures/data
 bench: $(INSTALLED) ## measure speed and memory, all in one table (about 20 minutes)
 	$(BIN)/python -m benchmarks
 
+lab: $(INSTALLED) ## retrain and re-measure the paper's experiments: figures/data and figures/claims.json
+	$(BIN)/opd-probe lab run
+
 lab-bases: $(INSTALLED) ## retrain the small base models that the package ships
-	$(BIN)/python -m opd_probe.lab bases
+	$(BIN)/opd-probe lab bases
 
 lab-signatures: $(INSTALLED) ## reproduce the lab's table of signatures over three seeds
-	$(BIN)/python -m opd_probe.lab signatures
+	$(BIN)/opd-probe lab signatures
 
 # vLLM for the CPU, in an environment of its own: it asks for an older transformers. The packages that are taken out again
 # are built for other releases of torch, and transformers' models do not import beside them.

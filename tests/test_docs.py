@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from opd_probe.lab.experiments import EXPERIMENTS
 from opd_probe.lab.signatures import PUBLISHED, RULES
 from opd_probe.metrics import METRICS, TRACE_METRICS
 from opd_probe.trace.schema import FORMAT_VERSION, ROLLOUT_COLUMNS, STATE_COLUMNS
@@ -46,6 +47,26 @@ def test_the_table_of_signatures_is_the_published_one() -> None:
         for name, run in seed["runs"].items():
             stages = [run[stage]["accuracy"] for stage in ("start", "middle", "end")]
             assert f"| {seed['seed']}, {name} | {' / '.join(f'{value:.3f}' for value in stages)} |" in text
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS.keys())
+def test_every_experiment_has_its_row(experiment) -> None:  # type: ignore[no-untyped-def]
+    assert f"| `{experiment.name}` | {experiment.figures} | {experiment.question} |" in page("docs/lab.md")
+
+
+def test_the_table_of_claims_is_the_published_one() -> None:
+    claims = json.loads((ROOT / "figures" / "claims.json").read_text())["claims"]
+    text = page("docs/lab.md").replace("−", "-")
+    for name in ("README.md", "docs/lab.md"):
+        count = f"{sum(claim['holds'] for claim in claims)} of {len(claims)} claims hold"
+        assert count in " ".join(page(name).split())
+    for claim in claims:
+        values = " / ".join("?" if row["value"] is None else f"{row['value']:.3g}" for row in claim["seeds"])
+        verdict = "holds" if claim["holds"] else "**does not hold**"
+        row = (
+            f"| {claim['figure']} | {claim['statement']} | {claim['measure']}: {claim['rule']} | {values} | {verdict} |"
+        )
+        assert row.replace("−", "-") in text
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/lab.md", "docs/performance.md", "CONTRIBUTING.md"])

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
+
+import numpy as np
+import torch
 
 import opd_probe
 from opd_probe.lab.distill import draw
-from opd_probe.lab.models import LabModel
-from opd_probe.lab.sampling import Sample
-from opd_probe.lab.task import Problem, sample_problems, seeded
+from opd_probe.lab.models import EOS_ID, LabModel
+from opd_probe.lab.sampling import Sample, sample_responses
+from opd_probe.lab.task import Problem, PromptRecipe, grade, pool, sample_problems, seeded
 
-__all__ = ["EVALUATION_BATCH", "REPORTED", "accuracy", "evaluation_rollouts", "measure", "proportion_interval"]
+__all__ = [
+    "EVALUATION_BATCH",
+    "REPORTED",
+    "MeasureRecipe",
+    "accuracy",
+    "continuations",
+    "evaluation_rollouts",
+    "held_out",
+    "measure",
+    "measure_checkpoint",
+    "proportion_interval",
+]
 
 REPORTED: Final = (
     "accuracy",
@@ -27,33 +42,79 @@ REPORTED: Final = (
 
 EVALUATION_BATCH: Final = 256
 MAX_NEW_TOKENS: Final = 32
+_PLAIN: Final = PromptRecipe()
+POSITION_METRICS: Final = (
+    "student_entropy",
+    "teacher_entropy",
+    "entropy_gap",
+    "overlap_ratio",
+    "overlap_advantage",
+    "sampled_reward",
+    "reverse_kl",
+)
+"""What is followed along the response."""
 
 
-def evaluation_rollouts(model: LabModel, count: int, seed: int) -> list[dict[str, Any]]:
-    """``count`` rollouts of the model itself, one to each held-out problem, as a rollout file holds them.
+@dataclass(frozen=True, slots=True)
+class MeasureRecipe:
+    """How the checkpoints of a run are measured.
 
-    Problems and draws depend on the seed alone, so that all models of a seed answer the same problems.
+    Attributes:
+        ends, between: rollouts at both ends of the run, and at the checkpoints between them.
+        samples: rollouts of each problem: accuracy is avg@samples.
+        ks: the sizes of the top sets that are summarised.
+        depth: K of the trace; with more than the largest of ``ks`` the mass curve is kept at both ends.
+        pair: the names of two teachers that are compared with each other at the student's states.
     """
-    problems = sample_problems(seeded(seed, "evaluation"), count)
+
+    ends: int = 512
+    between: int = 192
+    samples: int = 2
+    ks: tuple[int, ...] = (16,)
+    depth: int = 16
+    pair: tuple[str, str] | None = None
+
+
+def evaluation_rollouts(
+    model: LabModel, count: int, seed: int, prompts: PromptRecipe = _PLAIN, samples: int = 1
+) -> list[dict[str, Any]]:
+    """``count`` rollouts of the model itself, ``samples`` to each held-out problem, as a rollout file holds them.
+
+    Problems and draws depend on the seed alone, so that all models of a seed answer the same problems. A pool has
+    no held-out problems: its own are answered, more often when there are too few of them.
+    """
+    problems = _evaluation_problems(-(-count // samples), seed, prompts)
+    samples = max(samples, count // len(problems))
+    asked = [(f"{i}.{j}" if samples > 1 else str(i), str(i)) for i in range(len(problems)) for j in range(samples)]
+    repeated = [problem for problem in problems for _ in range(samples)]
     rollouts: list[dict[str, Any]] = []
-    for start in range(0, count, EVALUATION_BATCH):
-        batch = problems[start : start + EVALUATION_BATCH]
+    for start in range(0, len(repeated), EVALUATION_BATCH):
+        batch = repeated[start : start + EVALUATION_BATCH]
         sample, correct = draw(model, batch, MAX_NEW_TOKENS, seed=1_000_003 * (seed + 1) + start)
-        rollouts += _rows(start, batch, sample, correct)
+        rollouts += _rows(asked[start : start + EVALUATION_BATCH], batch, sample, correct)
     return rollouts
 
 
-def _rows(start: int, problems: list[Problem], sample: Sample, correct: list[bool]) -> list[dict[str, Any]]:
+def _evaluation_problems(count: int, seed: int, prompts: PromptRecipe) -> list[Problem]:
+    if prompts.pool:
+        return [problem.told(prompts.frame) for problem in pool(seed, prompts.pool)[:count]]
+    return sample_problems(seeded(seed, "evaluation"), count, prompts.frame)
+
+
+def _rows(
+    ids: list[tuple[str, str]], problems: list[Problem], sample: Sample, correct: list[bool]
+) -> list[dict[str, Any]]:
     lengths = sample.mask.sum(dim=1).tolist()
     prompts, responses = sample.prompt_ids.tolist(), sample.response_ids.tolist()
     return [
         {
-            "id": str(start + i),
-            "prompt_id": str(start + i),
+            "id": ids[i][0],
+            "prompt_id": ids[i][1],
             "prompt_ids": prompts[i],
             "response_ids": responses[i][: lengths[i]],
             "answer": str(problem.answer),
             "score": float(correct[i]),
+            "finish_reason": "stop" if responses[i][lengths[i] - 1] == EOS_ID else "length",
         }
         for i, problem in enumerate(problems)
     ]
@@ -83,3 +144,94 @@ def measure(student: LabModel, teacher: LabModel, count: int, seed: int, k: int 
     row = opd_probe.summarize(trace, k=k)
     kept = {f"{name}{end}": float(row[f"{name}{end}"]) for name in REPORTED for end in ("", "_lo", "_hi")}
     return {"n_rollouts": int(row["n_rollouts"]), **kept}
+
+
+def measure_checkpoint(
+    student: LabModel,
+    teacher: LabModel,
+    recipe: MeasureRecipe,
+    seed: int,
+    count: int,
+    prompts: PromptRecipe = _PLAIN,
+    pair: tuple[LabModel, LabModel] | None = None,
+) -> dict[str, Any]:
+    """Everything that the tables of the lab keep of one checkpoint, as JSON values.
+
+    The states are those of the student's own rollouts on the prompts of its run; accuracy is that on held-out problems,
+    which for a pool need rollouts of their own.
+
+    Returns:
+        ``summary`` (k → row of :func:`opd_probe.summarize`), ``positions``, ``mass`` (rows, empty when the trace holds
+        no more than the largest k), ``rollouts`` (id, prompt id, sequence mean reward and correctness of each),
+        ``held_out`` (prompt id → share of correct rollouts), and ``pair``: the summary of two teachers at these states.
+    """
+    rollouts = evaluation_rollouts(student, count, seed, prompts, recipe.samples)
+    trace = opd_probe.replay(student, teacher, rollouts, k=recipe.depth)
+    rewards = opd_probe.state_metrics(trace, max(recipe.ks), ["sampled_reward"])
+    means = rewards.groupby("rollout_id", sort=False)["sampled_reward"].mean()
+    result: dict[str, Any] = {
+        "summary": {str(k): opd_probe.summarize(trace, k=k) for k in recipe.ks},
+        "positions": _records(opd_probe.position_curve(trace, 16, bins=MAX_NEW_TOKENS, metrics=POSITION_METRICS)),
+        "mass": _records(opd_probe.mass_curve(trace)) if recipe.depth > max(recipe.ks) else [],
+        "rollouts": [
+            {key: row[key] for key in ("id", "prompt_id")}
+            | {"sequence_mean_reward": float(means[row["id"]]), "correct": row["score"] >= 0.5}
+            for row in rollouts
+        ],
+        "held_out": held_out(rollouts),
+        "pair": {},
+    }
+    if prompts.pool:
+        fresh = evaluation_rollouts(student, count, seed, PromptRecipe(prompts.frame), recipe.samples)
+        result["held_out"] = held_out(fresh)
+        summary = opd_probe.summarize(opd_probe.replay(student, teacher, fresh, k=16), k=16, metrics=())
+        for row in result["summary"].values():
+            row |= {name: value for name, value in summary.items() if name.startswith("accuracy")}
+    if pair is not None:
+        between = opd_probe.replay(*pair, rollouts, k=max(recipe.ks))
+        result["pair"] = opd_probe.summarize(between, k=max(recipe.ks))
+    return result
+
+
+def _records(table: Any) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = table.astype(object).to_dict("records")
+    return records
+
+
+def held_out(rollouts: list[dict[str, Any]]) -> dict[str, float]:
+    """Problem → share of its rollouts that are correct."""
+    scores: dict[str, list[float]] = {}
+    for row in rollouts:
+        scores.setdefault(row["prompt_id"], []).append(row["score"])
+    return {prompt: float(np.mean(values)) for prompt, values in scores.items()}
+
+
+@torch.no_grad()
+def continuations(
+    student: LabModel, teacher: LabModel, depths: tuple[int, ...], count: int, seed: int
+) -> dict[str, Any]:
+    """The teacher continues the first tokens of the student's responses, cut at growing depth (Fig. 11).
+
+    Returns:
+        ``depths``: for each the depth in tokens and, over the ``count`` rollouts that are longer, two lists:
+        whether the student's own continuation was ``student`` correct, and whether the ``teacher``'s was.
+    """
+    rollouts = evaluation_rollouts(student, count, seed)
+    rows = []
+    for depth in depths:
+        longer = [row for row in rollouts if len(row["response_ids"]) > depth]
+        begun = torch.tensor([[*row["prompt_ids"], *row["response_ids"][:depth]] for row in longer])
+        generator = torch.Generator().manual_seed(1_000_003 * (seed + 1) + depth)
+        sample = sample_responses(teacher, begun, MAX_NEW_TOKENS - depth, generator)
+        # The grader reads the text after the last "answer", which the prefix may hold already.
+        first = sample.prompt_ids.shape[1] - depth
+        whole = Sample(begun[:, :first], sample.input_ids[:, first:], _longer(sample.mask, depth))
+        correct = [grade(text, row["answer"]) for text, row in zip(whole.texts(), longer, strict=True)]
+        rows.append(
+            {"depth": depth, "student": [row["score"] for row in longer], "teacher": [float(c) for c in correct]}
+        )
+    return {"depths": rows}
+
+
+def _longer(mask: torch.Tensor, depth: int) -> torch.Tensor:
+    return torch.cat([torch.ones(len(mask), depth, dtype=torch.bool), mask], dim=1)

@@ -21,10 +21,22 @@ from opd_probe.lab.evaluate import REPORTED, accuracy, measure, proportion_inter
 from opd_probe.lab.progress import begin_worker, lines
 from opd_probe.lab.recipes import RUNS, digest
 
-__all__ = ["PUBLISHED", "RULES", "Rule", "apply_rules", "measure_run", "measure_seed", "render", "signatures"]
+__all__ = [
+    "PUBLISHED",
+    "RULES",
+    "SIGNATURE_RUNS",
+    "Rule",
+    "apply_rules",
+    "measure_run",
+    "measure_seed",
+    "render",
+    "signatures",
+]
 
 PUBLISHED: Final = Path(__file__).parent / "data" / "signatures.json"
 """The table of the released lab, one entry per seed."""
+
+SIGNATURE_RUNS: Final = ("compatible", "incompatible")
 
 Seed = Mapping[str, Any]
 """Measurements of one seed: ``teachers`` (name → accuracy) and ``runs`` (name → stage → metrics)."""
@@ -166,7 +178,7 @@ def measure_seed(cache: Path, seed: int, rollouts: int) -> dict[str, Any]:
     """Both runs and both teachers of a seed, from the cache where they are there; one thread."""
     begin_worker()
     result: dict[str, Any] = {"seed": seed, "teachers": {}, "runs": {}}
-    for name in ("compatible", "incompatible"):
+    for name in SIGNATURE_RUNS:
         # Bound by a default: the callback is called before the loop moves on, but says so.
         result["runs"][name] = cached_json(
             cache,
@@ -198,7 +210,7 @@ def signatures(
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(measure_seed, cache, seed, rollouts) for seed in seeds]
         rows = [job.result() for job in jobs]
-    table = {"rollouts": rollouts, "recipes": {name: digest(name, 0) for name in RUNS}, "seeds": rows}
+    table = {"rollouts": rollouts, "recipes": {name: digest(name, 0) for name in SIGNATURE_RUNS}, "seeds": rows}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(_rounded(table), indent=1) + "\n")
     return table

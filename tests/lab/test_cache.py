@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from opd_probe.lab import cache, recipes
+from opd_probe.lab.corpus import Component, DialectRecipe
+from opd_probe.lab.evaluate import MeasureRecipe
+from opd_probe.lab.losses import LossRecipe
 from opd_probe.lab.models import ModelRecipe
 from opd_probe.lab.pretrain import PretrainRecipe, Report
 from opd_probe.lab.recipes import MODELS, RUNS, TrainedModel, digest, lineage
-from opd_probe.lab.task import Component, DialectRecipe
+from opd_probe.lab.task import PromptRecipe
 
 CORPUS = (Component("A", 1.0, DialectRecipe("tiny")),)
 TINY = ModelRecipe(hidden_size=32, layers=1, heads=1, intermediate_size=48)
@@ -88,7 +91,29 @@ def test_digest_follows_whatever_the_artefact_depends_on(monkeypatch: pytest.Mon
     longer = replace(teacher, training=replace(teacher.training, steps=teacher.training.steps + 1))
     monkeypatch.setitem(recipes.MODELS, "incompatible-teacher", longer)
     changed = {name for name in names if digest(name, 0) != before[name]}
-    assert changed == {"incompatible-teacher", "incompatible"}
+    assert changed == {"incompatible-teacher", "incompatible", "failing", "cold-student", "cold-start"}
+
+
+def test_digest_of_what_is_published_never_changes() -> None:
+    """Options that were added since do not enter the digest while they hold their defaults."""
+    assert {name: digest(name, 0) for name in ("base", "student", "compatible", "incompatible")} == {
+        "base": "43aec4aa720d",
+        "student": "63c0187ebd46",
+        "compatible": "e72a7c45e449",
+        "incompatible": "f49ba91d10a2",
+    }
+
+
+def test_digest_sees_an_added_option_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RUNS["good"]
+    before = digest("good", 0)
+    for changed in (
+        replace(run, distillation=replace(run.distillation, prompts=PromptRecipe("answer"))),
+        replace(run, distillation=replace(run.distillation, loss=LossRecipe(weights="none"))),
+        replace(run, measure=MeasureRecipe(ends=8)),
+    ):
+        monkeypatch.setitem(recipes.RUNS, "good", changed)
+        assert digest("good", 0) != before
 
 
 def test_lineage_is_oldest_first() -> None:
@@ -99,5 +124,6 @@ def test_every_recipe_refers_to_recipes_that_exist() -> None:
     for model in MODELS.values():
         assert model.start is None or model.start in MODELS
     for run in RUNS.values():
-        assert {run.student, run.teacher} <= MODELS.keys()
+        assert run.student in MODELS or run.student in RUNS
+        assert {run.teacher, *(run.measure.pair or ())} <= MODELS.keys()
         assert max(run.distillation.checkpoints) == run.distillation.steps

@@ -11,19 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from opd_probe.lab.corpus import Component, Corpus, DialectRecipe
 from opd_probe.lab.distill import DistillRecipe, StepLog, distill, draw, write_checkpoint
 from opd_probe.lab.losses import LossRecipe, per_state_loss
 from opd_probe.lab.models import EOS_ID, LabModel, ModelRecipe, build_model, build_tokenizer
 from opd_probe.lab.pretrain import PretrainRecipe, cosine, pretrain, states_of
-from opd_probe.lab.task import (
-    RESPONSE_LENGTH,
-    Component,
-    Corpus,
-    DialectRecipe,
-    encode,
-    sample_problems,
-    seeded,
-)
+from opd_probe.lab.task import RESPONSE_LENGTH, PromptRecipe, encode, pool, sample_problems, seeded
 
 TINY = ModelRecipe(hidden_size=32, layers=1, heads=1, intermediate_size=64)
 
@@ -92,6 +85,39 @@ def test_same_seed_same_run(pair: tuple[LabModel, LabModel]) -> None:
     first, second, other = (distill(*pair, recipe, seed=seed)[1] for seed in (0, 0, 1))
     assert first == second
     assert first != other
+
+
+def test_an_interrupted_run_ends_as_if_it_had_never_stopped(pair: tuple[LabModel, LabModel], tmp_path: Path) -> None:
+    recipe = DistillRecipe("test", steps=6, checkpoints=(2, 4, 6), prompts_per_step=4, max_new_tokens=8)
+    whole, log = distill(*pair, recipe, seed=0)
+
+    def stop(step: int, *_: object) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    state = tmp_path / "state.pt"
+    with pytest.raises(KeyboardInterrupt):
+        distill(*pair, recipe, seed=0, on_checkpoint=stop, state=state)
+    seen: list[int] = []
+    resumed, again = distill(*pair, recipe, seed=0, on_checkpoint=lambda step, *_: seen.append(step), state=state)
+    assert seen == [4, 6]
+    assert again == log
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_run_takes_its_problems_from_where_its_recipe_says(pair: tuple[LabModel, LabModel]) -> None:
+    prompts = PromptRecipe("answer", 3)
+    recipe = DistillRecipe("test", steps=2, prompts_per_step=3, max_new_tokens=8, prompts=prompts)
+    asked = {problem.prompt for problem in prompts.draw(seeded(0, "prompts", 1), 3, 0)}
+    assert asked == {problem.told("answer").prompt for problem in pool(0, 3)}
+    assert distill(*pair, recipe, seed=0)[1] != distill(*pair, replace(recipe, prompts=PromptRecipe()), seed=0)[1]
+
+
+def test_the_log_tells_lengths_and_entropies(pair: tuple[LabModel, LabModel]) -> None:
+    recipe = DistillRecipe("test", steps=2, prompts_per_step=4, max_new_tokens=6)
+    _, log = distill(*pair, recipe, seed=0)
+    assert all(0 < row["response_length"] <= 6 and 0 < row["student_entropy"] < 7 for row in log)
 
 
 def test_checkpoints_are_ordinary_directories(pair: tuple[LabModel, LabModel], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
-from opd_probe.lab.losses import LossRecipe, Support, distillation_loss, per_state_loss
+from opd_probe.lab.losses import LossRecipe, Support, Weights, distillation_loss, per_state_loss, support_mask
 
 SHAPE = (3, 5, 40)
 TOP_SUPPORTS: list[Support] = ["student", "teacher", "overlap", "non_overlap", "union"]
@@ -35,20 +35,59 @@ def reference(s: np.ndarray, t: np.ndarray, recipe: LossRecipe) -> float:
     p, q = softmax(s)[tokens], softmax(t)[tokens]
     if recipe.renormalise:
         p, q = p / p.sum(), q / q.sum()
-    return float(sum(a * (np.log(a) - np.log(b)) for a, b in zip(p, q, strict=True)))
+    equal = np.full(len(tokens), 1 / len(tokens) if recipe.renormalise else 1.0)
+    weights = {"student_p": p, "teacher_p": q, "none": equal}[recipe.weights]
+    return float(sum(w * (np.log(a) - np.log(b)) for w, a, b in zip(weights, p, q, strict=True)))
+
+
+WEIGHTS: list[Weights] = ["student_p", "teacher_p", "none"]
 
 
 @pytest.mark.parametrize("support", TOP_SUPPORTS)
 @pytest.mark.parametrize("renormalise", [True, False])
+@pytest.mark.parametrize("weights", WEIGHTS)
 def test_top_k_losses_equal_the_reference(
-    logits: tuple[torch.Tensor, torch.Tensor], support: Support, renormalise: bool
+    logits: tuple[torch.Tensor, torch.Tensor], support: Support, renormalise: bool, weights: Weights
 ) -> None:
-    recipe = LossRecipe(support, k=6, renormalise=renormalise)
+    recipe = LossRecipe(support, 6, renormalise, weights)
     tokens = torch.zeros(SHAPE[:2], dtype=torch.long)
     values = per_state_loss(*logits, tokens, recipe).numpy()
     for index in np.ndindex(*SHAPE[:2]):
         expected = reference(logits[0][index].numpy(), logits[1][index].numpy(), recipe)
         assert values[index] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("support", [*TOP_SUPPORTS, "full", "sampled"])
+@pytest.mark.parametrize("renormalise", [True, False])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_gradients_are_the_policy_gradients(
+    logits: tuple[torch.Tensor, torch.Tensor], support: Support, renormalise: bool, weights: Weights
+) -> None:
+    """Σ_{v∈S} w(v) (log p̄(v) − log q̄(v)) ∇ log p̄(v), term by term; ∇ log p̄(v) = onehot(v) − p̄, p̄ = 0 outside S."""
+    recipe = LossRecipe(support, 6, renormalise, weights)
+    student, teacher = (x[0, :1].clone() for x in logits)
+    student.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(per_state_loss(student, teacher, torch.tensor([7]), recipe).sum(), student)
+    p, q = softmax(student[0].detach().numpy()), softmax(teacher[0].numpy())
+    on = np.zeros(len(p), dtype=bool)
+    on[7] = True
+    if support != "sampled":
+        on = support_mask(student.detach(), teacher, recipe)[0].numpy()
+    if support in TOP_SUPPORTS and renormalise:
+        p, q = p * on / p[on].sum(), q * on / q[on].sum()
+    w = {"student_p": p, "teacher_p": q, "none": np.full(len(p), 1 / on.sum() if renormalise else 1.0)}[weights]
+    if support == "sampled":
+        w = np.ones(len(p))
+    expected = sum(w[v] * (np.log(p[v]) - np.log(q[v])) * (np.eye(len(p))[v] - p) for v in np.flatnonzero(on))
+    np.testing.assert_allclose(gradient[0].numpy(), expected, atol=1e-12)
+
+
+def test_one_token_teaches_something_only_without_renormalisation(logits: tuple[torch.Tensor, torch.Tensor]) -> None:
+    student = logits[0].clone().requires_grad_(True)
+    tokens = torch.zeros(SHAPE[:2], dtype=torch.long)
+    for recipe, learns in ((LossRecipe(k=1), False), (LossRecipe("student", 1, False, "none"), True)):
+        (gradient,) = torch.autograd.grad(per_state_loss(student, logits[1], tokens, recipe).sum(), student)
+        assert (gradient.abs().max().item() > 1e-3) is learns
 
 
 def test_full_vocabulary_loss_is_scipys_kl_of_student_from_teacher(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from opd_probe.lab.models import EOS_ID, PAD_ID, ModelRecipe, build_model
+from opd_probe.lab.demo import SHIPPED
+from opd_probe.lab.models import EOS_ID, PAD_ID, ModelRecipe, build_model, load_model
 from opd_probe.lab.pretrain import states_of
-from opd_probe.lab.sampling import response_text, sample_responses
+from opd_probe.lab.sampling import Decoder, response_text, sample_responses
 from opd_probe.lab.task import VOCABULARY, encode, sample_problems, seeded
 
 TINY = ModelRecipe(hidden_size=32, layers=2, heads=2, intermediate_size=48)
@@ -63,3 +64,23 @@ def test_generator_decides_the_draws() -> None:
 def test_text_leaves_out_eos_and_padding() -> None:
     word = VOCABULARY.index("answer")
     assert response_text([word, VOCABULARY.index("7"), EOS_ID, PAD_ID]) == "answer 7"
+
+
+def test_decoder_has_the_logits_of_the_model_on_trained_weights() -> None:
+    model = load_model(SHIPPED / "student")
+    ids = prompts(4)
+    with torch.no_grad():
+        full = model(input_ids=ids).logits
+        decoder = Decoder(model, len(ids), ids.shape[1])
+        torch.testing.assert_close(decoder.logits(ids[:, :10]), full[:, 9], atol=1e-4, rtol=1e-4)
+        for place in range(10, ids.shape[1]):
+            torch.testing.assert_close(decoder.logits(ids[:, place : place + 1]), full[:, place], atol=1e-4, rtol=1e-4)
+
+
+def test_a_response_that_has_begun_is_continued() -> None:
+    model = build_model(TINY, seed=0)
+    whole = sample_responses(model, prompts(3), 9, torch.Generator().manual_seed(0))
+    begun = torch.cat([whole.prompt_ids, whole.response_ids[:, :4]], dim=1)
+    rest = sample_responses(model, begun, 5, torch.Generator().manual_seed(0))
+    assert rest.prompt_ids.shape[1] == whole.prompt_ids.shape[1] + 4
+    assert rest.response_ids.shape[1] <= 5

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from opd_probe.lab.evaluate import proportion_interval
-from opd_probe.lab.recipes import RUNS, digest
-from opd_probe.lab.signatures import PUBLISHED, RULES, apply_rules, render
+from opd_probe.lab.recipes import digest
+from opd_probe.lab.signatures import PUBLISHED, RULES, SIGNATURE_RUNS, apply_rules, render
 
 Stage = dict[str, float]
 
@@ -115,7 +115,7 @@ def test_published_table_has_three_seeds_of_enough_rollouts(published: dict[str,
 
 
 def test_published_table_belongs_to_the_recipes(published: dict[str, Any]) -> None:
-    assert published["recipes"] == {name: digest(name, 0) for name in RUNS}
+    assert published["recipes"] == {name: digest(name, 0) for name in SIGNATURE_RUNS}
 
 
 def test_published_verdicts_follow_from_the_published_values(published: dict[str, Any]) -> None:

@@ -12,19 +12,20 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from opd_probe.lab import words
+from opd_probe.lab.corpus import Arithmetic, Component, Corpus, Dialect, DialectRecipe
 from opd_probe.lab.models import EOS_ID, build_tokenizer
 from opd_probe.lab.task import (
+    FRAMES,
     MODULUS,
     PATTERNS,
     RESPONSE_LENGTH,
+    STEP_LENGTH,
+    STEPS,
     VOCABULARY,
-    Arithmetic,
-    Component,
-    Corpus,
-    Dialect,
-    DialectRecipe,
+    PromptRecipe,
     encode,
     grade,
+    pool,
     sample_problems,
     seeded,
 )
@@ -152,3 +153,33 @@ def test_mixture_draws_components_by_weight_and_marks_what_is_given() -> None:
     examples = corpus.batch(seeded(0, "mixture"), 800)
     assert {example.given for example in examples} == {0, 1}
     assert np.mean([example.given for example in examples]) == pytest.approx(0.75, abs=0.05)
+
+
+def test_frames_change_the_end_of_a_prompt_alone() -> None:
+    (problem,) = sample_problems(seeded(0, "test"), 1)
+    told = {frame: problem.told(frame) for frame in FRAMES}
+    assert len({p.prompt for p in told.values()}) == len(FRAMES)
+    assert len({p.prompt.removesuffix(FRAMES[frame]) for frame, p in told.items()}) == 1
+    assert len({(p.answer, len(encode(p.prompt))) for p in told.values()}) == 1
+
+
+def test_a_pool_is_a_fixed_set_of_problems_told_in_the_frame_of_the_run() -> None:
+    own = {p.prompt for p in pool(3, 10)}
+    recipe = PromptRecipe("answer", 10)
+    drawn = recipe.draw(seeded(3, "draw"), 10, seed=3)
+    assert {problem.told("total").prompt for problem in drawn} == own
+    assert all(problem.prompt.endswith(FRAMES["answer"]) for problem in drawn)
+    assert len(recipe.draw(seeded(3, "draw"), 25, seed=3)) == 25
+    assert {p.told("total").prompt for p in PromptRecipe().draw(seeded(3, "draw"), 10, seed=3)}.isdisjoint(own)
+
+
+def test_a_component_with_a_pool_repeats_its_worked_responses() -> None:
+    part = Component("A", 1.0, PLAIN, pool=5, frame="answer")
+    examples = Corpus([part], seed=2).batch(seeded(2, "b"), 200)
+    assert len({example.prompt for example in examples}) == 5
+    assert len(set(examples)) == 5
+    assert {example.prompt for example in examples} == {p.told("answer").prompt for p in pool(2, 5)}
+
+
+def test_a_response_is_its_steps_and_its_end() -> None:
+    assert STEPS * STEP_LENGTH + len(["lead", "answer", "number", "<eos>"]) == RESPONSE_LENGTH
