@@ -28,7 +28,7 @@ demo: $(INSTALLED) ## train two small distillation runs and look into them: figu
 	$(BIN)/opd-probe overlap --ckpts runs/* --out opd-probe-out
 
 test: $(INSTALLED) ## run the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 check: lint types test ## what CI runs: linter, types, tests
 
