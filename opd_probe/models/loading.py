@@ -30,6 +30,9 @@ _CHECK_IDS = 8
 PREFILL_TOKENS = 8192
 """Tokens of one sequence that go through the layers at once."""
 
+MASK_VALUES = 2**25
+"""Pairs of new and known tokens that attention may look at at once, in a sequence that goes through piece by piece."""
+
 
 @dataclass
 class OutputLayer:
@@ -99,7 +102,8 @@ class LoadedModel:
         """Inputs of the output layer, [B, T - shared, d], where that layer is, for ids [B, T] padded on the right.
 
         Without an attention mask: a causal model at a real token never sees what is right of it. Sequences longer than
-        :data:`PREFILL_TOKENS` go through a key-value cache piece by piece, which bounds what the layers hold at a time.
+        :data:`PREFILL_TOKENS` go through a key-value cache in pieces of that many or, where :data:`MASK_VALUES` asks for
+        it, fewer tokens, which bounds what the layers hold at a time.
 
         Args:
             shared: tokens at the start that are the same in every row: they go through the layers once, and their
@@ -112,12 +116,13 @@ class LoadedModel:
             hidden: Tensor = output.last_hidden_state[:, shared:]
             return hidden.to(self.output_layer.weight.device)
         cache = DynamicCache()
+        size = max(1, min(PREFILL_TOKENS, MASK_VALUES // input_ids.shape[1]))
         if apart:
-            for piece in input_ids[:1, :shared].split(PREFILL_TOKENS, dim=1):
+            for piece in input_ids[:1, :shared].split(size, dim=1):
                 self.advance(piece, cache)
             cache.batch_repeat_interleave(len(input_ids))
         start = shared if apart else 0
-        pieces = input_ids[:, start:].split(PREFILL_TOKENS, dim=1)
+        pieces = input_ids[:, start:].split(size, dim=1)
         return torch.cat([self.advance(piece, cache) for piece in pieces], dim=1)[:, shared - start :]
 
     def advance(
