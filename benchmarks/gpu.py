@@ -11,14 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+import opd_probe
 from benchmarks.measuring import Row, machine, paired
 from benchmarks.paths import Workload, batch_floor, naive, ours, thunlp, verl
 from benchmarks.replay import RELATIVE_TO, SMALL, Shape, build, random_rollouts
@@ -122,6 +125,30 @@ def _reloaded(model: LoadedModel) -> LoadedModel:
     return load_model(model.model)
 
 
+def check_ways(device: str) -> Iterator[Check]:
+    """One model after the other, several teachers and, with several GPUs, spread models give the plain numbers."""
+    rollouts = random_rollouts(4, 16, 48, SMALL.width)
+    with tempfile.TemporaryDirectory() as directory:
+        places = [Path(directory) / name for name in ("student", "teacher")]
+        for seed, place in enumerate(places):
+            build(SMALL, torch.float32, seed).model.save_pretrained(place)
+        plain = opd_probe.replay(*places, rollouts, k=16, device=device)
+        ways = {"one model after the other": opd_probe.replay(*places, rollouts, k=16, device=device, sequential=True)}
+        teachers = {"first": places[1], "second": places[1]}
+        shared = opd_probe.replay_teachers(
+            places[0], teachers, rollouts, Path(directory) / "traces", k=16, device=device
+        )
+        ways["one of two teachers"] = shared["second"]
+        if torch.cuda.device_count() > 1:
+            ways["spread over all GPUs"] = opd_probe.replay(*places, rollouts, k=16, device_map="balanced")
+        for name, trace in ways.items():
+            apart = [
+                np.abs(trace.column(column) - plain.column(column)).max()
+                for column in ("reverse_kl", "forward_kl", "student_entropy", "teacher_entropy")
+            ]
+            yield Check(f"{name}, against the plain way", float(np.max(apart)) / 1e-5)
+
+
 def operations(work: Workload) -> float:
     """Floating-point operations of the floor's matrix products: two per weight and token, attention left out."""
     tokens = sum(len(r.prompt_ids) + len(r.response_ids) - 1 for r in work.rollouts)
@@ -177,7 +204,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     given = parser.parse_args()
     width, states = (3_000, 8) if given.small else (151_936, 64)
-    checks = [*check_statistics(given.device, width, states, given.k), check_replay(given.device)]
+    checks = [
+        *check_statistics(given.device, width, states, given.k),
+        check_replay(given.device),
+        *check_ways(given.device),
+    ]
     checks.append(check_product(build(SMALL, torch.bfloat16, 0, given.device), given.device))
     for check in checks:
         print(f"{'ok  ' if check.holds else 'FAIL'} {check.name}: {check.worst:.3f} of the allowed error")

@@ -30,10 +30,10 @@ def cells(row: Row) -> list[str]:
     def ratio(name: str) -> str:
         if name not in row:
             return ""
-        value = row[name]
-        text = f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+        value, digits = row[name], 2 if row[name] >= 0.1 else 3
         low, high = row.get(f"{name}_range", (value, value))
-        return text if high - low < 0.005 * value else f"{text} ({low:.2g}-{high:.2g})"
+        alike = high - low < 0.005 * value
+        return f"{value:.{digits}f}" if alike else f"{value:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
     def number(name: str, digits: int) -> str:
         return f"{row[name]:,.{digits}f}" if name in row else ""
