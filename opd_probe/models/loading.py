@@ -102,8 +102,8 @@ class LoadedModel:
         """Inputs of the output layer, [B, T - shared, d], where that layer is, for ids [B, T] padded on the right.
 
         Without an attention mask: a causal model at a real token never sees what is right of it. Sequences longer than
-        :data:`PREFILL_TOKENS` go through a key-value cache in pieces of that many or, where :data:`MASK_VALUES` asks for
-        it, fewer tokens, which bounds what the layers hold at a time.
+        :data:`PREFILL_TOKENS` go through a key-value cache in pieces of that many tokens, or of fewer where
+        :data:`MASK_VALUES` asks for it, which bounds what the layers hold at a time.
 
         Args:
             shared: tokens at the start that are the same in every row: they go through the layers once, and their
