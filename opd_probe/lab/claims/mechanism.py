@@ -9,7 +9,7 @@ from opd_probe.lab.claims.quantities import (
     COMPATIBLE,
     INCOMPATIBLE,
     SECOND,
-    SF,
+    SUCCESS_FAILURE,
     SUPPORTS,
     at_the_start,
     between,
@@ -36,7 +36,7 @@ CLAIMS: Final = (
         "1, 6",
         "the overlap ratio rises in the successful run",
         "overlap ratio, end − start",
-        lambda t: t.gain(SF, COMPATIBLE, "overlap_ratio"),
+        lambda t: t.gain(SUCCESS_FAILURE, COMPATIBLE, "overlap_ratio"),
         "at least",
         0.03,
     ),
@@ -45,7 +45,10 @@ CLAIMS: Final = (
         "1, 6",
         "the overlap ratio stays flat in the failing run",
         "change of the overlap ratio in the failing run over that in the successful one",
-        lambda t: t.gain(SF, INCOMPATIBLE, "overlap_ratio") / t.gain(SF, COMPATIBLE, "overlap_ratio"),
+        lambda t: (
+            t.gain(SUCCESS_FAILURE, INCOMPATIBLE, "overlap_ratio")
+            / t.gain(SUCCESS_FAILURE, COMPATIBLE, "overlap_ratio")
+        ),
         "at most",
         0.5,
     ),
@@ -100,8 +103,8 @@ CLAIMS: Final = (
         "a second pair separates in the same way: overlap advantage",
         "|overlap advantage| at the end, failing over successful, second pair",
         lambda t: (
-            abs(t.end(SF, SECOND + INCOMPATIBLE, "overlap_advantage"))
-            / abs(t.end(SF, SECOND + COMPATIBLE, "overlap_advantage"))
+            abs(t.end(SUCCESS_FAILURE, SECOND + INCOMPATIBLE, "overlap_advantage"))
+            / abs(t.end(SUCCESS_FAILURE, SECOND + COMPATIBLE, "overlap_advantage"))
         ),
         "at least",
         2.0,
@@ -111,7 +114,10 @@ CLAIMS: Final = (
         "20",
         "a second pair separates in the same way: overlap ratio",
         "overlap ratio, end − start, successful − failing, second pair",
-        lambda t: t.gain(SF, SECOND + COMPATIBLE, "overlap_ratio") - t.gain(SF, SECOND + INCOMPATIBLE, "overlap_ratio"),
+        lambda t: (
+            t.gain(SUCCESS_FAILURE, SECOND + COMPATIBLE, "overlap_ratio")
+            - t.gain(SUCCESS_FAILURE, SECOND + INCOMPATIBLE, "overlap_ratio")
+        ),
         "above",
         0.0,
     ),
@@ -120,7 +126,7 @@ CLAIMS: Final = (
         "18",
         "the overlap set holds more than 97 % of the student's mass throughout the successful run",
         "the lowest student overlap mass at a measured step",
-        lambda t: lowest(list(t.curve(SF, COMPATIBLE, "student_overlap_mass").values())),
+        lambda t: lowest(list(t.curve(SUCCESS_FAILURE, COMPATIBLE, "student_overlap_mass").values())),
         "at least",
         0.97,
     ),
@@ -129,7 +135,9 @@ CLAIMS: Final = (
         "18",
         "the overlap set holds more than 97 % of both models' mass at the end of the successful run",
         "the lower of student and teacher overlap mass at the end",
-        lambda t: lowest([t.end(SF, COMPATIBLE, f"{side}_overlap_mass") for side in ("student", "teacher")]),
+        lambda t: lowest(
+            [t.end(SUCCESS_FAILURE, COMPATIBLE, f"{side}_overlap_mass") for side in ("student", "teacher")]
+        ),
         "at least",
         0.97,
     ),
@@ -156,7 +164,9 @@ CLAIMS: Final = (
         "19",
         "the loss of the failing run changes little, that of the successful run falls",
         "share of the loss that is left at the end (means of three steps), failing over successful",
-        lambda t: Value(left(t.log(SF, INCOMPATIBLE, "loss")) / left(t.log(SF, COMPATIBLE, "loss"))),
+        lambda t: Value(
+            left(t.log(SUCCESS_FAILURE, INCOMPATIBLE, "loss")) / left(t.log(SUCCESS_FAILURE, COMPATIBLE, "loss"))
+        ),
         "at least",
         3.0,
     ),
@@ -166,10 +176,10 @@ CLAIMS: Final = (
         "the probability gap at the most extreme token stays in the failing run and closes in the successful one",
         "|extreme advantage gap| at the end over at the start, failing − successful",
         lambda t: (
-            abs(t.end(SF, INCOMPATIBLE, "extreme_advantage_gap"))
-            / abs(t.start(SF, INCOMPATIBLE, "extreme_advantage_gap"))
-            - abs(t.end(SF, COMPATIBLE, "extreme_advantage_gap"))
-            / abs(t.start(SF, COMPATIBLE, "extreme_advantage_gap"))
+            abs(t.end(SUCCESS_FAILURE, INCOMPATIBLE, "extreme_advantage_gap"))
+            / abs(t.start(SUCCESS_FAILURE, INCOMPATIBLE, "extreme_advantage_gap"))
+            - abs(t.end(SUCCESS_FAILURE, COMPATIBLE, "extreme_advantage_gap"))
+            / abs(t.start(SUCCESS_FAILURE, COMPATIBLE, "extreme_advantage_gap"))
         ),
         "above",
         0.0,
