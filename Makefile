@@ -7,7 +7,7 @@ CONTRACT := .venv-contract
 CONTRACT_INSTALLED := $(CONTRACT)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs bench figures lab lab-bases lab-signatures contract clean
+.PHONY: help demo test check lint types docs bench figures notebooks lab lab-bases lab-signatures contract clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -33,8 +33,8 @@ test: $(INSTALLED) ## run the tests
 check: lint types test ## what CI runs: linter, types, tests
 
 lint: $(INSTALLED) ## ruff
-	$(BIN)/ruff check opd_probe tests benchmarks docs/hooks.py
-	$(BIN)/ruff format --check opd_probe tests benchmarks docs/hooks.py
+	$(BIN)/ruff check opd_probe tests benchmarks notebooks docs/hooks.py
+	$(BIN)/ruff format --check opd_probe tests benchmarks notebooks docs/hooks.py
 
 types: $(INSTALLED) ## mypy, strict
 	$(BIN)/mypy
@@ -44,6 +44,9 @@ docs: $(INSTALLED) ## build the documentation into site/
 
 figures: $(INSTALLED) ## redraw the gallery from figures/data
 	$(BIN)/python -m opd_probe.lab.gallery
+
+notebooks: demo ## execute the notebooks on the demo's runs and store what they show
+	$(BIN)/python notebooks/execute.py
 
 bench: $(INSTALLED) ## measure speed and memory, all in one table (about 20 minutes)
 	$(BIN)/python -m benchmarks
