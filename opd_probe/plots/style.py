@@ -29,6 +29,8 @@ TITLE_SIZE = 9.0
 PANEL_SIZE = 8.0
 LABEL_SIZE = 7.5
 SMALL_SIZE = 6.5
+SCREEN_DPI = 110
+"""Pixels per inch in a notebook, which keeps what it shows in its file."""
 
 COLORS = (
     "#0072B2",
@@ -150,8 +152,8 @@ class HouseFigure(Figure):
             super().savefig(fname, **kwargs)
 
     def _repr_png_(self) -> bytes:
-        """Shown by notebooks without pyplot."""
-        return render(self, "png")
+        """Shown by notebooks without pyplot, as large as a screen needs."""
+        return render(self, "png", dpi=SCREEN_DPI)
 
 
 def new_figure(columns: int = 2) -> HouseFigure:
