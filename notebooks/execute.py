@@ -51,8 +51,11 @@ def execute(path: Path, directory: Path, parameters: Mapping[str, Any] | None = 
 
 
 def store(path: Path) -> None:
-    """Execute a notebook where it lies and write it back with its outputs."""
+    """Execute a notebook where it lies and write it back with its outputs; warnings and progress, on stderr, are not kept."""
     notebook = execute(path, path.parent)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

@@ -40,7 +40,7 @@ def join_training_log(table: pd.DataFrame, log: pd.DataFrame) -> pd.DataFrame:
     spread = series.merge(log[known], on=theirs)
     kept = [name for name in table.columns if name in (*ours, "step", *_CARRIED) or name not in known]
     keys = [*ours, "step", *(name for name in _CARRIED if name in table.columns)]
-    joined = table[kept].merge(spread, on=keys, how="outer")
+    joined = table[kept].merge(spread, on=keys, how="outer").copy()  # in one piece: pandas warns of many
     place = {name: index for index, name in enumerate(series[ours].itertuples(index=False, name=None))}
     order = [place[name] for name in joined[ours].itertuples(index=False, name=None)]  # a merge sorts by name
     return joined.assign(_order=order).sort_values(["_order", "step"]).drop(columns="_order").reset_index(drop=True)
