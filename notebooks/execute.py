@@ -51,7 +51,7 @@ def execute(path: Path, directory: Path, parameters: Mapping[str, Any] | None = 
 
 
 def store(path: Path) -> None:
-    """Execute a notebook where it lies and write it back with its outputs; warnings and progress, on stderr, are not kept."""
+    """Execute a notebook where it lies and write it back with its outputs, but for stderr: warnings and progress."""
     notebook = execute(path, path.parent)
     for cell in notebook.cells:
         if cell.cell_type == "code":
