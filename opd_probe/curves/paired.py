@@ -5,26 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from opd_probe.curves.accumulate import RolloutSums, check_average, stack
-from opd_probe.curves.auroc import weighted_auroc
 from opd_probe.curves.bootstrap import (
     RESAMPLES,
     Floats,
     Ints,
     Resampling,
     Statistic,
-    gather,
     paired_difference,
     statistic_intervals,
     warn_few_prompts,
 )
-from opd_probe.curves.rollouts import ROLLOUT_QUANTITIES, rollout_sums, rollout_values
+from opd_probe.curves.rollouts import ROLLOUT_QUANTITIES, auroc_statistic, rollout_sums, rollout_values
 from opd_probe.curves.whole import whole_sums
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.metrics import METRICS, TRACE_METRICS
@@ -177,7 +173,7 @@ class _Side:
         if everything:
             reward = sums.rollout_means(read.index("sampled_reward"))
             parts += [_whole_part(trace, codes, n), _rollout_part(trace, reward, codes, n)]
-            parts += [_auroc_part(trace, reward, codes, n)]
+            parts += [_auroc_part(trace, reward, codes)]
         return cls(parts)
 
 
@@ -240,16 +236,6 @@ def _rollout_part(trace: Trace, reward: Floats, codes: Ints, n: int) -> _Part:
     return _Part(labels, sums.means, (sums.count > 0).sum(0), sums.count.sum(0))
 
 
-def _auroc_part(trace: Trace, reward: Floats, codes: Ints, n: int) -> _Part:
-    correct = correctness(trace)
-    known = (codes >= 0) & ~np.isnan(reward) & ~np.isnan(correct)
-    where = codes[known]
-    statistic = partial(_auroc, reward[known], correct[known] > 0, where)
-    clusters = np.array([int((gather(np.ones(len(where)), where, n) > 0).sum())])
-    return _Part([("reward_auroc", UNITS["reward_auroc"])], statistic, clusters, np.array([float(known.sum())]))
-
-
-def _auroc(reward: Floats, positive: NDArray[np.bool_], codes: Ints, weights: Floats) -> Floats:
-    if not len(reward):
-        return np.full((len(weights), 1), np.nan)
-    return weighted_auroc(reward, positive, weights[:, codes])[:, None]
+def _auroc_part(trace: Trace, reward: Floats, codes: Ints) -> _Part:
+    statistic, clusters, known = auroc_statistic(reward, correctness(trace), codes)
+    return _Part([("reward_auroc", UNITS["reward_auroc"])], statistic, clusters, np.array([float(known)]))

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opd_probe.curves.auroc import weighted_auroc
-from opd_probe.curves.bootstrap import Floats, Ints, Resampling, Sums, gather, intervals, percentile_interval
+from opd_probe.curves.bootstrap import Floats, Ints, Resampling, Statistic, Sums, gather, intervals, statistic_intervals
 from opd_probe.metrics.context import correctness
 from opd_probe.trace import Trace
 
@@ -37,8 +37,10 @@ def summarise_rollouts(
     for index, name in enumerate(ROLLOUT_QUANTITIES):
         row |= {name: mean[index], f"{name}_lo": lo[index], f"{name}_hi": hi[index]}
         row[f"{name}_n"] = int(defined[:, index].sum())
-    reward, correct = values[:, 0], values[:, 3]
-    return row | _auroc(reward, correct, codes, n_clusters, resampling)
+    statistic, clusters, known = auroc_statistic(values[:, 0], values[:, 3], codes)
+    area, lo, hi = statistic_intervals(statistic, clusters, n_clusters, resampling)
+    row |= {"reward_auroc": float(area[0]), "reward_auroc_lo": float(lo[0]), "reward_auroc_hi": float(hi[0])}
+    return row | {"reward_auroc_n": known}
 
 
 def rollout_sums(values: Floats, codes: Ints, n_clusters: int) -> Sums:
@@ -48,17 +50,22 @@ def rollout_sums(values: Floats, codes: Ints, n_clusters: int) -> Sums:
     return Sums(*(gather(array, codes, n_clusters) for array in arrays))
 
 
-def _auroc(reward: Floats, correct: Floats, codes: Ints, n_clusters: int, resampling: Resampling) -> dict[str, float]:
-    known = ~np.isnan(reward) & ~np.isnan(correct)
-    row = {"reward_auroc": np.nan, "reward_auroc_lo": np.nan, "reward_auroc_hi": np.nan}
-    row["reward_auroc_n"] = int(known.sum())
-    if not known.any():
-        return row
-    reward, positive, codes = reward[known], correct[known] > 0, codes[known]
-    row["reward_auroc"] = float(weighted_auroc(reward, positive, np.ones((1, len(reward))))[0])
-    if len(np.unique(codes)) < 2 or resampling.resamples < 1 or np.isnan(row["reward_auroc"]):
-        return row
-    drawn = [weighted_auroc(reward, positive, weights[:, codes]) for weights in resampling.weights(n_clusters)]
-    lo, hi = percentile_interval(np.concatenate(drawn)[:, None], resampling.level)
-    row["reward_auroc_lo"], row["reward_auroc_hi"] = float(lo[0]), float(hi[0])
-    return row
+def auroc_statistic(reward: Floats, correct: Floats, codes: Ints) -> tuple[Statistic, Ints, int]:
+    """The AUROC of the mean reward, to be recomputed on resampled clusters.
+
+    Args:
+        reward, correct: [r], NaN where unknown. codes: [r], the cluster of each rollout; −1 leaves it out.
+
+    Returns:
+        The statistic (weights of clusters [b, c] in, [b, 1] out; NaN with one class only), the number of clusters in
+        which it is defined, [1], and the number of rollouts that count.
+    """
+    known = (codes >= 0) & ~np.isnan(reward) & ~np.isnan(correct)
+    scores, positive, where = reward[known], correct[known] > 0, codes[known]
+
+    def statistic(weights: Floats) -> Floats:
+        if not len(scores):
+            return np.full((len(weights), 1), np.nan)
+        return weighted_auroc(scores, positive, weights[:, where])[:, None]
+
+    return statistic, np.array([len(np.unique(where))]), int(known.sum())
