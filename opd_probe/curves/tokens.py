@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from opd_probe.curves.accumulate import RolloutSums
 from opd_probe.curves.bootstrap import Floats, Ints
 from opd_probe.metrics import METRICS
 from opd_probe.metrics.states import BLOCK_STATES, check_k
@@ -102,10 +103,11 @@ def survey(
     found = Survey()
     kept: dict[int, list[dict[str, NDArray[Any]]]] = {index: [] for index in rollouts}
     for block in trace.blocks([*SCALARS, *TOP_COLUMNS], BLOCK_STATES):
-        _count(found, block, k)
+        view = TopView(block, k)
+        values = {metric: METRICS[metric].function(view) for metric, _ in EXTREMES.values()}
+        _count(found, view, values["sampled_reward"])
         for kind, (metric, sign) in EXTREMES.items():
-            value = METRICS[metric].function(TopView(block, k)) * sign
-            found.extremes[kind] = _largest(found.extremes[kind], block, value, n_extremes)
+            found.extremes[kind] = _largest(found.extremes[kind], block, values[metric] * sign, n_extremes)
         offsets = trace.rollout_offsets
         for index in np.unique(block["rollout"]).tolist():
             if index not in kept:
@@ -113,7 +115,7 @@ def survey(
             rows = np.flatnonzero(block["rollout"] == index)
             first = found.n_states - int(offsets[index])
             rows = rows[(first + rows) < rollouts[index]]
-            kept[index].append({name: values[rows] for name, values in block.items()})
+            kept[index].append({name: column[rows] for name, column in block.items()})
         found.n_states += len(block["position"])
         if progress is not None:
             progress(found.n_states, trace.n_states)
@@ -123,7 +125,8 @@ def survey(
     return found
 
 
-def _count(found: Survey, block: Block, k: int) -> None:
+def _count(found: Survey, view: TopView, reward: Floats) -> None:
+    block = view.block
     ids, other = block["student_top_ids"], block["teacher_top_ids"]
     only = TopView(block, ids.shape[1]).teacher_only  # tokens of the teacher's list that the student's lacks
     lists = (
@@ -138,11 +141,10 @@ def _count(found: Survey, block: Block, k: int) -> None:
         found.counts.add("kl_states", tokens[chosen | infinite])
         found.counts.add("kl_infinite", tokens[infinite])
         found.n_unknown += int(unknown.sum())
-    reward = METRICS["sampled_reward"].function(TopView(block, k))
     known = np.isfinite(reward)
     found.counts.add("reward", block["token_id"][known], reward[known])
     found.counts.add("sampled", block["token_id"][known])
-    found.counts.add("overlap", overlap_tokens(block, k)[1])
+    found.counts.add("overlap", overlap_tokens(view)[1])
     kl = block["reverse_kl"].astype(np.float64)
     found.reverse_kl += float(kl[np.isfinite(kl)].sum())
 
@@ -155,10 +157,10 @@ def kl_terms(log_p: NDArray[Any], log_q: NDArray[Any]) -> Floats:
     return np.where(np.isneginf(p), 0.0, terms)
 
 
-def overlap_tokens(block: Block, k: int) -> tuple[Ints, NDArray[Any]]:
+def overlap_tokens(view: TopView) -> tuple[Ints, NDArray[Any]]:
     """The rows and the ids of the tokens in S_p ∩ S_q: two arrays [m]."""
-    shared = TopView(block, k).in_overlap
-    return np.nonzero(shared)[0], block["student_top_ids"][:, :k][shared]
+    shared = view.in_overlap
+    return np.nonzero(shared)[0], view.block["student_top_ids"][:, : view.k][shared]
 
 
 def _largest(held: list[dict[str, Any]], block: Block, value: Floats, n: int) -> list[dict[str, Any]]:
@@ -176,13 +178,10 @@ def _largest(held: list[dict[str, Any]], block: Block, value: Floats, n: int) ->
 
 def mean_by_rollout(trace: Trace, column: str = "reverse_kl") -> Floats:
     """[n_rollouts]: the mean of a stored scalar over the states of each rollout, NaN without states."""
-    n = trace.rollouts.num_rows
-    total, count = np.zeros(n), np.zeros(n)
-    for block in trace.blocks([column]):
-        total += np.bincount(block["rollout"], block[column].astype(np.float64), n)
-        count += np.bincount(block["rollout"], None, n)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return total / count
+    sums = RolloutSums.empty(trace.rollouts.num_rows, 1, 1)
+    for block in trace.blocks([column], BLOCK_STATES):
+        sums.add(block["rollout"], block[column].astype(np.float64)[:, None])
+    return sums.rollout_means(0)
 
 
 def spread_choice(values: Floats, n: int) -> list[int]:
@@ -239,11 +238,10 @@ def overlap_change(earlier: Trace, later: Trace, k: int) -> OverlapChange:
         check_k(trace, k)
     n = earlier.n_states, later.n_states
     if not same_states(earlier, later):
-        rates = []
         counts = TokenCounts()
         for name, trace in (("earlier", earlier), ("later", later)):
             for block in trace.blocks(["student_top_ids", "teacher_top_ids"], BLOCK_STATES):
-                counts.add(name, overlap_tokens(block, k)[1])
+                counts.add(name, overlap_tokens(TopView(block, k))[1])
         size = max(len(counts.of(name)) for name in ("earlier", "later"))
         rates = [counts.of(name, size) / max(m, 1) for name, m in zip(("earlier", "later"), n, strict=True)]
         return OverlapChange(False, np.maximum(rates[1] - rates[0], 0), np.maximum(rates[0] - rates[1], 0), n)
@@ -251,7 +249,7 @@ def overlap_change(earlier: Trace, later: Trace, k: int) -> OverlapChange:
     for before, after in _together(earlier, later, ["student_top_ids", "teacher_top_ids"]):
         keys = []
         for side in (before, after):
-            rows, ids = overlap_tokens(side, k)
+            rows, ids = overlap_tokens(TopView(side, k))
             keys.append(rows << 32 | ids.astype(np.int64))
         counts.add("entered", np.setdiff1d(keys[1], keys[0], assume_unique=True) & 0xFFFFFFFF)
         counts.add("left", np.setdiff1d(keys[0], keys[1], assume_unique=True) & 0xFFFFFFFF)

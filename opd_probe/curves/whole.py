@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +104,7 @@ def whole_sums(trace: Trace, used: Used) -> WholeSums:
         used: bool [n_rollouts], the rollouts that count; percentiles are taken over their states alone.
     """
     metrics = list(TRACE_METRICS.values())
-    cuts = {cut: _cut(trace, cut, used) for cut in dict.fromkeys(cut for m in metrics for cut in m.cuts)}
+    cuts = _cuts(trace, dict.fromkeys(cut for metric in metrics for cut in metric.cuts), used)
     of_states = [metric for metric in metrics if metric.level == "state"]
     of_rollouts = [metric for metric in metrics if metric.level == "rollout"]
     averaged = list(dict.fromkeys(name for metric in of_rollouts for name in metric.needs))
@@ -144,13 +144,19 @@ def _views(trace: Trace, metrics: Sequence[TraceMetric]) -> Iterator[tuple[dict[
         yield block, TopView(block | context(block), 1)
 
 
-def _cut(trace: Trace, cut: Cut, used: Used) -> float:
-    """A quantile over the states of the used rollouts; NaN over nothing. One float32 column is in memory."""
-    parts = []
-    metric = METRICS[cut.metric]
-    needs = [name for name in metric.needs if name in trace.columns]
-    for block in trace.blocks(["position", *needs], BLOCK_STATES):
-        values = single(metric.function(TopView(block, 1)))
-        parts.append(values[used[block["rollout"]] & np.isfinite(values)])
-    found = np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
-    return float(np.quantile(found, cut.quantile, overwrite_input=True)) if len(found) else float("nan")
+def _cuts(trace: Trace, cuts: Iterable[Cut], used: Used) -> dict[Cut, float]:
+    """Quantiles over the states of the used rollouts; NaN over nothing. One pass, and one float32 column in memory, for
+    each metric of which quantiles are asked for."""
+    found: dict[Cut, float] = {}
+    wanted = list(cuts)
+    for name in dict.fromkeys(cut.metric for cut in wanted):
+        metric = METRICS[name]
+        parts = []
+        for block in trace.blocks(["position", *(n for n in metric.needs if n in trace.columns)], BLOCK_STATES):
+            values = single(metric.function(TopView(block, 1)))
+            parts.append(values[used[block["rollout"]] & np.isfinite(values)])
+        column = np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+        for cut in (cut for cut in wanted if cut.metric == name):
+            known = len(column) > 0
+            found[cut] = float(np.quantile(column, cut.quantile, overwrite_input=True)) if known else float("nan")
+    return found
