@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from opd_probe import plots
-from opd_probe.curves import position_curve, reward_by_depth, signal_by_depth, summarize
+from opd_probe.curves import reward_by_depth, signal_by_depth, summarize
 from opd_probe.errors import InputError
-from opd_probe.run.measures import Gathered, curves, in_order, interval_options, mass_table, summaries
+from opd_probe.run.measures import Gathered, curves, in_order, mass_table, position_curves, summaries
 from opd_probe.run.output import check_writable, save_figure
 from opd_probe.run.plan import make_plan
 from opd_probe.run.progress import Progress
@@ -66,7 +66,7 @@ def overlap(request: Request, progress: Progress) -> Result:
     gathered = _gather(request, progress)
     if isinstance(gathered, Result):
         return gathered
-    rows = summaries(gathered)
+    rows = summaries(gathered, whole=True)
     return _finish(gathered, "overlap", rows, OVERLAP_COLUMNS, _by_k(rows, plots.plot_overlap))
 
 
@@ -98,14 +98,11 @@ def align(request: Request, progress: Progress, *, x: str = "step", bins: int = 
     if isinstance(gathered, Result):
         return gathered
     if x == "step":
-        rows = summaries(gathered)
+        rows = summaries(gathered, whole=True)
         return _finish(gathered, "align", rows, ALIGN_COLUMNS, _by_k(rows, plots.plot_alignment))
     if x == "depth":
         return _depth(gathered, bins)
-    table = curves(
-        gathered, "align", lambda m: position_curve(m.trace, m.settings.k, bins=bins, **interval_options(m)), k=True
-    )
-    rows = records(table)
+    rows = records(position_curves(gathered, bins))
     draw = _by_k(rows, lambda part: plots.plot_alignment(part, x="position"))
     return _finish(gathered, "align", rows, POSITION_COLUMNS, draw)
 

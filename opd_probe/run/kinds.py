@@ -6,16 +6,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from opd_probe import plots
-from opd_probe.curves import join_training_log, mass_curve, position_curve, rollout_table
+from opd_probe.curves import join_training_log, rollout_table
 from opd_probe.metrics.recovery import gap_recovery
 from opd_probe.run.logs import QUANTITIES, training_log
-from opd_probe.run.measures import Gathered, curves, interval_options, summaries
+from opd_probe.run.measures import Gathered, curves, mass_curves, position_curves, summaries
 from opd_probe.run.tables import as_table
 
 if TYPE_CHECKING:
@@ -96,22 +96,17 @@ class Tables:
     @cached_property
     def positions(self) -> pd.DataFrame:
         """One row per trace and bin of positions."""
-        make = partial(_positions, bins=20)
-        return self._named(curves(self._gathered, "positions", make, k=True))
+        return self._named(position_curves(self._gathered))
 
     @cached_property
     def mass(self) -> pd.DataFrame:
         """One row per trace and rank."""
-        return self._named(curves(self._gathered, "mass", lambda m: mass_curve(m.trace, **interval_options(m))))
+        return self._named(mass_curves(self._gathered))
 
     @cached_property
     def rollouts(self) -> pd.DataFrame:
         """One row per rollout."""
         return self._named(curves(self._gathered, "rollouts", lambda m: rollout_table(m.trace)))
-
-
-def _positions(measured: Any, bins: int) -> pd.DataFrame:
-    return position_curve(measured.trace, measured.settings.k, bins=bins, **interval_options(measured))
 
 
 def _models(table: pd.DataFrame) -> list[str]:

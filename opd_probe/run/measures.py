@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from opd_probe.curves import diagnose, mass_curve, summarize
+from opd_probe.curves import diagnose, mass_curve, position_curve, summarize
 from opd_probe.run.progress import Progress
 from opd_probe.run.stored import Measured
 from opd_probe.run.tables import as_table, sort_key
@@ -37,14 +37,19 @@ def interval_options(measured: Measured) -> dict[str, Any]:
     return {"average": measured.settings.average, "seed": measured.settings.seed}
 
 
-def summaries(gathered: Gathered) -> list[dict[str, Any]]:
-    """One row per trace: its names and its summary."""
+def summaries(gathered: Gathered, *, whole: bool = False) -> list[dict[str, Any]]:
+    """One row per trace: its names and its summary.
+
+    Args:
+        whole: with the quantities of whole traces too, which read the trace a few more times.
+    """
     rows = []
     gathered.progress.begin("summarise")
     for done, measured in enumerate(gathered.measured):
         gathered.progress.update(done, len(gathered.measured))
         row = summarize(measured.trace, measured.settings.k, **interval_options(measured))
-        row |= diagnose(measured.trace, seed=measured.settings.seed)
+        if whole:
+            row |= diagnose(measured.trace, seed=measured.settings.seed)
         k = row.pop("k")
         # The teacher's own accuracy is not part of a trace: null here, see opd_probe.gap_recovery.
         recovery = {"gap_recovery": NAN, "gap_recovery_lo": NAN, "gap_recovery_hi": NAN, "gap_recovery_n": 0}
@@ -68,9 +73,21 @@ def curves(
     return as_table(pd.concat(parts, ignore_index=True))
 
 
+def position_curves(gathered: Gathered, bins: int = 20) -> pd.DataFrame:
+    """One row per trace and bin of positions."""
+    return curves(
+        gathered, "positions", lambda m: position_curve(m.trace, m.settings.k, bins=bins, **interval_options(m)), k=True
+    )
+
+
+def mass_curves(gathered: Gathered) -> pd.DataFrame:
+    """One row per trace and rank."""
+    return curves(gathered, "mass", lambda m: mass_curve(m.trace, **interval_options(m)))
+
+
 def mass_table(gathered: Gathered, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """One row per trace and rank; what holds for all ranks (k for a share of the mass) repeats in each."""
-    table = curves(gathered, "mass", lambda m: mass_curve(m.trace, **interval_options(m)))
+    table = mass_curves(gathered)
     wanted = [name for name in rows[0] if "_k_for_" in name or name in ("n_prompts", "n_rollouts", "n_states")]
     ranks = [m.trace.K for m in gathered.measured]
     for name in wanted:
