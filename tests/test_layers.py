@@ -27,6 +27,7 @@ LAYERS = {
     "trace": 1,
     "types": 0,
     "errors": 0,
+    "atomic": 0,
 }
 """The height of every package. A module imports from below, or from its own package."""
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from opd_probe.atomic import whole_file
 from opd_probe.lab.coldstart import ColdStartRecipe, cold_start
 from opd_probe.lab.models import LabModel, build_model, load_model, save_model
 from opd_probe.lab.pretrain import Report, pretrain
@@ -67,9 +68,8 @@ def cached_json(root: Path, name: str, seed: int, make: Callable[[], dict[str, A
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object; the file appears whole."""
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(json.dumps(value, indent=1) + "\n")
-    unfinished.rename(path)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def trained_model(root: Path, name: str, seed: int, progress: Labelled) -> LabModel:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from opd_probe.atomic import whole_file
 from opd_probe.lab.content import added
 from opd_probe.lab.losses import LossRecipe, distillation_loss, support_mask
 from opd_probe.lab.models import LabModel, save_model
@@ -107,10 +108,9 @@ def distill(
 
 
 def _store(state: Path, student: LabModel, optimizer: torch.optim.Optimizer, log: list[StepLog]) -> None:
-    unfinished = state.with_name(f".{state.name}")
     rows = [dict(row) for row in log]
-    torch.save({"student": student.state_dict(), "optimizer": optimizer.state_dict(), "log": rows}, unfinished)
-    unfinished.rename(state)
+    with whole_file(state) as unfinished:
+        torch.save({"student": student.state_dict(), "optimizer": optimizer.state_dict(), "log": rows}, unfinished)
 
 
 def _restore(state: Path, student: LabModel, optimizer: torch.optim.Optimizer) -> list[StepLog]:

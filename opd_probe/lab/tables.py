@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from opd_probe.atomic import whole_file
 from opd_probe.lab.experiments import CONTINUED_RUNS, EXPERIMENTS, SEEDS, Experiment, accuracies
 from opd_probe.lab.recipes import RUNS
 from opd_probe.lab.resample import accuracy_of, difference_of, recovery_of
@@ -165,14 +166,13 @@ def build_tables(root: Path, seeds: Sequence[int] = SEEDS) -> dict[str, pd.DataF
 
 def write_tables(tables: Mapping[str, pd.DataFrame], directory: Path) -> list[Path]:
     """Write ``<name>.parquet`` for each table; numbers in single precision, NaN as null."""
-    directory.mkdir(parents=True, exist_ok=True)
     written = []
     for name, table in tables.items():
         narrow = {column: np.float32 for column in table.columns if table[column].dtype == np.float64}
         path = directory / f"{name}.parquet"
-        unfinished = path.with_name(f".{path.name}")
-        pq.write_table(pa.Table.from_pandas(table.astype(narrow), preserve_index=False), unfinished, compression="zstd")
-        unfinished.rename(path)
+        held = pa.Table.from_pandas(table.astype(narrow), preserve_index=False)
+        with whole_file(path) as unfinished:
+            pq.write_table(held, unfinished, compression="zstd")
         written.append(path)
     return written
 

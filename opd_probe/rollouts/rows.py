@@ -1,16 +1,15 @@
-"""Rows of JSONL and Parquet files, with the place of each for error messages; and atomic writing."""
+"""Rows of JSONL and Parquet files, with the place of each for error messages; and writing them."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from opd_probe.atomic import whole_file
 from opd_probe.errors import InputError, MissingError, OutputError
 
 Row = tuple[str, Mapping[str, Any]]
@@ -102,31 +101,24 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Seq
         raise InputError(f"output {path}: expected a name that ends in .jsonl or .parquet")
     held = list(rows)
     used = [name for name in columns if any(row.get(name) is not None for row in held)]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".jsonl":
-            with temporary.open("w", encoding="utf-8") as handle:
-                for row in held:
-                    kept = {name: row[name] for name in used if row.get(name) is not None}
-                    handle.write(json.dumps(kept, ensure_ascii=False) + "\n")
-        else:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
+        with whole_file(path) as temporary:
+            if path.suffix == ".jsonl":
+                with temporary.open("w", encoding="utf-8") as handle:
+                    for row in held:
+                        kept = {name: row[name] for name in used if row.get(name) is not None}
+                        handle.write(json.dumps(kept, ensure_ascii=False) + "\n")
+            else:
+                import pyarrow as pa
+                import pyarrow.parquet as pq
 
-            try:
-                table = pa.table({name: [row.get(name) for row in held] for name in used})
-            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                reason = str(error).splitlines()[0]
-                raise InputError(f"output {path}: Parquet cannot hold these rows ({reason}); use .jsonl") from None
-            pq.write_table(table, temporary, compression="zstd")
-        temporary.replace(path)
+                try:
+                    table = pa.table({name: [row.get(name) for row in held] for name in used})
+                except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                    reason = str(error).splitlines()[0]
+                    raise InputError(f"output {path}: Parquet cannot hold these rows ({reason}); use .jsonl") from None
+                pq.write_table(table, temporary, compression="zstd")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise OutputError(
             f"output {path}: cannot be written ({error.strerror or error}); choose another place"
         ) from None
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from opd_probe.atomic import whole_file
 from opd_probe.errors import OutputError
 
 if TYPE_CHECKING:
@@ -50,17 +51,13 @@ def write_bytes(path: Path, content: bytes) -> Path:
     Raises:
         OutputError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         raise OutputError(
             f"output {path}: cannot be written ({error.strerror}); free space or choose another --out"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from opd_probe.atomic import whole_file
 from opd_probe.errors import OutputError
 from opd_probe.trace.schema import FORMAT_VERSION, ROLLOUT_ID, STATE_COLUMN, Column
 from opd_probe.trace.table import (
@@ -133,39 +133,28 @@ def write_trace(
     Raises:
         OutputError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     schema = _parquet_schema(columns, rollouts, provenance)
     ids = rollouts.column("rollout_id").combine_chunks()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(
-            temporary,
-            schema,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=[ROLLOUT_ID.name],
-            column_encoding=_encodings(columns),
-            write_statistics=True,
-        ) as writer:
-            for block in blocks:
-                writer.write_batch(_record_batch(block, columns, ids, schema), row_group_size=ROW_GROUP)
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            with pq.ParquetWriter(
+                temporary,
+                schema,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=[ROLLOUT_ID.name],
+                column_encoding=_encodings(columns),
+                write_statistics=True,
+            ) as writer:
+                for block in blocks:
+                    writer.write_batch(_record_batch(block, columns, ids, schema), row_group_size=ROW_GROUP)
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
     except OSError as error:
-        _remove(temporary)
         raise OutputError(
             f"trace {path}: cannot be written ({error.strerror or error}); free space or choose another --out"
         ) from None
-    except BaseException:
-        _remove(temporary)
-        raise
     return read_trace(path)
-
-
-def _remove(temporary: Path) -> None:
-    with suppress(OSError):  # the place itself may be what is wrong, and that error is the one to report
-        temporary.unlink()
 
 
 def _encodings(columns: Sequence[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from opd_probe.atomic import whole_file
 from opd_probe.lab.claims import mechanism, phenomena, recipe
 from opd_probe.lab.claims.claim import Claim
 from opd_probe.lab.claims.tried import TRIED
@@ -62,6 +63,6 @@ def _rounded(value: float) -> float | None:
 def write_claims(tables: Mapping[str, pd.DataFrame], path: Path, seeds: Sequence[int] = SEEDS) -> list[dict[str, Any]]:
     """Judge every claim and write the verdicts as JSON; returns them."""
     verdicts = judge(tables, seeds)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"claims": verdicts}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps({"claims": verdicts}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return verdicts
