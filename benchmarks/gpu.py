@@ -26,7 +26,7 @@ from benchmarks.measuring import Row, machine, paired
 from benchmarks.paths import Workload, batch_floor, naive, ours, thunlp, verl
 from benchmarks.replay import RELATIVE_TO, SMALL, Shape, build, random_rollouts
 from benchmarks.table import as_text
-from opd_probe.models.loading import LoadedModel
+from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.stats.compiled import CompiledReduction
 from opd_probe.stats.pair import PairStatistics, Reduction, pair_statistics
 from opd_probe.stats.projection import OutputProjection
@@ -111,18 +111,10 @@ def check_replay(device: str) -> Check:
     shape = replace(SMALL, width=4_000)
     results = []
     for place in ("cpu", device):
-        models = build(shape, torch.float32, 0), build(shape, torch.float32, 1)
-        for model in models:
-            model.model.to(place)  # type: ignore[arg-type]
-        moved = [_reloaded(model) for model in models]
-        results.append(ours(Workload(moved[0], moved[1], random_rollouts(4, 16, 48, shape.width), 16)))
+        # Built on the CPU and moved: random weights differ from device to device.
+        student, teacher = (load_model(build(shape, torch.float32, seed).model.to(place)) for seed in (0, 1))  # type: ignore[arg-type]
+        results.append(ours(Workload(student, teacher, random_rollouts(4, 16, 48, shape.width), 16)))
     return Check("replay on the device and on the CPU", abs(results[1] / results[0] - 1) / 1e-4)
-
-
-def _reloaded(model: LoadedModel) -> LoadedModel:
-    from opd_probe.models.loading import load_model
-
-    return load_model(model.model)
 
 
 def check_ways(device: str) -> Iterator[Check]:

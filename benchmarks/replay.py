@@ -9,7 +9,7 @@ The models are Qwen2-shaped with random weights; random weights make every token
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -77,10 +77,7 @@ def workload(dtype: torch.dtype, small: bool, k: int) -> Workload:
     """Four responses of 160 tokens to prompts of 64, or small ones."""
     shape = SMALL if small else HALF_BILLION
     prompt, response = (8, 24) if small else (64, 160)
-    wider = Shape(
-        shape.hidden, shape.intermediate, shape.layers, shape.heads, shape.kv_heads, shape.width + 128, tied=False
-    )
-    models = build(shape, dtype, 0), build(wider, dtype, 1)
+    models = build(shape, dtype, 0), build(replace(shape, width=shape.width + 128, tied=False), dtype, 1)
     return Workload(*models, random_rollouts(4, prompt, response, shape.width), k)
 
 

@@ -167,16 +167,14 @@ def measure_checkpoint(
     """
     rollouts = evaluation_rollouts(student, count, seed, prompts, recipe.samples)
     trace = opd_probe.replay(student, teacher, rollouts, k=recipe.depth)
-    rewards = opd_probe.state_metrics(trace, max(recipe.ks), ["sampled_reward"])
-    means = rewards.groupby("rollout_id", sort=False)["sampled_reward"].mean()
     result: dict[str, Any] = {
         "summary": {str(k): opd_probe.summarize(trace, k=k) for k in recipe.ks},
         "positions": _records(opd_probe.position_curve(trace, 16, bins=MAX_NEW_TOKENS, metrics=POSITION_METRICS)),
         "mass": _records(opd_probe.mass_curve(trace)) if recipe.depth > max(recipe.ks) else [],
         "rollouts": [
-            {key: row[key] for key in ("id", "prompt_id")}
-            | {"sequence_mean_reward": float(means[row["id"]]), "correct": row["score"] >= 0.5}
-            for row in rollouts
+            {"id": row["rollout_id"], "correct": bool(row["correct"])}
+            | {key: row[key] for key in ("prompt_id", "sequence_mean_reward")}
+            for row in _records(opd_probe.rollout_table(trace))
         ],
         "held_out": held_out(rollouts),
         "pair": {},
