@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
 from opd_probe.errors import InputError, OpdProbeError, OutOfMemoryError
@@ -45,7 +46,9 @@ def quiet() -> Iterator[list[warnings.WarningMessage]]:
     Yields the warnings that were held back.
     """
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    hub_verbosity = hub_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.CRITICAL)
+    hub_logging.set_verbosity(logging.CRITICAL)
     transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings(record=True) as held:
@@ -53,5 +56,6 @@ def quiet() -> Iterator[list[warnings.WarningMessage]]:
             yield held
     finally:
         transformers_logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -46,7 +46,7 @@ def compare(
         progress.update(done, len(pairs))
         rows += _rows(first, second)
     table = as_table(rows)
-    names = [_name(side, pairs, index) for index, side in enumerate(("A", "B"))]
+    names = _names(pairs)
     figure = plots.plot_comparison(table.assign(pair=[_pair(row) for row in rows]), a=names[0], b=names[1])
     files = (write_csv(table, directory / "compare.csv"), *save_figure(figure, directory / "compare"))
     clean = [json_row(row) for row in rows]
@@ -118,12 +118,14 @@ def _pair(row: Mapping[str, Any]) -> str:
     return f"step {steps[0]}" if steps[0] == steps[1] else f"step {steps[0]} and {steps[1]}"
 
 
-def _name(side: str, pairs: Sequence[Pair], index: int) -> str:
-    """The run, its step when there is one pair, and its teacher where the two differ in nothing else."""
-    one = pairs[0][index]
-    name = one.run or side
+def _names(pairs: Sequence[Pair]) -> list[str]:
+    """For each side the run, its step when there is one pair, and its teacher where the two differ in nothing else."""
+    firsts = pairs[0]
+    names = [one.run or side for one, side in zip(firsts, ("A", "B"), strict=True)]
     if len(pairs) == 1:
-        name += f" at step {'?' if one.step is None else one.step}"
-    if pairs[0][0].teacher != pairs[0][1].teacher:
-        name += f" against {one.teacher}"
-    return name
+        names = [
+            f"{name} at step {'?' if one.step is None else one.step}" for name, one in zip(names, firsts, strict=True)
+        ]
+    if names[0] == names[1] and firsts[0].teacher != firsts[1].teacher:
+        names = [f"{name} against {one.teacher}" for name, one in zip(names, firsts, strict=True)]
+    return names

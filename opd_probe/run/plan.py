@@ -74,9 +74,9 @@ def make_plan(request: Request) -> Plan:
         OutputError: the output cannot be written.
     """
     given = parse_options(request.options)
-    runs = discover(request.ckpts, base=_model_path("--base", request.base))
+    runs = discover(request.ckpts, base=model_path("--base", request.base))
     teachers = _find_teachers(request, runs)
-    tokenizer = _model_path("--tokenizer", request.tokenizer)
+    tokenizer = model_path("--tokenizer", request.tokenizer)
     folders = file_names([run.name for run in runs])
     teacher_folders = file_names(sorted({t.name for found in teachers.values() for t in found}))
     plans = tuple(
@@ -106,7 +106,7 @@ def make_sampling_plan(request: Request) -> Plan:
         InputError: several runs, or rollouts in place of prompts; else as :func:`make_plan`.
     """
     given = parse_options(request.options)
-    runs = discover(request.ckpts, base=_model_path("--base", request.base))
+    runs = discover(request.ckpts, base=model_path("--base", request.base))
     if len(runs) > 1:
         raise InputError(
             f"--ckpts: checkpoints of {len(runs)} runs ({', '.join(run.name for run in runs)}); a "
@@ -130,7 +130,7 @@ def make_sampling_plan(request: Request) -> Plan:
         teachers=_find_teachers(request, runs, required=False)[run.name],
         settings=settle(given, manifest, where=f"run {run.name}"),
         source=Source("prompts", prompts),
-        tokenizer=_model_path("--tokenizer", request.tokenizer) or manifest.tokenizer,
+        tokenizer=model_path("--tokenizer", request.tokenizer) or manifest.tokenizer,
         folder="",
         teacher_folders={},
     )
@@ -145,7 +145,7 @@ def _agreed(name: str, runs: Iterable[Run]) -> Any:
     )
 
 
-def _model_path(option: str, value: str | None) -> str | None:
+def model_path(option: str, value: str | None) -> str | None:
     """A model or tokenizer that an option names: a local path or a hub id.
 
     Raises:
@@ -165,7 +165,7 @@ def _find_teachers(request: Request, runs: Sequence[Run], *, required: bool = Tr
     """Each run's teachers under names unique over all runs; the command line's replace the manifests'."""
     sources: dict[str, list[str]] = {}
     for run in runs:
-        named = [_model_path("--teacher", value) or value for value in request.teachers]
+        named = [model_path("--teacher", value) or value for value in request.teachers]
         named = named or list((run.manifest.teacher if run.manifest else None) or [])
         if required and not named:
             place = run.manifest_path or f"<run>/{MANIFEST_NAME}"

@@ -25,7 +25,7 @@ from opd_probe.errors import InputError
 from opd_probe.metrics.context import special_ids, with_special_ids
 from opd_probe.models.decoding import Decoder, find_decoder
 from opd_probe.run.output import check_writable, write_bytes
-from opd_probe.run.plan import warn
+from opd_probe.run.plan import model_path, warn
 from opd_probe.run.progress import Progress
 from opd_probe.run.request import DEFAULT_OUT
 from opd_probe.run.responses import Responses, read_responses
@@ -96,7 +96,7 @@ def tokens(
     depth = min(one.trace.K for one in (measured, earlier) if one is not None)
     k = settings.k if given.k is not None else min(settings.k, depth)
     missing: list[str] = []
-    decoder = _decoder(measured, tokenizer, missing)
+    decoder = _decoder(measured, model_path("--tokenizer", tokenizer), missing)
     mean_kl = mean_by_rollout(stored)
     chosen = spread_choice(mean_kl, max_rollouts)
     if not chosen:

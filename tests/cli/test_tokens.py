@@ -219,6 +219,7 @@ BAD = {
     "several traces": (["{own}"], ["holds 3 traces", "step-5.parquet"]),
     "no such earlier trace": (["{trace}", "--against", "nowhere"], ["--against nowhere: no such path"]),
     "no such tokenizer": (["{trace}", "--tokenizer", "runs"], ["tokenizer runs", "no tokenizer files"]),
+    "a tokenizer that is nowhere": (["{trace}", "--tokenizer", "nowhere"], ["--tokenizer nowhere: no such path"]),
     "no such rollouts": (["{trace}", "--rollouts", "nowhere.jsonl"], ["nowhere.jsonl: no such file"]),
     "other rollouts": (["{trace}", "--rollouts", "rollouts.jsonl"], ["--rollouts rollouts.jsonl", "has no rollout"]),
     "changed rollouts": (["{fixed}", "--rollouts", "{changed}"], ["is not the one in the trace"]),
