@@ -88,9 +88,9 @@ Rollouts = Annotated[
     _option(
         "--rollouts",
         panel=_INPUT,
-        metavar="FILE",
-        help="Responses to replay (.jsonl or .parquet with prompt_ids and response_ids). When they carry a "
-        "step, each checkpoint gets those of its own.",
+        metavar="PATH",
+        help="Responses to replay: a rollout file, or what a trainer left, file or directory (see opd-probe ingest). "
+        "When they carry a step, each checkpoint gets those of its own.",
     ),
 ]
 Prompts = Annotated[

@@ -24,7 +24,9 @@ def absent(value: Any) -> bool:
 
 
 def read_rows(path: str | Path, what: str) -> Iterator[Row]:
-    """Yield (place, row) for each row of a JSONL or Parquet file, by its extension.
+    """Yield (place, row) for each row of a JSON, JSONL or Parquet file, or sample of a torch file, by its extension.
+
+    A ``.json`` file that is one document is one row, or a row per entry when it is a list.
 
     Raises:
         MissingError: no such file.
@@ -35,8 +37,12 @@ def read_rows(path: str | Path, what: str) -> Iterator[Row]:
         raise MissingError(f"{what} {path}: {'is a directory; expected a file' if path.is_dir() else 'no such file'}")
     if path.suffix == ".parquet":
         rows = _parquet_rows(path, what)
+    elif path.suffix == ".pt":
+        from opd_probe.rollouts.torch_rows import torch_rows
+
+        rows = torch_rows(path, what)
     elif path.suffix in (".jsonl", ".json", ".ndjson"):
-        rows = _json_rows(path, what)
+        rows = _document_rows(path, what) if path.suffix == ".json" and _is_document(path) else _json_rows(path, what)
     else:
         raise InputError(f"{what} {path}: expected a .jsonl or a .parquet file")
     empty = True
@@ -63,6 +69,28 @@ def _json_rows(path: Path, what: str) -> Iterator[Row]:
                 yield place, row
         except UnicodeDecodeError as error:
             raise InputError(f"{what} {path}: not UTF-8 text ({error.reason}); expected JSON lines") from None
+
+
+def _is_document(path: Path) -> bool:
+    """Whether the first line is no whole JSON value, or a list: then the file is one document."""
+    with path.open(encoding="utf-8-sig", errors="replace") as handle:
+        first = next((line for line in handle if line.strip()), "")
+    try:
+        return isinstance(json.loads(first), list)
+    except (ValueError, RecursionError):
+        return True
+
+
+def _document_rows(path: Path, what: str) -> Iterator[Row]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} {path}: not valid JSON ({error}); mend the file") from None
+    for number, row in enumerate(document if isinstance(document, list) else [document]):
+        place = f"{what} {path}, entry {number}"
+        if not isinstance(row, dict):
+            raise InputError(f"{place}: expected a JSON object, got {type(row).__name__}")
+        yield place, row
 
 
 def _parquet_rows(path: Path, what: str) -> Iterator[Row]:

@@ -131,7 +131,7 @@ def resolve_model(manifest: Path, key: str, value: str) -> str:
 
 def _resolve_file(manifest: Path, key: str, value: str) -> str:
     local = _against(manifest, value)
-    if not local.is_file():
+    if not (local.is_file() or (key == "rollouts" and local.is_dir())):
         what = "is a directory" if local.is_dir() else "no such file"
         raise MissingError(f"manifest {manifest}: key {key!r}: {value}: {what} ({local})")
     return str(local)

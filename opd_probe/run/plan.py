@@ -207,7 +207,7 @@ def _find_source(request: Request, run: Run) -> Source:
         ("rollouts", None, manifest.rollouts),
         ("prompts", None, manifest.prompts),
     ):
-        if option:
+        if option and not (kind == "rollouts" and Path(option).is_dir()):
             _check_file(f"--{kind}", option)
         if path := option or entry:
             return Source("rollouts" if kind == "rollouts" else "prompts", path)

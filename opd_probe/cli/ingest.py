@@ -1,0 +1,58 @@
+"""``opd-probe ingest``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from opd_probe.cli import options, printing
+from opd_probe.cli.session import progress, quieten_libraries
+
+
+def ingest(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH...", help="Rollout files, or directories of them.", show_default=False),
+    ],
+    out: Annotated[
+        str,
+        typer.Option("--out", "-o", metavar="FILE", help="The .parquet or .jsonl file to write.", show_default=False),
+    ],
+    kind: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What wrote them (default: recognised by their fields).", show_default=False),
+    ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIELD", help="The field to take as score, where several are rewards.", show_default=False
+        ),
+    ] = None,
+    grade: Annotated[
+        bool, typer.Option("--grade", help="Grade every response that has an answer, though it has a score.")
+    ] = False,
+    format: options.FormatOption = None,
+) -> None:
+    """Turn what a trainer or an evaluation left into a rollout file, and say what was recognised.
+
+    Responses with an answer and no score are graded. Text without token ids stays text and is marked as re-tokenised.
+
+    Example: opd-probe ingest rollout_data/ -o rollouts.parquet
+    """
+    quieten_libraries()
+    from opd_probe.run.ingest import ingest as run
+
+    shown = run(paths, out, progress, kind=kind, score=score, regrade=grade)
+    progress.close()
+    if format == options.Format.json:
+        printing.print_json(shown)
+    else:
+        rows = [{"name": name, "value": value} for name, value in printing.flatten(shown)]
+        printing.print_rows(rows, ("name", "value"), str(format) if format else "table")
+    progress.say(f"wrote {out}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("ingest")(ingest)

@@ -1,0 +1,197 @@
+"""Files and directories of rollouts: recognised by their fields, read as one set."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+from opd_probe.errors import InputError, MissingError
+from opd_probe.rollouts.rows import Row, absent, read_rows
+from opd_probe.rollouts.sources import Skipped, Source, Where, accepted, recognise, source_named
+from opd_probe.types import Rollout
+
+_SUFFIXES = (".jsonl", ".parquet", ".ndjson", ".pt")
+"""Of files that are looked at in a directory; one named is read whatever it is called."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSet:
+    """Rollouts with what there is to say of the files that they come from.
+
+    Attributes:
+        kind: the name of their :class:`Source`.
+        files: those read, in order.
+        skipped: how many entries are no rollouts, by reason.
+        ignored: files of a directory that hold no rollouts, or none of training.
+        repeated: steps whose samples are those of the step before.
+    """
+
+    rollouts: list[Rollout]
+    kind: str
+    files: tuple[Path, ...]
+    skipped: Mapping[str, int]
+    ignored: tuple[Path, ...] = ()
+    repeated: tuple[int, ...] = ()
+
+
+def read_rollout_set(paths: Sequence[str | Path], kind: str | None = None) -> RolloutSet:
+    """Read rollout files, and those in directories, as one set.
+
+    Args:
+        kind: the name of a kind of file; None: recognised by the fields of each file's first row.
+
+    Raises:
+        MissingError, InputError: names the file, the line or row, and the field; or there is no rollout, rollouts of
+            two kinds, or sampled ids beside text.
+    """
+    source = None if kind is None else source_named(kind)
+    found = [file for path in paths for file in _files(Path(path))]
+    if not found:
+        raise InputError(f"rollouts {paths[0]}: no file with rollouts in it; expected {', '.join(_SUFFIXES)}")
+    rollouts: list[tuple[str, Rollout]] = []
+    skipped: Counter[str] = Counter()
+    read: list[tuple[Path, Source]] = []
+    ignored: list[Path] = []
+    for (file, named), prefix in zip(found, _prefixes([file for file, _ in found]), strict=True):
+        rows = _without_null(read_rows(file, "rollouts"))
+        first = next(rows)
+        kept = source or recognise(first[1])
+        if not named and file.suffix == ".pt" and file.name.startswith("eval_"):
+            ignored.append(file)  # slime's evaluation samples lie beside those of training
+            continue
+        if kept is None:
+            if named or len(found) == 1:
+                raise _unknown(file, first[1])
+            ignored.append(file)
+            continue
+        if read and kept is not read[0][1]:
+            raise InputError(
+                f"rollouts {file}: of the kind {kept.name}, while {read[0][0]} is {read[0][1].name}; kinds are not "
+                "pooled, so read them one by one"
+            )
+        read.append((file, kept))
+        for place, entry in _entries(kept, file, chain([first], rows)):
+            if isinstance(entry, Skipped):
+                skipped[entry.reason] += 1
+            else:
+                rollouts.append((place, replace(entry, id=prefix + entry.id)))
+    if not read:
+        raise InputError(f"rollouts {paths[0]}: none of its {len(found)} files is recognised; expected {accepted()}")
+    if not rollouts:
+        raise InputError(f"rollouts {read[0][0]}: none left, out of {counted(skipped)}")
+    checked = checked_set(rollouts, f"rollouts {', '.join(map(str, paths))}")
+    repeated = _repeated(checked) if read[0][1].logs_again else ()
+    return RolloutSet(checked, read[0][1].name, tuple(file for file, _ in read), skipped, tuple(ignored), repeated)
+
+
+def checked_set(rollouts: Iterable[tuple[str, Rollout]], what: str) -> list[Rollout]:
+    """Rollouts that may stand side by side, each given with its place.
+
+    Raises:
+        InputError: two of one id, or sampled ids beside text.
+    """
+    seen: dict[str, str] = {}
+    kept = []
+    for place, rollout in rollouts:
+        if rollout.id in seen:
+            raise InputError(f"{place}: id {rollout.id!r} stands already at {seen[rollout.id]}; ids must be unique")
+        seen[rollout.id] = place
+        kept.append(rollout)
+    if len({rollout.token_source for rollout in kept}) > 1:
+        raise InputError(
+            f"{what}: holds sampled ids and text to be re-tokenised, which are never pooled; make two files of it"
+        )
+    return kept
+
+
+def remarks(found: RolloutSet) -> list[str]:
+    """What a user should know of a set before using it, a line each."""
+    lines = []
+    name = f"rollouts {found.files[0] if len(found.files) == 1 else found.files[0].parent}"
+    if found.skipped:
+        left_out = sum(found.skipped.values())
+        lines.append(f"{name}: left out {left_out} of {left_out + len(found.rollouts)} ({counted(found.skipped)})")
+    if found.ignored:
+        names = ", ".join(file.name for file in found.ignored)
+        lines.append(f"{name}: left out, since they hold no rollouts of training: {names}")
+    if found.repeated:
+        steps = ", ".join(map(str, found.repeated))
+        lines.append(f"{name}: the samples of step {steps} are those of the step before, trained on again")
+    return lines
+
+
+def counted(skipped: Mapping[str, int]) -> str:
+    """Reasons with how often each was one."""
+    return ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+
+
+def _files(path: Path) -> list[tuple[Path, bool]]:
+    """The files that a path means, each with whether it was named itself."""
+    if path.is_file():
+        return [(path, True)]
+    if not path.is_dir():
+        raise MissingError(f"rollouts {path}: no such file or directory")
+    for pattern in ("*", "*/*"):  # prime-rl puts each step into a folder of its own
+        inside = [file for file in path.glob(pattern) if file.suffix in _SUFFIXES and not file.name.startswith(".")]
+        if inside:
+            return [(file, False) for file in sorted(inside, key=_natural)]
+    return []
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Numbers in names by their size."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
+
+
+def _prefixes(files: Sequence[Path]) -> list[str]:
+    """What tells the ids of several files apart: as much of each file's path as differs; "" for one alone."""
+    if len(files) == 1:
+        return [""]
+    parts = [file.resolve().with_suffix("").parts for file in files]
+    common = 0
+    while len({part[: common + 1] for part in parts}) == 1 and all(len(part) > common + 1 for part in parts):
+        common += 1
+    return ["/".join(part[common:]) + "/" for part in parts]
+
+
+def _without_null(rows: Iterable[Row]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for place, row in rows:
+        yield place, {name: value for name, value in row.items() if not absent(value)}
+
+
+def _entries(source: Source, file: Path, rows: Iterable[Row]) -> Iterator[tuple[str, Rollout | Skipped]]:
+    step = source.step_of(file)
+    seen: set[Any] = set()
+    for number, (place, row) in enumerate(rows):
+        for name in source.needs:
+            if name not in row:
+                raise InputError(f"{place}: no {name}; expected {source.fields}, as {source.name} writes")
+        if source.same is not None:
+            key = source.same(row)
+            if key in seen:
+                yield place, Skipped("of responses that are there already")
+                continue
+            seen.add(key)
+        for entry in source.rollouts(Where(place, str(number), step), row):
+            yield place, entry
+
+
+def _repeated(rollouts: Iterable[Rollout]) -> tuple[int, ...]:
+    """Steps with just the prompts and responses of the step before."""
+    by_step: dict[int, Counter[str]] = {}
+    for rollout in rollouts:
+        if rollout.step is not None:
+            key = repr((rollout.prompt, rollout.extra.get("messages"), rollout.response))
+            by_step.setdefault(rollout.step, Counter())[key] += 1
+    steps = sorted(by_step)
+    return tuple(step for before, step in pairwise(steps) if by_step[before] == by_step[step])
+
+
+def _unknown(file: Path, row: Mapping[str, Any]) -> InputError:
+    held = ", ".join(list(map(str, row))[:12]) or "no field"
+    return InputError(f"rollouts {file}: not recognised by its fields ({held}); expected one of {accepted()}")

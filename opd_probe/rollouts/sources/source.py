@@ -1,0 +1,71 @@
+"""What a source of rollouts is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opd_probe.types import Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where a row stands, and what its place says of it.
+
+    Attributes:
+        place: for error messages.
+        name: unique within the file; the id of a rollout that has none, and the start of those of several.
+        step: the step that the file's path says, see :attr:`Source.step_of`.
+    """
+
+    place: str
+    name: str
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An entry of a row that is no rollout, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A kind of rollout file.
+
+    Attributes:
+        name: as ``--kind`` takes it and reports say it.
+        fields: what its rows hold, for error messages.
+        needs: fields without which a row is not of this kind.
+        rollouts: what a row, without null fields and with all that are needed, becomes. Raises InputError, naming the
+            place and the field.
+        recognises: what else tells a file's first row from that of other kinds.
+        step_of: the step that a file's path says, for rows that say none.
+        same: what is equal in rows of one file that hold the same responses; None: there are no such rows.
+        logs_again: whether the trainer logs samples again at each later step that trains on them.
+    """
+
+    name: str
+    fields: str
+    needs: tuple[str, ...]
+    rollouts: Callable[[Where, Mapping[str, Any]], Iterable[Rollout | Skipped]]
+    recognises: Callable[[Mapping[str, Any]], bool] = lambda _: True
+    step_of: Callable[[Path], int | None] = lambda _: None
+    same: Callable[[Mapping[str, Any]], Any] | None = None
+    logs_again: bool = False
+
+
+def step_of_file(path: Path) -> int | None:
+    """The number that a file's name is or ends in, then that of its folder."""
+    found = re.search(r"(\d+)$", path.stem)
+    return int(found.group(1)) if found else step_of_folder(path)
+
+
+def step_of_folder(path: Path) -> int | None:
+    """N of a file in ``checkpoint-N``, ``global_step_N``, ``step_N``, or a folder whose name ends in one of these."""
+    found = re.search(r"(?:^|[^a-z])(?:checkpoint-|global_step_|step_)(\d+)$", path.resolve().parent.name)
+    return int(found.group(1)) if found else None

@@ -1,0 +1,65 @@
+"""Rows of a file that torch saved, none of whose code runs."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opd_probe.errors import InputError
+
+
+def torch_rows(path: Path, what: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield (place, sample) for each of the ``samples``; the file's ``rollout_id`` is the step of each.
+
+    Raises:
+        InputError: broken, of another layout, or with objects that only code of theirs could read.
+    """
+    content = _load(path, what)
+    samples = content.get("samples") if isinstance(content, dict) else None
+    if not isinstance(samples, (list, tuple)):
+        held = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{what} {path}: holds {held or 'nothing'}; expected rollout_id and samples, as slime writes")
+    for number, sample in enumerate(samples):
+        place = f"{what} {path}, sample {number}"
+        if not isinstance(sample, dict):
+            raise InputError(f"{place}: expected a dictionary, got {type(sample).__name__}")
+        yield place, {**{name: _listed(value) for name, value in sample.items()}, "step": content.get("rollout_id")}
+
+
+def _load(path: Path, what: str) -> Any:
+    import torch
+
+    try:
+        with torch.serialization.safe_globals(_pieces_of_arrays()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found is None:
+            raise InputError(f"{what} {path}: not a whole torch file; copy it again") from None
+        raise InputError(
+            f"{what} {path}: holds {found.group(1)}, which only code of its own could read; none runs here, so save it "
+            "without"
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{what} {path}: not a whole torch file ({reason}); copy it again") from None
+
+
+def _pieces_of_arrays() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """What numpy arrays and numbers are pickled of: data too, which torch takes when it is named, new names and old."""
+    pieces: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [np.ndarray, np.dtype]
+    pieces += {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
+    for name, value in (("_reconstruct", np.empty(0)), ("scalar", np.float64(0))):
+        build: Any = value.__reduce__()[0]
+        pieces += [(build, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")]
+    return pieces
+
+
+def _listed(value: Any) -> Any:
+    """Tensors and arrays as lists."""
+    return value.tolist() if type(value).__name__ in ("Tensor", "ndarray") else value
