@@ -51,6 +51,13 @@ class OutputError(OpdProbeError, OSError):
         return str(self.args[0]) if self.args else ""
 
 
+class ServerError(OpdProbeError, ConnectionError):
+    """A server that cannot be reached, or whose answers cannot be used."""
+
+    def __str__(self) -> str:  # as of OutputError
+        return str(self.args[0]) if self.args else ""
+
+
 class OpdProbeWarning(UserWarning):
     """Something the user should know, that does not stop the work."""
 

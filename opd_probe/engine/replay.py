@@ -142,7 +142,7 @@ class Replay:
             return
         scorer = self._scorer()
         for members, shared in sequence_batches(todo, self.settings.batch_tokens):
-            with _memory_advice(), fitting_threads(self.teacher.output_layer.weight):
+            with memory_advice(), fitting_threads(self.teacher.output_layer.weight):
                 columns = self._score(scorer, members, shared)
             start = 0
             for sequence in members:
@@ -189,21 +189,27 @@ class Replay:
         try:
             return scorer.score(student, teacher, tokens)
         except LogitError as error:
-            raise self._located(error, members) from None
+            raise located(error, members, self.rollouts) from None
 
-    def _located(self, error: LogitError, members: Sequence[StateSequence]) -> LogitError:
-        row = error.row or 0
-        for sequence in members:
-            if row < len(sequence.positions):
-                rollout = self.rollouts[sequence.rollout]
-                where = f"rollout {rollout.id!r}, position {int(sequence.positions[row])}"
-                return LogitError(f"{where}: {error}; expected finite logits; check the checkpoint's weights", row)
-            row -= len(sequence.positions)
-        return error
+
+def located(error: LogitError, members: Sequence[StateSequence], rollouts: Sequence[Rollout]) -> LogitError:
+    """An error of a batch's row as one that names rollout and position."""
+    row = error.row or 0
+    for sequence in members:
+        if row < len(sequence.positions):
+            where = f"rollout {rollouts[sequence.rollout].id!r}, position {int(sequence.positions[row])}"
+            return LogitError(f"{where}: {error}; expected finite logits; check the checkpoint's weights", row)
+        row -= len(sequence.positions)
+    return error
 
 
 @contextmanager
-def _memory_advice() -> Iterator[None]:
+def memory_advice() -> Iterator[None]:
+    """Say which option lowers the need when memory runs out in a replay.
+
+    Raises:
+        OutOfMemoryError: in place of what was raised inside.
+    """
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:

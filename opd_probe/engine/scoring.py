@@ -142,14 +142,18 @@ def score_logits(
         ("student", student_rest, statistics.student_log_partition),
         ("teacher", teacher_rest, statistics.teacher_log_partition),
     ):
-        _check_rest(rest, side)
+        check_rest(rest, side)
         columns[f"{side}_mass_outside"] = mass_outside(rest, log_partition, temperature).cpu().numpy()
     columns["token_id"] = token_ids.to(torch.int32).cpu().numpy()
     return columns
 
 
-def _check_rest(rest: Tensor, side: str) -> None:
-    """Logits outside the shared ids enter one statistic only, but are held to the same rule."""
+def check_rest(rest: Tensor, side: str) -> None:
+    """Logits outside the shared ids enter one statistic only, but are held to the same rule.
+
+    Raises:
+        LogitError: one is NaN or +inf.
+    """
     if rest.shape[1] == 0:
         return
     bad = ~(rest.amax(-1) < torch.inf)  # amax passes NaN on

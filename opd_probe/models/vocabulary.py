@@ -24,14 +24,14 @@ class SharedVocabulary:
 
     Attributes:
         ids: int64, ascending.
-        student_width, teacher_width: of the output layers.
+        student_width, teacher_width: of the output layers; None where a teacher does not tell.
         assumed: True when there were no two tokenizers to compare: then every id below the smaller width.
         tokenizer_sha256: digests of student's and teacher's tokenizer, None where there is none.
     """
 
     ids: NDArray[np.int64]
     student_width: int
-    teacher_width: int
+    teacher_width: int | None
     assumed: bool
     tokenizer_sha256: tuple[str | None, str | None] = (None, None)
 
@@ -60,8 +60,8 @@ class _HasVocabulary(Protocol):
         ...
 
     @property
-    def width(self) -> int:
-        """The width of the output layer."""
+    def width(self) -> int | None:
+        """The width of the output layer; None for a served model, which does not tell."""
         ...
 
 
@@ -71,7 +71,8 @@ def shared_vocabulary(
     """The ids that both tokenizers map to the same string, below both widths.
 
     Ids that only one tokenizer has, and rows of an output layer that no token has, are excluded. Without two
-    tokenizers the ids below the smaller width are taken, recorded as assumed.
+    tokenizers the ids below the smaller width are taken, recorded as assumed. A served teacher of an unknown tokenizer
+    is assumed to have the student's.
 
     Args:
         allow_special_mismatch: exclude, instead of refusing, an id with two strings that are both special.
@@ -79,11 +80,18 @@ def shared_vocabulary(
     Raises:
         VocabularyError: one id stands for two strings; names the first. Or nothing is shared.
     """
+    assert student.width is not None
+    narrow = student.width if teacher.width is None else min(student.width, teacher.width)
     widths = student.width, teacher.width
     first, second = student.tokenizer, teacher.tokenizer
+    if teacher.width is None and first is not None and second is None:
+        ids = np.array(sorted(set(first.get_vocab().values())), dtype=np.int64)
+        return SharedVocabulary(
+            ids[ids < narrow], *widths, assumed=True, tokenizer_sha256=(tokenizer_digest(first), None)
+        )
     if first is None or second is None:
         hashes = tuple(None if tokenizer is None else tokenizer_digest(tokenizer) for tokenizer in (first, second))
-        return SharedVocabulary(np.arange(min(widths)), *widths, assumed=True, tokenizer_sha256=(hashes[0], hashes[1]))
+        return SharedVocabulary(np.arange(narrow), *widths, assumed=True, tokenizer_sha256=(hashes[0], hashes[1]))
     left, right = _strings(first), _strings(second)
     known = np.array([None not in pair for pair in zip(left, right, strict=False)], dtype=bool)
     equal = np.equal(left[: len(known)], right[: len(known)]).astype(bool)
@@ -97,7 +105,7 @@ def shared_vocabulary(
                 "needs one vocabulary"
             )
     ids = np.flatnonzero(known & equal)
-    ids = ids[ids < min(widths)].astype(np.int64)
+    ids = ids[ids < narrow].astype(np.int64)
     if len(ids) == 0:
         raise VocabularyError(f"tokenizers of {student.name} and {teacher.name} share no token id")
     return SharedVocabulary(ids, *widths, assumed=False, tokenizer_sha256=(_digest(left), _digest(right)))

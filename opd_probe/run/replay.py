@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -11,10 +12,12 @@ from opd_probe.engine.replay import BATCH_TOKENS, Progress
 from opd_probe.errors import InputError
 from opd_probe.models.loading import load_model
 from opd_probe.models.placement import DeviceMap
+from opd_probe.models.served.model import ServedModel
 from opd_probe.rollouts.files import encode_rollouts, read_rollouts, rollouts_from_dicts
 from opd_probe.run.memory import too_large_together
 from opd_probe.run.naming import file_names
 from opd_probe.run.output import check_file_writable, existing_directory
+from opd_probe.run.served import options_for, served_model
 from opd_probe.run.tracing import TRACE_K, TraceOptions, TraceRequest, shared_student
 from opd_probe.trace import Trace
 from opd_probe.types import Rollout
@@ -34,6 +37,7 @@ class ReplayOptions(TypedDict, total=False):
     batch_tokens: int
     chunk: int | None
     tokenizer: Any
+    teacher_tokenizer: Any
     allow_special_mismatch: bool
     trust_remote_code: bool
     reuse: bool
@@ -56,6 +60,7 @@ def replay(
     batch_tokens: int = BATCH_TOKENS,
     chunk: int | None = None,
     tokenizer: Any = None,
+    teacher_tokenizer: Any = None,
     allow_special_mismatch: bool = False,
     trust_remote_code: bool = False,
     labels: Mapping[str, Any] | None = None,
@@ -67,7 +72,8 @@ def replay(
 
     Args:
         student, teacher: a checkpoint directory, a hub id, a :class:`Checkpoint`, a loaded transformers model, or
-            a :class:`LoadedModel`.
+            a :class:`LoadedModel`. The teacher may also be the URL of a vLLM or SGLang server, ``http://host:port`` or
+            ``http://host:port#model``: what its top list does not tell is NaN then.
         rollouts: a rollout file (JSONL or Parquet), or dictionaries with ``prompt_ids`` and ``response_ids``.
         k: the depth K of the stored top lists, capped at the shared vocabulary. Metrics answer for any k ≤ K.
         jsd: also store the Jensen-Shannon divergence (costs another pass over the logits).
@@ -81,6 +87,8 @@ def replay(
         batch_tokens: tokens per batch, padding included. Does not change the numbers.
         chunk: positions whose logits are held at a time; None: chosen by the width of the output layer.
         tokenizer: for both models, in place of those beside the weights.
+        teacher_tokenizer: of a served teacher, which is not asked for it; None: the one beside its weights when these
+            are on this machine, else it is assumed to be the student's.
         allow_special_mismatch: accept an id whose two strings differ when both tokenizers call it special.
         trust_remote_code: let a model directory run its own code. Off unless you say so.
         labels: JSON values to keep with the trace, such as ``run``, ``step``, ``teacher`` and ``states``.
@@ -98,7 +106,8 @@ def replay(
     shape = TraceOptions(k, jsd, temperature, dtype, tokenizer, allow_special_mismatch, batch_tokens, chunk)
     request = TraceRequest(student, teacher, None if out is None else Path(out), shape, labels or {})
     place: dict[str, Any] = {"device": device, "device_map": device_map, "trust_remote_code": trust_remote_code}
-    (trace,) = _traces([request], rollouts, place, reuse=reuse, sequential=sequential, progress=progress)
+    how: dict[str, Any] = {"reuse": reuse, "sequential": sequential, "progress": progress}
+    (trace,) = _traces([request], rollouts, place, teacher_tokenizer=teacher_tokenizer, **how)
     return trace
 
 
@@ -130,7 +139,8 @@ def replay_teachers(
     if not teachers:
         raise InputError("teachers: empty; expected at least one model, by name")
     given: dict[str, Any] = dict(options)
-    how = {name: given.pop(name) for name in ("reuse", "sequential", "progress") if name in given}
+    own = ("reuse", "sequential", "progress", "teacher_tokenizer")
+    how = {name: given.pop(name) for name in own if name in given}
     place: dict[str, Any] = {
         name: given.pop(name) for name in ("device", "device_map", "trust_remote_code") if name in given
     }
@@ -156,10 +166,12 @@ def _traces(
     reuse: bool = True,
     sequential: bool | None = None,
     progress: Progress | None = None,
+    teacher_tokenizer: Any = None,
 ) -> list[Trace]:
     """The traces of one student against several teachers, with the same options: stored ones, and those that lack."""
     student, options = requests[0].student, requests[0].options
     options.check()
+    requests = [_served(request, teacher_tokenizer) for request in requests]
     given = _read(rollouts)
     for request in requests:
         if request.path is not None:
@@ -181,8 +193,18 @@ def _traces(
     for number in lacking:
         gc.collect()  # modules hold reference cycles: without it the model before would stay beside this one
         request = requests[number]
-        traces[number] = request.make(first, load_model(request.teacher, **load), given, fingerprints[number], progress)
+        served = isinstance(request.teacher, ServedModel)
+        teacher = request.teacher if served else load_model(request.teacher, **load)
+        traces[number] = request.make(first, teacher, given, fingerprints[number], progress)
     return [trace for trace in traces.values() if trace is not None]
+
+
+def _served(request: TraceRequest, tokenizer: Any) -> TraceRequest:
+    """The request with its server asked who it is, when the teacher is one."""
+    teacher = served_model(request.teacher, tokenizer if tokenizer is not None else request.options.tokenizer)
+    if not isinstance(teacher, ServedModel):
+        return request
+    return with_changes(request, teacher=teacher, options=options_for(teacher, request.options))
 
 
 def _device(place: Mapping[str, Any]) -> dict[str, Any]:

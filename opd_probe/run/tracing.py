@@ -16,14 +16,17 @@ from opd_probe.engine.logits import check_temperature
 from opd_probe.engine.provenance import software
 from opd_probe.engine.replay import BATCH_TOKENS, Progress, Replay, ReplaySettings
 from opd_probe.engine.sequences import skip_reason
+from opd_probe.engine.served import ServedReplay
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import InputError, OpdProbeWarning, TraceError
 from opd_probe.models.checkpoints import tokenizer_files_digest, weights_digest
 from opd_probe.models.loading import LoadedModel
+from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, special_ids, template_digest
 from opd_probe.rollouts.files import prompt_key, rollouts_digest
 from opd_probe.rollouts.grading import grade
 from opd_probe.run.memory import memory_advice
+from opd_probe.run.served import served_states, tokenizer_of_served, warn_foreign
 from opd_probe.trace import Trace, TraceSpool, read_trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, array_columns
 from opd_probe.types import Rollout
@@ -89,7 +92,9 @@ class TraceRequest:
             "student weights": weights_digest(self.student),
             "teacher weights": weights_digest(self.teacher),
             "student tokenizer": tokenizer_files_digest(options.tokenizer or self.student),
-            "teacher tokenizer": tokenizer_files_digest(options.tokenizer or self.teacher),
+            "teacher tokenizer": tokenizer_of_served(self.teacher)
+            if isinstance(self.teacher, ServedModel)
+            else tokenizer_files_digest(options.tokenizer or self.teacher),
             "rollouts": rollouts_digest(rollouts),
             "temperature": options.temperature,
             "dtype": options.dtype,
@@ -111,7 +116,7 @@ class TraceRequest:
     def make(
         self,
         student: LoadedModel | StoredModel,
-        teacher: LoadedModel,
+        teacher: LoadedModel | ServedModel,
         rollouts: Sequence[Rollout],
         fingerprint: Mapping[str, Any],
         progress: Progress | None,
@@ -190,7 +195,7 @@ def _reusable(path: Path, fingerprint: Mapping[str, Any], options: TraceOptions)
 class _Job:
     """A replay whose inputs are all at hand."""
 
-    models: tuple[LoadedModel | StoredModel, LoadedModel]
+    models: tuple[LoadedModel | StoredModel, LoadedModel | ServedModel]
     vocabulary: SharedVocabulary
     rollouts: Sequence[Rollout]
     settings: ReplaySettings
@@ -202,14 +207,28 @@ class _Job:
         labels: Mapping[str, Any],
         progress: Progress | None,
     ) -> Trace:
-        engine = Replay(*self.models, self.rollouts, self.vocabulary.ids, self.settings)
+        student, teacher = self.models
+        given = self.rollouts, self.vocabulary.ids, self.settings
+        engine: Replay | ServedReplay
+        if isinstance(teacher, ServedModel):
+            engine = ServedReplay(student, teacher, *given)
+        else:
+            engine = Replay(student, teacher, *given)
         counts = engine.state_counts
         columns = array_columns(jsd=self.settings.jsd, sampler=any(r.logprobs is not None for r in self.rollouts))
         key = _digest({**fingerprint, "K": self.settings.k, "columns": [c.name for c in columns]})
         directory = None if path is None else path.with_name(f".{path.name}.partial")
-        spool = TraceSpool(counts, columns, self.settings.k, directory, key)
-        for index, values in engine.states(spool.done, progress):
+        served = isinstance(engine, ServedReplay)
+        spool = TraceSpool(counts, columns, self.settings.k, directory, key, answers=served)
+        states = (
+            served_states(engine, spool, progress)
+            if isinstance(engine, ServedReplay)
+            else engine.states(spool.done, progress)
+        )
+        for index, values in states:
             spool.put(index, values)
+        if isinstance(teacher, ServedModel):
+            warn_foreign(spool, teacher.name)
         self._warn_outside(spool, labels)
         table = rollout_table(self._rows(counts))
         return spool.finish(table, self._provenance(fingerprint, labels), path)

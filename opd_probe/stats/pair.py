@@ -84,8 +84,8 @@ def pair_statistics(
     student_maxima, teacher_maxima, moments = (reduction or reduce_in_tiles)(
         student_logits, teacher_logits, temperature
     )
-    student = Side(student_logits, _row_maximum(student_maxima, "student"), temperature)
-    teacher = Side(teacher_logits, _row_maximum(teacher_maxima, "teacher"), temperature)
+    student = Side(student_logits, row_maximum(student_maxima, "student"), temperature)
+    teacher = Side(teacher_logits, row_maximum(teacher_maxima, "teacher"), temperature)
     student_ids = exact_topk(student_logits, k, student_maxima)
     teacher_ids = exact_topk(teacher_logits, k, teacher_maxima)
     odd = ~torch.isfinite(moments).all(0)
@@ -190,7 +190,12 @@ def reduce_in_tiles(student: Tensor, teacher: Tensor, temperature: float) -> tup
     return torch.cat(student_maxima), torch.cat(teacher_maxima), torch.cat(moments, dim=1).double()
 
 
-def _row_maximum(maxima: Tensor, side: str) -> Tensor:
+def row_maximum(maxima: Tensor, side: str) -> Tensor:
+    """The maximum of each row from its block maxima, [T, 1].
+
+    Raises:
+        LogitError: it is NaN or infinite.
+    """
     top = maxima.amax(-1, keepdim=True)
     bad = ~torch.isfinite(top).squeeze(1)
     if bool(bad.any()):

@@ -35,7 +35,7 @@ class TraceSpool:
 
     The engine works through rollouts longest first; a trace lists them as they were given. Each rollout's
     rows have their place from the start, so a block is written once, and on disk an interrupted replay goes on
-    where it stopped: ``done`` says which rollouts are whole.
+    where it stopped: ``done`` says which rollouts are whole, and ``answered`` of which a part of the columns is there.
 
     Args:
         counts: int [n_rollouts], the number of states of each rollout.
@@ -43,6 +43,7 @@ class TraceSpool:
         depth: K.
         directory: where to keep memory-mapped columns; None keeps them in memory.
         key: identifies the work (inputs and settings). A spool on disk with another key is started afresh.
+        answers: whether columns of a rollout come in two parts, see :meth:`put_answer`.
     """
 
     def __init__(
@@ -52,6 +53,8 @@ class TraceSpool:
         depth: int,
         directory: Path | None = None,
         key: str = "",
+        *,
+        answers: bool = False,
     ) -> None:
         self.offsets = np.concatenate([[0], np.cumsum(np.asarray(counts, dtype=np.int64))])
         self.columns = tuple(columns)
@@ -68,6 +71,7 @@ class TraceSpool:
             self.arrays[column.name] = self._allocate(column.name, shape, column.dtype, mode)
         self.done = self._allocate("done", (n_rollouts,), "bool", mode)
         self.done[np.diff(self.offsets) == 0] = True
+        self.answered = self._allocate("answered", (n_rollouts if answers else 0,), "bool", mode)
         if directory is not None and not resumed:
             (directory / "key").write_text(key)  # last: a spool without it was never whole
 
@@ -81,10 +85,23 @@ class TraceSpool:
 
     def put(self, rollout: int, values: Mapping[str, Array]) -> None:
         """Store the rows of one whole rollout."""
-        rows = slice(int(self.offsets[rollout]), int(self.offsets[rollout + 1]))
+        rows = self._rows(rollout)
         for column in self.columns:
             self.arrays[column.name][rows] = values[column.name]
         self.done[rollout] = True
+
+    def put_answer(self, rollout: int, values: Mapping[str, Array]) -> None:
+        """Store some columns of one rollout, for :meth:`answer` to give back until the whole is put."""
+        for name, column in values.items():
+            self.arrays[name][self._rows(rollout)] = column
+        self.answered[rollout] = True
+
+    def answer(self, rollout: int, columns: Sequence[str]) -> dict[str, Array]:
+        """Columns of one rollout as they were put."""
+        return {name: np.array(self.arrays[name][self._rows(rollout)]) for name in columns}
+
+    def _rows(self, rollout: int) -> slice:
+        return slice(int(self.offsets[rollout]), int(self.offsets[rollout + 1]))
 
     def finish(self, rollouts: pa.Table, provenance: Mapping[str, Any], path: Path | None) -> Trace:
         """The finished trace: written to ``path``, or in memory when ``path`` is None. The spool is spent."""

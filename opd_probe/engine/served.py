@@ -1,0 +1,284 @@
+"""Replay against a teacher behind HTTP, of which nothing is known but its top list and the sampled token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from opd_probe.engine.replay import Progress, ReplayModel, ReplaySettings, located, memory_advice
+from opd_probe.engine.scoring import Columns, VocabularyMap, check_rest, default_chunk, rows_of
+from opd_probe.engine.sequences import StateSequence, build_sequences, sequence_batches
+from opd_probe.engine.stored import StoredModel, state_hidden
+from opd_probe.errors import InputError, LogitError
+from opd_probe.stats.projection import OutputProjection, mass_outside
+from opd_probe.stats.scratch import Scratch
+from opd_probe.stats.single import single_statistics
+from opd_probe.stats.threads import fitting_threads
+from opd_probe.types import Rollout
+
+NO_ID = -1
+"""In place of an id in a top list that is shorter than K, at its end."""
+
+UNKNOWN = ("teacher_entropy", "reverse_kl", "forward_kl", "jsd", "teacher_mass_outside")
+"""Columns of a trace that a served teacher leaves unknown: NaN at every state."""
+
+TOLD = ("teacher_top_ids", "teacher_top_logprobs", "teacher_logprob")
+"""Columns that come from the server."""
+
+
+class Answer(Protocol):
+    """What a server says of the states of one rollout; see :class:`opd_probe.models.served.dialects.Told`."""
+
+    @property
+    def top_ids(self) -> NDArray[np.int32]:
+        """[n, K]"""
+        ...
+
+    @property
+    def top_logprobs(self) -> NDArray[np.float32]:
+        """[n, K]"""
+        ...
+
+    @property
+    def logprob(self) -> NDArray[np.float32]:
+        """[n]"""
+        ...
+
+
+class Scorer(Protocol):
+    """What the engine needs of a served model."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens of the longest sequence that it scores."""
+        ...
+
+    def scores(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], k: int) -> Iterator[tuple[int, Answer]]:
+        """Yield (index, answer) for sequences of ids and the places in them that are asked about."""
+        ...
+
+
+def refuse_temperature(temperature: float) -> None:
+    """Refuse what a part of a distribution cannot be scored at.
+
+    Raises:
+        InputError: the temperature is not 1.
+    """
+    if temperature != 1.0:
+        raise InputError(
+            f"temperature = {temperature}: a served teacher tells a part of its distribution at temperature 1, of "
+            "which no other can be made; leave it at 1, or load the teacher from its weights"
+        )
+
+
+class ServedReplay:
+    """One student and a served teacher over one list of rollouts: first the server's answers, then the student.
+
+    Every state's teacher columns hold what the server told, on ids of the shared vocabulary: others are taken out of
+    its lists, which end earlier then (:data:`NO_ID`, NaN). ``teacher_logprobs_at_student_top`` is known at the ids of
+    the teacher's list and at the sampled token, and NaN elsewhere; the columns of :data:`UNKNOWN` are NaN.
+
+    Args:
+        student: a loaded model, or a :class:`StoredModel` of these rollouts.
+        shared_ids: int64, ascending: the student's distribution is normalised on them. The teacher's log-probabilities
+            are over its whole vocabulary, and stay so.
+
+    Raises:
+        InputError: see :func:`opd_probe.engine.sequences.build_sequences`; a sequence too long for the server; or a
+            temperature other than 1.
+    """
+
+    def __init__(
+        self,
+        student: ReplayModel | StoredModel,
+        teacher: Scorer,
+        rollouts: Sequence[Rollout],
+        shared_ids: NDArray[np.int64],
+        settings: ReplaySettings,
+    ) -> None:
+        self.student, self.teacher, self.rollouts, self.settings = student, teacher, rollouts, settings
+        self.shared_ids = shared_ids
+        self.sequences = build_sequences(rollouts, [student])
+        self._check()
+
+    def _check(self) -> None:
+        refuse_temperature(self.settings.temperature)
+        limit = self.teacher.max_positions
+        for sequence in self.sequences:
+            length = len(sequence.input_ids) + 1  # with the last sampled token
+            if limit is not None and length > limit:
+                raise InputError(
+                    f"rollout {self.rollouts[sequence.rollout].id!r}: prompt and response have {length} tokens, "
+                    f"{self.teacher.name} scores {limit} at most; drop the rollout or serve with a longer context"
+                )
+
+    @property
+    def state_counts(self) -> list[int]:
+        """The number of states of every rollout, 0 for a skipped one."""
+        counts = [0] * len(self.rollouts)
+        for sequence in self.sequences:
+            counts[sequence.rollout] = len(sequence.positions)
+        return counts
+
+    def answers(self, answered: NDArray[np.bool_], progress: Progress | None = None) -> Iterator[tuple[int, Columns]]:
+        """Yield (rollout index, the columns :data:`TOLD` of its states) as the server answers.
+
+        Args:
+            answered: bool [n_rollouts], rollouts to leave out.
+            progress: called with (states that the server told, states in all).
+
+        Raises:
+            ServerError: no usable answer; what came before has been yielded.
+        """
+        todo = [sequence for sequence in self.sequences if not answered[sequence.rollout]]
+        todo.sort(key=lambda sequence: -len(sequence.input_ids))
+        total = sum(len(sequence.positions) for sequence in self.sequences)
+        told = total - sum(len(sequence.positions) for sequence in todo)
+        if progress is not None:
+            progress(told, total)
+        asked = [
+            ([*sequence.input_ids.tolist(), int(sequence.token_ids[-1])], (sequence.state_index + 1).tolist())
+            for sequence in todo
+        ]
+        for number, answer in self.teacher.scores(asked, self.settings.k):
+            sequence = todo[number]
+            yield sequence.rollout, self._on_shared(answer, sequence)
+            told += len(sequence.positions)
+            if progress is not None:
+                progress(told, total)
+
+    def _on_shared(self, answer: Answer, sequence: StateSequence) -> Columns:
+        """What was told, without ids that the student does not share."""
+        shared = np.isin(answer.top_ids, self.shared_ids)
+        ids, logprobs = answer.top_ids, answer.top_logprobs
+        if not shared.all():
+            order = np.argsort(~shared, axis=1, kind="stable")
+            kept = np.take_along_axis(shared, order, 1)
+            ids = np.where(kept, np.take_along_axis(ids, order, 1), NO_ID).astype(np.int32)
+            logprobs = np.where(kept, np.take_along_axis(logprobs, order, 1), np.nan).astype(np.float32)
+        sampled = np.where(np.isin(sequence.token_ids, self.shared_ids), answer.logprob, np.nan)
+        return {
+            "teacher_top_ids": ids,
+            "teacher_top_logprobs": logprobs,
+            "teacher_logprob": sampled.astype(np.float32),
+        }
+
+    def states(
+        self, done: NDArray[np.bool_], told: Callable[[int], Mapping[str, NDArray[np.generic]]], progress: Progress
+    ) -> Iterator[tuple[int, Columns]]:
+        """Yield (rollout index, columns of its states), longest sequences first.
+
+        Args:
+            done: bool [n_rollouts], rollouts to leave out.
+            told: for a rollout, its columns :data:`TOLD`.
+            progress: called with (states done, states in all).
+
+        Raises:
+            LogitError, OutOfMemoryError: as :meth:`opd_probe.engine.replay.Replay.states`.
+        """
+        total = sum(len(sequence.positions) for sequence in self.sequences)
+        todo = [sequence for sequence in self.sequences if not done[sequence.rollout]]
+        finished = total - sum(len(sequence.positions) for sequence in todo)
+        progress(finished, total)
+        if not todo:
+            return
+        scorer = _StudentScorer(self.student, self.shared_ids, self.settings)
+        for members, shared in sequence_batches(todo, self.settings.batch_tokens):
+            parts = [told(sequence.rollout) for sequence in members]
+            teacher = {name: np.concatenate([part[name] for part in parts]) for name in TOLD}
+            with memory_advice(), fitting_threads(self.student.output_layer.weight):
+                columns = self._score(scorer, members, shared, teacher)
+            start = 0
+            for sequence in members:
+                stop = start + len(sequence.positions)
+                values = rows_of(columns, slice(start, stop))
+                values["position"] = sequence.positions.astype(np.int32)
+                values["sampler_logprob"] = sequence.sampler_logprobs
+                yield sequence.rollout, values
+                start = stop
+            finished += start
+            progress(finished, total)
+
+    @torch.inference_mode()
+    def _score(
+        self, scorer: _StudentScorer, members: Sequence[StateSequence], shared: int, teacher: Columns
+    ) -> Columns:
+        hidden = state_hidden(self.student, members, shared)
+        tokens = np.concatenate([sequence.token_ids for sequence in members])
+        try:
+            return scorer.score(hidden, tokens, teacher)
+        except LogitError as error:
+            raise located(error, members, self.rollouts) from None
+
+
+class _StudentScorer:
+    """Scores states from the student's hidden states and what the teacher told, chunk by chunk."""
+
+    def __init__(
+        self, student: ReplayModel | StoredModel, shared_ids: NDArray[np.int64], settings: ReplaySettings
+    ) -> None:
+        layer = student.output_layer
+        device = layer.weight.device
+        self.projection = OutputProjection(
+            layer.weight, layer.bias, torch.from_numpy(shared_ids), layer.scale, layer.softcap
+        )
+        self.vocabulary = VocabularyMap(shared_ids, student.width, device)
+        self.chunk = settings.chunk or default_chunk(student.width, device)
+        self.k, self.device = settings.k, device
+        self._scratch = Scratch()
+
+    def score(self, hidden: torch.Tensor, tokens: NDArray[np.int64], teacher: Columns) -> Columns:
+        """Columns of N states from hidden states [N, d], the sampled ids [N] and the teacher's columns [N, …]."""
+        parts = []
+        for start in range(0, len(tokens), self.chunk):
+            rows = slice(start, start + self.chunk)
+            try:
+                parts.append(self._chunk(hidden[rows], tokens[rows], rows_of(teacher, rows)))
+            except LogitError as error:
+                raise LogitError(str(error), start + (error.row or 0)) from None
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _chunk(self, hidden: torch.Tensor, tokens: NDArray[np.int64], teacher: Columns) -> Columns:
+        logits, rest = self.projection.logits(hidden, self._scratch, "student")
+        top = torch.from_numpy(teacher["teacher_top_ids"].astype(np.int64)).to(self.device)
+        at = self.vocabulary.columns(top.clamp(min=0)).masked_fill(top < 0, NO_ID)
+        sampled = self.vocabulary.columns(torch.from_numpy(tokens).to(self.device))
+        statistics = single_statistics(logits, sampled, at, self.k)
+        check_rest(rest, "student")
+        ids = self.vocabulary.ids(statistics.top_ids).to(torch.int32).cpu().numpy()
+        unknown = np.full(len(tokens), np.nan, dtype=np.float32)
+        return {
+            **teacher,
+            **dict.fromkeys(UNKNOWN, unknown),
+            "token_id": tokens.astype(np.int32),
+            "student_top_ids": ids,
+            "student_top_logprobs": statistics.top_logprobs.cpu().numpy(),
+            "student_logprobs_at_teacher_top": statistics.logprobs_at.cpu().numpy(),
+            "student_logprob": statistics.logprob.cpu().numpy(),
+            "student_entropy": statistics.entropy.cpu().numpy(),
+            "student_mass_outside": mass_outside(rest, statistics.log_partition).cpu().numpy(),
+            "teacher_logprobs_at_student_top": known_at(ids, tokens, teacher),
+        }
+
+
+def known_at(
+    ids: NDArray[np.int32], tokens: NDArray[np.int64], teacher: Mapping[str, NDArray[np.generic]]
+) -> NDArray[np.float32]:
+    """The teacher's log-probabilities at ids [n, K], as far as it told them: of its own list and the sampled token."""
+    found = np.full(ids.shape, np.nan, dtype=np.float32)
+    sampled = ids == tokens[:, None]
+    found[sampled] = np.broadcast_to(teacher["teacher_logprob"][:, None], ids.shape)[sampled]
+    listed, values = teacher["teacher_top_ids"], teacher["teacher_top_logprobs"]
+    for rank in range(listed.shape[1]):
+        same = ids == listed[:, rank, None]
+        found[same] = np.broadcast_to(values[:, rank, None], ids.shape)[same]
+    return found

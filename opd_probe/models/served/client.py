@@ -1,0 +1,159 @@
+"""HTTP with patience: what is worth another try is tried again, slower each time; the rest is told in one line."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from opd_probe.errors import InputError, ServerError
+from opd_probe.models.served.endpoint import KEY_VARIABLE, Endpoint, api_key
+
+_AGAIN = {408, 425, 429, 500, 502, 503, 504, 529}
+"""What a server answers when it is busy, starting or out of memory."""
+
+_LONGEST = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How often a request is tried and how long is waited in between (seconds).
+
+    Each wait is twice the one before, up to ``longest``, and a random half of it is left out, so that requests that
+    failed together do not come back together. A ``Retry-After`` of the server is kept to, up to ``longest``.
+    """
+
+    attempts: int = 7
+    first: float = 0.5
+    longest: float = 30.0
+    connect: float = 10.0
+    read: float = 600.0
+
+    def delay(self, attempt: int, retry_after: float | None) -> float:
+        """The wait after the attempt of this number, counted from 0."""
+        if retry_after is not None:
+            return min(max(retry_after, 0.0), self.longest)
+        return float(min(self.longest, self.first * 2**attempt) * random.uniform(0.5, 1.0))
+
+
+class Refused(ServerError):
+    """The server understood a request and will not do it. ``status`` and what it said."""
+
+    def __init__(self, message: str, status: int, said: str) -> None:
+        super().__init__(message)
+        self.status, self.said = status, said
+
+
+class Client:
+    """Requests to one server, from any thread. Close it, or use it as a context manager."""
+
+    def __init__(self, endpoint: Endpoint, patience: Patience | None = None) -> None:
+        try:
+            import httpx
+        except ImportError:
+            raise InputError(f"server {endpoint}: httpx is not installed; pip install httpx") from None
+        self.endpoint = endpoint
+        self.patience = patience or Patience()
+        key = api_key()
+        self._secrets = [secret for secret in (key, *(endpoint.login or ())) if secret]
+        headers = {} if key is None or endpoint.login else {"Authorization": f"Bearer {key}"}
+        timeout = httpx.Timeout(self.patience.read, connect=self.patience.connect)
+        try:
+            self._http = httpx.Client(headers=headers, auth=endpoint.login, timeout=timeout)
+        except (UnicodeEncodeError, ValueError):  # a header takes ASCII; the message of the error would show the key
+            raise InputError(f"server {endpoint}: {KEY_VARIABLE} holds characters that no key has") from None
+        self._closed = threading.Event()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up whatever is still waiting."""
+        self._closed.set()
+        self._http.close()
+
+    def get(self, path: str, *, attempts: int | None = None) -> Any:
+        """The JSON at a path. Raises as :meth:`post`."""
+        return self._ask("GET", path, None, attempts or self.patience.attempts)
+
+    def post(self, path: str, body: Mapping[str, Any], *, attempts: int | None = None) -> Any:
+        """The JSON that a server answers to ``body``.
+
+        Raises:
+            Refused: the server says that it will not.
+            ServerError: no usable answer after all attempts.
+        """
+        return self._ask("POST", path, body, attempts or self.patience.attempts)
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, attempts: int) -> Any:
+        import httpx
+
+        what = ""
+        for attempt in range(attempts):
+            retry_after = None
+            try:
+                response = self._http.request(method, self.endpoint.url + path, json=body)
+                if response.status_code == 200:
+                    return response.json()
+                what = f"answers {response.status_code} ({self._brief(response.text)})"
+                if response.status_code not in _AGAIN:
+                    raise self._refused(path, response.status_code, response.text)
+                retry_after = _seconds(response.headers.get("Retry-After"))
+            except httpx.TransportError as error:
+                what = f"{_failures(error)} ({self._brief(str(error))})"
+            except ValueError:  # not JSON, or not even text
+                what = "answers 200 with something that is not JSON"
+            except RuntimeError:  # httpx says so of a client that was closed meanwhile
+                if not self._closed.is_set():
+                    raise
+            if attempt + 1 < attempts and self._closed.wait(self.patience.delay(attempt, retry_after)):
+                break
+            if self._closed.is_set():
+                break
+        raise ServerError(
+            f"server {self.endpoint}: {path} {what} after {attempts} attempts; what it told before is kept, and the "
+            "same command goes on from there"
+        )
+
+    def _refused(self, path: str, status: int, text: str) -> Refused:
+        said = self._brief(text)
+        advice = "check the address"
+        if status in (401, 403):
+            advice = f"set {KEY_VARIABLE} to the key of the server"
+        elif status == 404:
+            advice = "check the address and the model's name"
+        elif status in (400, 413, 422):
+            advice = "see the server's log"
+        elif 300 <= status < 400:
+            advice = "give the address that it points to"
+        return Refused(f"server {self.endpoint}: {path} answers {status} ({said}); {advice}", status, said)
+
+    def _brief(self, text: str) -> str:
+        """What a server said, on one line, without our secrets should it repeat them."""
+        line = " ".join(text.split())
+        for secret in self._secrets:
+            line = line.replace(secret, "***")
+        return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
+
+
+def _seconds(value: str | None) -> float | None:
+    """A ``Retry-After`` in seconds; one that is a date is left to our own rule."""
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return None
+
+
+def _failures(error: Exception) -> str:
+    import httpx
+
+    if isinstance(error, httpx.TimeoutException):
+        return "does not answer in time"
+    if isinstance(error, httpx.ConnectError):
+        return "cannot be reached"
+    return "breaks off"

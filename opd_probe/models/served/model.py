@@ -1,0 +1,278 @@
+"""A model on a server: who it says it is, how deep its lists go, and what it says of sequences."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from opd_probe.errors import InputError, ServerError
+from opd_probe.models.served.client import Client, Patience, Refused
+from opd_probe.models.served.dialects import DIALECTS, Dialect, Told
+from opd_probe.models.served.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CONCURRENCY = 4
+"""Requests at a time: log-probabilities of a long prompt over the whole vocabulary fill a server's memory."""
+
+HELLO = 3
+"""Attempts of the first request: a wrong address should show soon."""
+
+_Item = TypeVar("_Item")
+_Answer = TypeVar("_Answer")
+
+
+@dataclass
+class ServedModel:
+    """A model on a server, as it describes itself.
+
+    Attributes:
+        endpoint: where it is.
+        dialect: how it is talked to.
+        entry: what ``/v1/models`` says of it.
+        details: what else the server says that tells one model from another.
+        version: of the server's software, when it says.
+        tokenizer: as far as the client knows one; the server is never asked to tokenise.
+    """
+
+    endpoint: Endpoint
+    dialect: Dialect
+    entry: Mapping[str, Any]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    version: str | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    patience: Patience | None = None
+    _limits: dict[int, int] = field(default_factory=dict, repr=False)
+
+    @property
+    def model(self) -> str:
+        """The name under which the server has it."""
+        return str(self.entry["id"])
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.model} at {self.endpoint.url}"
+
+    @property
+    def width(self) -> None:
+        """The width of its output layer, which a server does not tell."""
+        return
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens of the longest sequence that it scores: one position is kept for a new token."""
+        length = self.entry.get("max_model_len")
+        return length - 1 if isinstance(length, int) and not isinstance(length, bool) and length > 0 else None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON values that say what was asked, for provenance. No secrets."""
+        return {
+            "source": "served",
+            "url": self.endpoint.url,
+            "model": self.model,
+            "server": self.dialect.name if self.version is None else f"{self.dialect.name} {self.version}",
+            "root": self.entry.get("root"),
+            **self.details,
+            "normalised_over": "its whole vocabulary, not the shared one",
+        }
+
+    @property
+    def digest(self) -> str:
+        """sha256 over what the server says the model is, wherever it is served: names, not weights."""
+        stated = [self.model, self.entry.get("root"), self.entry.get("parent"), sorted(self.details.items())]
+        return "served:" + hashlib.sha256(json.dumps(stated, default=str).encode()).hexdigest()
+
+    def allowed(self, k: int) -> int:
+        """How deep a top list the server gives of the ``k`` that are wanted. Asks it once.
+
+        Raises:
+            ServerError: it cannot be asked, or refuses for another reason.
+        """
+        if k not in self._limits:
+            with Client(self.endpoint, self.patience) as client:
+                self._limits[k] = self._probe(client, k)
+        return self._limits[k]
+
+    def _probe(self, client: Client, k: int) -> int:
+        ids = [0, 0]
+        try:
+            answer = client.post(self.dialect.path, self.dialect.score_request(self.entry, ids, k))
+        except Refused as refusal:
+            limit = stated_limit(refusal.said)
+            if limit is None or not 1 <= limit < k:
+                raise
+            self._probe(client, limit)
+            return limit
+        self._read(lambda: self.dialect.told(answer, ids, [1], k))
+        return k
+
+    def scores(
+        self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], k: int, at_once: int = CONCURRENCY
+    ) -> Iterator[tuple[int, Told]]:
+        """Ask about sequences, a few at a time, and yield (index, what it says) as the answers come.
+
+        Args:
+            sequences: the ids of each, and the places in it whose tokens are asked about, each given what stands
+                before it.
+            k: depth of the lists, at most what :meth:`allowed` gave.
+
+        Raises:
+            ServerError: no usable answer. What came before has been yielded.
+        """
+        with Client(self.endpoint, self.patience) as client:
+
+            def ask(item: tuple[Sequence[int], Sequence[int]]) -> Told:
+                ids, places = item
+                answer = client.post(self.dialect.path, self.dialect.score_request(self.entry, ids, k))
+                return self._read(lambda: self.dialect.told(answer, ids, places, k))
+
+            yield from few_at_a_time(ask, sequences, at_once, client.close)
+
+    def _read(self, read: Callable[[], _Answer]) -> _Answer:
+        """What an answer says; one of another layout in a line."""
+        try:
+            return read()
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise ServerError(
+                f"server {self.endpoint}: the answer of {self.dialect.path} {what}; expected the layout of "
+                f"{self.dialect.name}"
+            ) from None
+
+
+def few_at_a_time(
+    ask: Callable[[_Item], _Answer], items: Sequence[_Item], at_once: int, stop: Callable[[], None]
+) -> Iterator[tuple[int, _Answer]]:
+    """Yield (index, answer) as answers come, with at most ``at_once`` requests under way.
+
+    The first failure ends it: ``stop`` is called, so that the others give up waiting, and answers that are there by
+    then are still yielded.
+    """
+    from concurrent.futures import FIRST_COMPLETED, wait
+
+    waiting = deque(enumerate(items))
+    running: dict[Future[_Answer], int] = {}
+    failure: BaseException | None = None
+    with ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="opd-probe-server") as pool:
+        try:
+            while running or (waiting and failure is None):
+                while waiting and len(running) < at_once and failure is None:
+                    index, item = waiting.popleft()
+                    running[pool.submit(ask, item)] = index
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    index = running.pop(future)
+                    error = future.exception()
+                    if error is None:
+                        yield index, future.result()
+                    elif failure is None:
+                        failure = error
+                        stop()
+        finally:
+            if running:
+                stop()
+    if failure is not None:
+        raise failure
+
+
+def stated_limit(said: str) -> int | None:
+    """The depth that a server's refusal names as its largest, as vLLM words it."""
+    import re
+
+    found = re.search(r"max allowed: (\d+)", said)
+    return None if found is None else int(found.group(1))
+
+
+def connect(
+    endpoint: Endpoint, tokenizer: PreTrainedTokenizerBase | None = None, patience: Patience | None = None
+) -> ServedModel:
+    """Ask a server which models it has and which software it is.
+
+    Args:
+        tokenizer: the model's own, when the user names it.
+
+    Raises:
+        ServerError: it cannot be reached, or is neither vLLM nor SGLang.
+        InputError: it has several models and none is named, or not the one that is.
+    """
+    with Client(endpoint, patience) as client:
+        models = _models(client, endpoint)
+        entry = chosen(endpoint, models)
+        dialect, details, version = _kind(client, endpoint, entry)
+    return ServedModel(endpoint, dialect, entry, details, version, tokenizer, patience)
+
+
+def _models(client: Client, endpoint: Endpoint) -> list[Mapping[str, Any]]:
+    answer = client.get("/v1/models", attempts=HELLO)
+    entries = answer.get("data") if isinstance(answer, Mapping) else None
+    whole = isinstance(entries, list) and all(isinstance(e, Mapping) and isinstance(e.get("id"), str) for e in entries)
+    if not whole or not entries:
+        raise ServerError(f"server {endpoint}: /v1/models lists no models; expected vLLM or SGLang there")
+    return list(entries)
+
+
+def chosen(endpoint: Endpoint, models: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The entry of the model that is meant.
+
+    Raises:
+        InputError: it is not clear which.
+    """
+    names = [str(entry["id"]) for entry in models]
+    if endpoint.model is not None:
+        for entry in models:
+            if entry["id"] == endpoint.model:
+                return entry
+        raise InputError(f"server {endpoint}: has no model {endpoint.model!r}; it has {', '.join(names)}")
+    # vLLM lists one model under as many names as it was given.
+    if len({(entry.get("root") or entry["id"], entry.get("parent")) for entry in models}) > 1:
+        raise InputError(
+            f"server {endpoint}: has {len(names)} models ({', '.join(names)}); name one, as in "
+            f"{endpoint.url}#{names[0]}"
+        )
+    return models[0]
+
+
+def _kind(client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> tuple[Dialect, dict[str, Any], str | None]:
+    """Dialect, details and version: by the name that the server gives itself, else by what only one of them has."""
+    owner = str(entry.get("owned_by")).lower()
+    if owner != "sglang":
+        about = _optional(client, "/version")
+        version = about.get("version")
+        if owner == "vllm" or version is not None:
+            return DIALECTS["vllm"], {}, None if version is None else str(version)
+    about = _optional(client, "/model_info") or _optional(client, "/get_model_info")
+    if owner != "sglang" and "model_path" not in about:
+        raise ServerError(
+            f"server {endpoint}: calls itself {entry.get('owned_by')!r} and answers like neither vLLM nor SGLang; a "
+            "teacher's log-probabilities come from one of these"
+        )
+    details = {name: about[name] for name in ("model_path", "weight_version") if about.get(name) is not None}
+    # The same document holds the server's keys, of which nothing is looked at.
+    version = (_optional(client, "/server_info") or _optional(client, "/get_server_info")).get("version")
+    return DIALECTS["sglang"], details, None if version is None else str(version)
+
+
+def _optional(client: Client, path: str) -> Mapping[str, Any]:
+    """The JSON object at a path that not every server has."""
+    try:
+        found = client.get(path, attempts=HELLO)
+    except Refused:
+        return {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def local_root(model: ServedModel) -> str | None:
+    """The directory that the server loaded the model from, when it is on this machine too."""
+    for place in (model.details.get("model_path"), model.entry.get("root")):
+        if isinstance(place, str) and place and Path(place).is_dir():
+            return place
+    return None
