@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from opd_probe.engine.scoring import Columns, StateScorer, VocabularyMap, default_chunk, rows_of
-from opd_probe.engine.sequences import StateSequence, build_sequences, sequence_batches
+from opd_probe.engine.sequences import (
+    Members,
+    StateSequence,
+    build_sequences,
+    check_sampled,
+    sequence_batches,
+    with_prompts,
+)
 from opd_probe.engine.stored import StoredModel, state_hidden
 from opd_probe.errors import LogitError, OutOfMemoryError, is_refused_allocation
 from opd_probe.stats.compiled import CompiledReduction, compiling_pays
@@ -92,9 +99,11 @@ class Replay:
         student, teacher: loaded models, or a :class:`StoredModel` of these rollouts.
         rollouts: all rollouts; those without a state are left out, see :func:`skip_reason`.
         shared_ids: int64, ascending: the ids that both models share.
+        teacher_prompts: for each rollout the prompt ids that the teacher reads before the response; None: the
+            student's. The responses are the same ids, so that state t of one model stands beside state t of the other.
 
     Raises:
-        InputError: see :func:`opd_probe.engine.sequences.build_sequences`.
+        InputError: see :func:`opd_probe.engine.sequences.build_sequences` and ``with_prompts`` there.
     """
 
     def __init__(
@@ -104,10 +113,24 @@ class Replay:
         rollouts: Sequence[Rollout],
         shared_ids: NDArray[np.int64],
         settings: ReplaySettings,
+        teacher_prompts: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.student, self.teacher, self.rollouts, self.settings = student, teacher, rollouts, settings
         self.shared_ids = shared_ids
-        self.sequences = build_sequences(rollouts, [student, teacher])
+        self.sides = self._sides(teacher_prompts)
+        check_sampled(rollouts, self.sequences, [student, teacher])
+
+    def _sides(self, teacher_prompts: Sequence[Sequence[int]] | None) -> list[list[StateSequence]]:
+        """What the models read: one list of sequences for both, or the student's and the teacher's."""
+        if teacher_prompts is None:
+            return [build_sequences(self.rollouts, [self.student, self.teacher])]
+        read = with_prompts(self.rollouts, teacher_prompts)
+        return [build_sequences(self.rollouts, [self.student]), build_sequences(read, [self.teacher], "the teacher's ")]
+
+    @property
+    def sequences(self) -> list[StateSequence]:
+        """The rollouts that have states, as the student reads them."""
+        return self.sides[0]
 
     @property
     def state_counts(self) -> list[int]:
@@ -134,18 +157,18 @@ class Replay:
             OutOfMemoryError: names the option that lowers the need.
         """
         total = sum(len(sequence.positions) for sequence in self.sequences)
-        todo = [s for s in self.sequences if done is None or not done[s.rollout]]
-        finished = total - sum(len(sequence.positions) for sequence in todo)
+        todo = [[s for s in side if done is None or not done[s.rollout]] for side in self.sides]
+        finished = total - sum(len(sequence.positions) for sequence in todo[0])
         if progress is not None:
             progress(finished, total)
-        if not todo:
+        if not todo[0]:
             return
         scorer = self._scorer()
-        for members, shared in sequence_batches(todo, self.settings.batch_tokens):
+        for batch in sequence_batches(todo, self.settings.batch_tokens):
             with memory_advice(), fitting_threads(self.teacher.output_layer.weight):
-                columns = self._score(scorer, members, shared)
+                columns = self._score(scorer, batch)
             start = 0
-            for sequence in members:
+            for sequence in batch[0][0]:
                 stop = start + len(sequence.positions)
                 values = rows_of(columns, slice(start, stop))
                 values["position"] = sequence.positions.astype(np.int32)
@@ -182,9 +205,10 @@ class Replay:
         )
 
     @torch.inference_mode()
-    def _score(self, scorer: StateScorer, members: Sequence[StateSequence], shared: int) -> Columns:
-        student = state_hidden(self.student, members, shared)
-        teacher = state_hidden(self.teacher, members, shared)
+    def _score(self, scorer: StateScorer, batch: Sequence[Members]) -> Columns:
+        members, _ = batch[0]
+        student = state_hidden(self.student, *batch[0])
+        teacher = state_hidden(self.teacher, *batch[-1])
         tokens = torch.from_numpy(np.concatenate([s.token_ids for s in members])).to(student.device)
         try:
             return scorer.score(student, teacher, tokens)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from opd_probe.engine.batching import plan_batches
+from opd_probe.engine.batching import Side, plan_batches
 from opd_probe.errors import InputError
 from opd_probe.types import Rollout
 
@@ -18,7 +18,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class StateSequence:
-    """One rollout as both models read it.
+    """One rollout as a model reads it.
 
     Attributes:
         rollout: its index in the list of rollouts.
@@ -91,51 +91,79 @@ def build_sequence(index: int, rollout: Rollout) -> StateSequence | None:
     )
 
 
-def sequence_batches(sequences: Sequence[StateSequence], batch_tokens: int) -> list[tuple[list[StateSequence], int]]:
-    """Which sequences go through a model together, and how many tokens at their start are the same in all of them."""
-    lengths = [len(sequence.input_ids) for sequence in sequences]
-    planned = plan_batches(lengths, [sequence.shareable for sequence in sequences], batch_tokens)
-    return [([sequences[index] for index in batch.members], batch.shared) for batch in planned]
+Members = tuple[list[StateSequence], int]
+"""Sequences that go through a model together, and how many tokens at their start are the same in all of them."""
 
 
-def build_sequences(rollouts: Sequence[Rollout], models: Sequence[Any]) -> list[StateSequence]:
-    """The sequences of all rollouts that have states, refused where one of the models cannot read them.
+def sequence_batches(sides: Sequence[Sequence[StateSequence]], batch_tokens: int) -> list[list[Members]]:
+    """What goes through the models together: for each batch what each side reads, the rollouts in the same order.
+
+    Args:
+        sides: the sequences of the same rollouts: one list where both models read the same, else the student's and the
+            teacher's.
+    """
+    known = [Side([len(s.input_ids) for s in side], [s.shareable for s in side]) for side in sides]
+    return [
+        [([side[i] for i in batch.members], shared) for side, shared in zip(sides, batch.shared, strict=True)]
+        for batch in plan_batches(known, batch_tokens)
+    ]
+
+
+def with_prompts(rollouts: Sequence[Rollout], prompts: Sequence[Sequence[int]]) -> list[Rollout]:
+    """The rollouts as a model reads them that is given other prompts; states stay aligned by response position.
 
     Raises:
-        InputError: as :func:`build_sequence` and :func:`check_sequences`.
+        InputError: not one prompt for each rollout, or an empty one before a response.
     """
-    built = (build_sequence(index, rollout) for index, rollout in enumerate(rollouts))
-    sequences = [sequence for sequence in built if sequence is not None]
-    check_sequences(rollouts, sequences, models)
-    return sequences
+    if len(prompts) != len(rollouts):
+        raise InputError(f"teacher prompts: {len(prompts)} for {len(rollouts)} rollouts; expected one for each")
+    for rollout, ids in zip(rollouts, prompts, strict=True):
+        if len(ids) == 0 and skip_reason(rollout) is None:
+            raise InputError(
+                f"rollout {rollout.id!r}: the teacher's prompt has no token; at least one must precede a response"
+            )
+    return [replace(rollout, prompt_ids=ids) for rollout, ids in zip(rollouts, prompts, strict=True)]
 
 
-def check_sequences(rollouts: Sequence[Rollout], sequences: Sequence[StateSequence], models: Sequence[Any]) -> None:
-    """Refuse what a model cannot read, before anything runs.
+def build_sequences(rollouts: Sequence[Rollout], models: Sequence[Any], whose: str = "") -> list[StateSequence]:
+    """The sequences of all rollouts that have states, refused where one of the models cannot read them.
 
     Args:
         models: loaded models, with ``name``, ``width`` and ``max_positions``.
+        whose: for messages, such as ``"the teacher's "`` prompt.
 
     Raises:
-        InputError: no rollout has a state; a token id that a model has no embedding for; a sequence longer than
-            a model's positions.
+        InputError: as :func:`build_sequence`; no rollout has a state; a token id that a model has no embedding for; a
+            sequence longer than a model's positions.
     """
+    built = (build_sequence(index, rollout) for index, rollout in enumerate(rollouts))
+    sequences = [sequence for sequence in built if sequence is not None]
     if not sequences:
         reasons = sorted({skip_reason(rollout) or "" for rollout in rollouts})
         detail = f" ({', '.join(reasons)})" if rollouts else ""
         raise InputError(f"rollouts: none of the {len(rollouts)} has a state{detail}; expected non-empty responses")
-    widest = max(model.width for model in models)
     for sequence in sequences:
         rollout = rollouts[sequence.rollout]
-        _check_ids(rollout, sequence.token_ids, "either model", widest)
         for model in models:
             _check_ids(rollout, sequence.input_ids, model.name, model.width)
             length = len(sequence.input_ids)
             if model.max_positions is not None and length > model.max_positions:
                 raise InputError(
-                    f"rollout {rollout.id!r}: prompt and response need {length} positions, {model.name} has "
+                    f"rollout {rollout.id!r}: {whose}prompt and response need {length} positions, {model.name} has "
                     f"{model.max_positions}; drop the rollout or sample with a lower --max-new-tokens"
                 )
+    return sequences
+
+
+def check_sampled(rollouts: Sequence[Rollout], sequences: Sequence[StateSequence], models: Sequence[Any]) -> None:
+    """Refuse a sampled token that none of the models knows.
+
+    Raises:
+        InputError: names the rollout and the id.
+    """
+    widest = max(model.width for model in models)
+    for sequence in sequences:
+        _check_ids(rollouts[sequence.rollout], sequence.token_ids, "either model", widest)
 
 
 def _check_ids(rollout: Rollout, ids: Ints, model: str, width: int) -> None:

@@ -192,7 +192,7 @@ class ServedReplay:
         if not todo:
             return
         scorer = _StudentScorer(self.student, self.shared_ids, self.settings)
-        for members, shared in sequence_batches(todo, self.settings.batch_tokens):
+        for ((members, shared),) in sequence_batches([todo], self.settings.batch_tokens):
             parts = [told(sequence.rollout) for sequence in members]
             teacher = {name: np.concatenate([part[name] for part in parts]) for name in TOLD}
             with memory_advice(), fitting_threads(self.student.output_layer.weight):

@@ -59,7 +59,7 @@ class StoredModel:
             OutputError: the disk has no room for the states.
         """
         todo = [sequence for sequence in self._sequences if not self._known[sequence.rollout]]
-        for members, shared in sequence_batches(todo, batch_tokens):
+        for ((members, shared),) in sequence_batches([todo], batch_tokens):
             with fitting_threads(self.output_layer.weight):
                 self.state_hidden(members, shared)
             if progress is not None:

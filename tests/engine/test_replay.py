@@ -82,13 +82,15 @@ def check_against_naive(
     ids: Sequence[int] | None = None,
     temperature: float = 1.0,
     tolerance: float = 1e-4,
+    read: Sequence[Rollout] | None = None,
 ) -> None:
+    """Each state against a whole pass over its rollout alone; ``read``: the rollouts as the teacher reads them."""
     shared = np.arange(trace.vocabulary_size) if ids is None else np.asarray(ids)
     for index, rollout in enumerate(rollouts):
         rows = of_rollout(trace, index)
         (p_logits, positions), (q_logits, _) = (
             naive_logits(models[0], rollout),
-            naive_logits(models[1], rollout),
+            naive_logits(models[1], (read or rollouts)[index]),
         )
         assert rows["position"].tolist() == positions
         assert rows["token_id"].tolist() == [rollout.response_ids[position] for position in positions]
