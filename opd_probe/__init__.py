@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opd_probe.checks.registry import Finding
     from opd_probe.curves import (
         compare,
         diagnose,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         plot_overview,
         plot_rewards,
     )
+    from opd_probe.run.doctor import doctor
     from opd_probe.run.replay import replay, replay_teachers
     from opd_probe.trace import Trace, read_trace
     from opd_probe.types import Checkpoint, Prompt, Rollout
@@ -49,6 +51,7 @@ except PackageNotFoundError:  # a source tree on sys.path that was never install
 
 _HOME = {
     "Checkpoint": "opd_probe.types",
+    "Finding": "opd_probe.checks.registry",
     "OpdProbeError": "opd_probe.errors",
     "OpdProbeWarning": "opd_probe.errors",
     "Prompt": "opd_probe.types",
@@ -56,6 +59,7 @@ _HOME = {
     "Trace": "opd_probe.trace",
     "compare": "opd_probe.curves",
     "diagnose": "opd_probe.curves",
+    "doctor": "opd_probe.run.doctor",
     "gap_recovery": "opd_probe.metrics.recovery",
     "join_training_log": "opd_probe.curves",
     "mass_curve": "opd_probe.curves",
@@ -83,6 +87,7 @@ _HOME = {
 
 __all__ = [
     "Checkpoint",
+    "Finding",
     "OpdProbeError",
     "OpdProbeWarning",
     "Prompt",
@@ -90,6 +95,7 @@ __all__ = [
     "Trace",
     "compare",
     "diagnose",
+    "doctor",
     "gap_recovery",
     "join_training_log",
     "mass_curve",

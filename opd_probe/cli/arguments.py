@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from opd_probe.errors import InputError
 
-MANY = {"--ckpts": "path", "--traces": "path", "--only": "name"}
+MANY = {"--ckpts": "path", "--student": "path", "--traces": "path", "--only": "name"}
 """Options that take every following word up to the next option, and what such a word is."""
 
 

@@ -93,8 +93,7 @@ def shared_vocabulary(
         hashes = tuple(None if tokenizer is None else tokenizer_digest(tokenizer) for tokenizer in (first, second))
         return SharedVocabulary(np.arange(narrow), *widths, assumed=True, tokenizer_sha256=(hashes[0], hashes[1]))
     left, right = _strings(first), _strings(second)
-    known = np.array([None not in pair for pair in zip(left, right, strict=False)], dtype=bool)
-    equal = np.equal(left[: len(known)], right[: len(known)]).astype(bool)
+    known, equal = _compared(left, right)
     differing = np.flatnonzero(known & ~equal)
     special = special_ids(first) & special_ids(second) if allow_special_mismatch else set()
     for token in differing.tolist():
@@ -109,6 +108,19 @@ def shared_vocabulary(
     if len(ids) == 0:
         raise VocabularyError(f"tokenizers of {student.name} and {teacher.name} share no token id")
     return SharedVocabulary(ids, *widths, assumed=False, tokenizer_sha256=(_digest(left), _digest(right)))
+
+
+def differing_ids(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> list[tuple[int, str, str]]:
+    """Every id that stands for two different strings, ascending, with both of them."""
+    left, right = _strings(first), _strings(second)
+    known, equal = _compared(left, right)
+    return [(token, left[token], right[token]) for token in np.flatnonzero(known & ~equal).tolist()]
+
+
+def _compared(left: NDArray[np.object_], right: NDArray[np.object_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which ids both have a string for, and which of all ids have the same, up to the shorter of the two."""
+    known = np.array([None not in pair for pair in zip(left, right, strict=False)], dtype=bool)
+    return known, np.equal(left[: len(known)], right[: len(known)]).astype(bool)
 
 
 def _strings(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.object_]:

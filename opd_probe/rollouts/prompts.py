@@ -103,8 +103,10 @@ def encode_text(text: str, tokenizer: Any) -> list[int]:
     return ids
 
 
-def encode_messages(place: str, messages: Sequence[Mapping[str, Any]], tokenizer: Any) -> list[int]:
-    """Chat messages through the tokenizer's template, with the generation prompt.
+def encode_messages(
+    place: str, messages: Sequence[Mapping[str, Any]], tokenizer: Any, *, generation_prompt: bool = True
+) -> list[int]:
+    """Chat messages through the tokenizer's template, with the generation prompt unless told otherwise.
 
     Raises:
         InputError: the tokenizer has no chat template, or the template refuses the messages.
@@ -114,7 +116,7 @@ def encode_messages(place: str, messages: Sequence[Mapping[str, Any]], tokenizer
     if getattr(tokenizer, "chat_template", None) is None:
         raise InputError(f"{place}: chat messages, and the tokenizer has no chat template; give prompts as text")
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation_prompt)
     except (TemplateError, ValueError, TypeError) as error:
         raise InputError(f"{place}: the chat template refuses the messages ({' '.join(str(error).split())})") from None
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]

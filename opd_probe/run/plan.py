@@ -73,6 +73,20 @@ def make_plan(request: Request) -> Plan:
         InputError: anything else that cannot be used.
         OutputError: the output cannot be written.
     """
+    plans = plan_runs(request)
+    runs = [plan.run for plan in plans]
+    out = Path(request.out or _agreed("out", runs) or DEFAULT_OUT)
+    check_writable(out)
+    dry_run = request.dry_run if request.dry_run is not None else bool(_agreed("dry_run", runs))
+    return Plan(plans, out, result_format(request, plans), dry_run)
+
+
+def plan_runs(request: Request) -> tuple[RunPlan, ...]:
+    """The runs of a request, each with its teachers, settings and source of rollouts.
+
+    Raises:
+        MissingError, InputError: as :func:`make_plan`.
+    """
     given = parse_options(request.options)
     runs = discover(request.ckpts, base=model_path("--base", request.base))
     teachers = _find_teachers(request, runs)
@@ -93,10 +107,12 @@ def make_plan(request: Request) -> Plan:
     )
     for plan in plans:
         _check_sampler(plan)
-    out = Path(request.out or _agreed("out", runs) or DEFAULT_OUT)
-    check_writable(out)
-    dry_run = request.dry_run if request.dry_run is not None else bool(_agreed("dry_run", runs))
-    return Plan(plans, out, request.format or _agreed("format", runs) or "table", dry_run)
+    return plans
+
+
+def result_format(request: Request, plans: Sequence[RunPlan]) -> str:
+    """What is printed: as asked, else as the manifests agree."""
+    return request.format or _agreed("format", [plan.run for plan in plans]) or "table"
 
 
 def make_sampling_plan(request: Request) -> Plan:

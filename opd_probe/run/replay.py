@@ -172,7 +172,7 @@ def _traces(
     student, options = requests[0].student, requests[0].options
     options.check()
     requests = [_served(request, teacher_tokenizer) for request in requests]
-    given = _read(rollouts)
+    given = read_source(rollouts)
     for request in requests:
         if request.path is not None:
             check_file_writable(request.path)
@@ -211,7 +211,12 @@ def _device(place: Mapping[str, Any]) -> dict[str, Any]:
     return {name: place.get(name) for name in ("device", "device_map")}
 
 
-def _read(rollouts: RolloutsSource) -> list[Rollout]:
+def read_source(rollouts: RolloutsSource) -> list[Rollout]:
+    """The rollouts of a file, of dictionaries, or as they are.
+
+    Raises:
+        OpdProbeError: they cannot be used.
+    """
     if isinstance(rollouts, (str, Path)):
         return read_rollouts(rollouts)
     given: list[Any] = list(rollouts)

@@ -1,0 +1,150 @@
+"""What the checks look at: both models in outline, a handful of rollouts, and what two replays say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opd_probe.checks.registry import Skip
+from opd_probe.engine.replay import BATCH_TOKENS
+from opd_probe.models.vocabulary import SharedVocabulary
+from opd_probe.types import Rollout
+
+Floats = NDArray[np.float64]
+Columns = Mapping[str, NDArray[Any]]
+"""Trace columns of one rollout's states."""
+
+REPETITION_LENGTH = 10_000
+"""L of the repetition rate, in characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckOptions:
+    """What shapes the numbers (k, temperature) and what only shapes the work (batch_tokens).
+
+    Attributes:
+        k: of the top-k lists that a trainer would use.
+        temperature: of both scored distributions.
+        repetition_length: L of the repetition rate, in characters.
+    """
+
+    k: int = 16
+    temperature: float = 1.0
+    batch_tokens: int = BATCH_TOKENS
+    allow_special_mismatch: bool = False
+    repetition_length: int = REPETITION_LENGTH
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What the checks know of a model; the attributes mean what they mean of a :class:`LoadedModel`.
+
+    Attributes:
+        generation_eos: end-of-sequence ids of generation_config alone.
+    """
+
+    name: str
+    tokenizer: Any
+    width: int
+    max_positions: int | None
+    eos_ids: tuple[int, ...]
+    generation_eos: tuple[int, ...]
+
+    def label(self, token: int) -> str:
+        """A token's string and its id."""
+        text = None if self.tokenizer is None else self.tokenizer.convert_ids_to_tokens(int(token))
+        return f"{text or '?'} ({token})"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that checks may look at.
+
+    Attributes:
+        rollouts: the handful, with token ids.
+        left_out: by rollout index, why a replay of this pair cannot read it.
+        vocabulary: the ids that both models share; None when a replay refuses the pair.
+        states: by rollout index, the columns of a batched replay, as a trace would hold them.
+        alone: likewise, each rollout by itself.
+        teacher_prompts: by rollout index, the prompt ids that the teacher's own template makes of its messages.
+        student_prompts: likewise, of the student's.
+        under_teacher_prompt: by rollout index, the teacher's log-probabilities of the states under its own prompt.
+        missing: by the name of a part above, why it is not there.
+    """
+
+    student: Side
+    teacher: Side
+    rollouts: Sequence[Rollout]
+    options: CheckOptions
+    left_out: Mapping[int, str] = field(default_factory=dict)
+    vocabulary: SharedVocabulary | None = None
+    states: Mapping[int, Columns] = field(default_factory=dict)
+    alone: Mapping[int, Columns] = field(default_factory=dict)
+    student_prompts: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    teacher_prompts: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    under_teacher_prompt: Mapping[int, Floats] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def replayed(self) -> Mapping[int, Columns]:
+        """:attr:`states`.
+
+        Raises:
+            Skip: there are none.
+        """
+        if not self.states:
+            raise Skip(self.missing.get("states", "no rollout could be replayed"))
+        return self.states
+
+    def column(self, name: str) -> Floats:
+        """A column of all replayed states, one rollout after another, float64 [n].
+
+        Raises:
+            Skip: nothing was replayed.
+        """
+        return np.concatenate([np.asarray(columns[name], dtype=np.float64) for columns in self.replayed().values()])
+
+    def rewards(self) -> Mapping[int, Floats]:
+        """By rollout index r_t = log q(y_t) − log p(y_t) of its states, in nats.
+
+        Raises:
+            Skip: nothing was replayed.
+        """
+        return {index: reward(columns) for index, columns in self.replayed().items()}
+
+    def again(self) -> Mapping[int, Columns]:
+        """:attr:`alone`.
+
+        Raises:
+            Skip: there are none.
+        """
+        if not self.alone:
+            raise Skip(self.missing.get("alone", self.missing.get("states", "no rollout could be replayed")))
+        return self.alone
+
+    def mask(self, index: int) -> NDArray[np.bool_]:
+        """[T]: which tokens of a response are states."""
+        rollout = self.rollouts[index]
+        if rollout.response_mask is None:
+            return np.ones(len(rollout.response_ids), dtype=bool)
+        return np.asarray(rollout.response_mask, dtype=bool)
+
+
+def reward(columns: Columns) -> Floats:
+    """r_t = log q(y_t) − log p(y_t) of states, in nats."""
+    teacher, student = (np.asarray(columns[f"{side}_logprob"], dtype=np.float64) for side in ("teacher", "student"))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(teacher - student)
+
+
+def teacher_scores(states: Mapping[int, Columns]) -> dict[int, Floats]:
+    """By rollout index, the teacher's log-probabilities of its states."""
+    return {index: np.asarray(columns["teacher_logprob"], dtype=np.float64) for index, columns in states.items()}
+
+
+def share(count: int, total: int) -> float:
+    """count / total; NaN of nothing."""
+    return count / total if total else float("nan")

@@ -1,0 +1,123 @@
+"""Do two ways to the same log-probabilities agree, and is what they differ by small beside the signal?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from opd_probe.checks.evidence import Evidence, Floats, reward, teacher_scores
+from opd_probe.checks.registry import Skip, Verdict, grade, register
+from opd_probe.checks.stored import stored_teacher
+
+TYPICAL_LIMIT = 0.05
+"""Median |Δ| in nats above which two paths do not score the same thing: bf16 logits leave about 0.01."""
+
+TAIL_LIMIT = 0.25
+"""99th percentile of |Δ| in nats above which single tokens are off: bf16 logits leave about 0.1."""
+
+SAMPLER_LIMIT = 0.05
+"""Mean |Δ| in nats between the sampler's log-probabilities and the replayed ones."""
+
+NOISE_SHARE = 0.1
+"""Noise worth a warning, as a share of the signal."""
+
+
+def compare_paths(first: Mapping[int, Floats], second: Mapping[int, Floats], names: tuple[str, str]) -> Verdict:
+    """The verdict on two sets of log-probabilities of the same tokens under the same weights.
+
+    Args:
+        first, second: by rollout index, one value per state, in nats; NaN where unknown.
+        names: what they are called.
+
+    Raises:
+        Skip: they have no token in common.
+    """
+    pairs = [np.stack([first[i], second[i]]) for i in first if i in second]
+    both = np.concatenate(pairs, axis=1) if pairs else np.empty((2, 0))
+    both = both[:, np.isfinite(both).all(0)]
+    if not both.shape[1]:
+        raise Skip(f"{names[0]} and {names[1]} log-probabilities have no token in common")
+    median, tail = (float(value) for value in np.quantile(np.abs(both[0] - both[1]), (0.5, 0.99)))
+    values = {"p50": median, "p99": tail, "n_tokens": int(both.shape[1])}
+    figure = f"|Δ| p50 {median:.2g}, p99 {tail:.2g} nats, {names[0]} against {names[1]}, {both.shape[1]:,} tokens"
+    return Verdict(grade(fail=median > TYPICAL_LIMIT, warn=tail > TAIL_LIMIT), figure, values)
+
+
+_SELF_SCORE = (
+    "fail: median above 0.05 nats (half of the tokens are scored as something else); warn: 99th percentile above "
+    "0.25 nats; bf16 logits leave about 0.01 and 0.1"
+)
+
+
+@register(
+    "self_score_batched",
+    measures="|Δ| of the teacher's log-probabilities between batches and one rollout at a time, same weights",
+    rule=_SELF_SCORE,
+    advice="load the weights with --dtype float32; a model whose numbers depend on its neighbours in a batch (an "
+    "attention kernel, dropout, a mask) must not score",
+    known_from="SkyRL PR#2256, ms-swift#9671",
+)
+def self_score_batched(evidence: Evidence) -> Verdict:
+    return compare_paths(teacher_scores(evidence.replayed()), teacher_scores(evidence.again()), ("batched", "single"))
+
+
+@register(
+    "self_score_stored",
+    measures="|Δ| between the teacher's log-probabilities that came along in the rollouts and the replayed ones",
+    rule=_SELF_SCORE,
+    advice="see that the trainer's teacher has these weights, this template and temperature 1, and that its scores are "
+    "not shifted (line 'shift_stored')",
+    known_from="ms-swift#9671, slime#714",
+)
+def self_score_stored(evidence: Evidence) -> Verdict:
+    states = evidence.replayed()
+    stored = {
+        index: values[evidence.mask(index)] for index, values in stored_teacher(evidence).items() if index in states
+    }
+    return compare_paths(stored, teacher_scores(states), ("stored", "replayed"))
+
+
+@register(
+    "scoring_noise",
+    measures="median |Δ r| between two scorings in different batches, against the median |r|",
+    rule="fail: as large as the signal; warn: a tenth of it, or a signal of exactly 0 (both models are the same)",
+    advice="score with --dtype float32, or do not read differences of this size as a signal",
+    known_from="SkyRL PR#2256",
+)
+def scoring_noise(evidence: Evidence) -> Verdict:
+    again = evidence.again()
+    pairs = [(value, reward(again[i])) for i, value in evidence.rewards().items() if i in again]
+    batched, single = (np.concatenate([pair[n] for pair in pairs]) for n in (0, 1))
+    known = np.isfinite(batched) & np.isfinite(single)
+    if not known.any():
+        raise Skip("no token has a finite reward in both scorings")
+    noise = float(np.median(np.abs(batched[known] - single[known])))
+    signal = float(np.median(np.abs(batched[known])))
+    values = {"noise": noise, "signal": signal, "n_tokens": int(known.sum())}
+    figure = f"noise {noise:.2g} nats (median |Δ r|) against a signal of {signal:.2g} (median |r|)"
+    if not np.any(batched[known]):
+        return Verdict("warn", f"{figure}: both models say the same everywhere", values)
+    return Verdict(grade(fail=noise >= signal > 0, warn=noise > NOISE_SHARE * signal), figure, values)
+
+
+@register(
+    "sampler_logprobs",
+    measures="mean |Δ| between the sampler's own log-probabilities and the student's replayed ones, in nats per token",
+    rule="warn: above 0.05: beyond what bf16 kernels differ by, so that the sampler had other weights, another "
+    "temperature or truncation (top-p, top-k), or another prompt",
+    advice="replay at the sampler's --temperature, and compare checkpoint step, top-p, top-k and prompt of both",
+    known_from="many trainers",
+)
+def sampler_logprobs(evidence: Evidence) -> Verdict:
+    states = evidence.replayed()
+    given = np.concatenate([np.asarray(columns["sampler_logprob"], np.float64) for columns in states.values()])
+    own = evidence.column("student_logprob")
+    known = np.isfinite(given) & np.isfinite(own)
+    if not known.any():
+        raise Skip("no rollout carries the sampler's log-probabilities")
+    change = given[known] - own[known]
+    size, mean = float(np.abs(change).mean()), float(change.mean())
+    values = {"mean_absolute_difference": size, "mean_difference": mean, "n_tokens": int(known.sum())}
+    figure = f"mean |Δ| {size:.2g} nats (mean Δ {mean:+.2g}), sampler against replay, {int(known.sum()):,} tokens"
+    return Verdict("warn" if size > SAMPLER_LIMIT else "ok", figure, values)

@@ -1,0 +1,71 @@
+"""Where the signal lies, and what top-k lists of this pair keep of it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from opd_probe.checks.evidence import Evidence
+from opd_probe.checks.registry import Skip, Verdict, register
+
+TOP = 0.01
+TOP_LIMIT = 0.5
+FEWEST = 100
+"""Tokens below which the top 1 % is not judged."""
+
+NEGATIVE_LIMIT = 0.05
+MASS_LIMIT = 0.9
+
+
+@register(
+    "signal_share",
+    measures="share of Σ|r| that the 1 % of tokens with the largest |r| hold, and the most frequent of them",
+    rule="warn: above half: loss and gradient are those of a few tokens. Not judged below 100 tokens",
+    advice="look at these tokens (opd-probe tokens); clip r, or mask them where they are template tokens",
+    known_from="ms-swift#6600",
+)
+def signal_share(evidence: Evidence) -> Verdict:
+    size = np.abs(np.concatenate(list(evidence.rewards().values())))
+    tokens = evidence.column("token_id").astype(np.int64)
+    known = np.isfinite(size)
+    size, tokens = size[known], tokens[known]
+    if len(size) < FEWEST:
+        raise Skip(f"{len(size)} tokens; at least {FEWEST} are needed for a top 1 %")
+    if not size.any():
+        raise Skip("r is 0 at every token")
+    order = np.argsort(-size, kind="stable")[: max(1, int(len(size) * TOP))]
+    part = float(size[order].sum() / size.sum())
+    ids, counts = np.unique(tokens[order], return_counts=True)
+    common = int(ids[np.argmax(counts)])
+    values = {"top_share": part, "n_tokens": len(size), "token_id": common}
+    label = evidence.student.label(common)
+    figure = f"{part:.0%} of Σ|r| lies in {len(order)} of {len(size):,} tokens, most often at {label}"
+    return Verdict("warn" if part > TOP_LIMIT else "ok", figure, values)
+
+
+@register(
+    "top_k",
+    measures="student mass on the teacher's top k, and share of states whose truncated reverse KL over it, "
+    "Σ p (log p − log q), is negative",
+    rule="warn: mass below 0.9, or more than 5 % of states negative: a trainer that clamps such a loss at 0 loses them "
+    "silently, and the loss falls too when mass leaves the support; k = 1: renormalised, it is always 0",
+    advice="renormalise on the support or add a bucket for the rest, raise k, and watch the mass beside the loss",
+    known_from="verl#7856, verl PR#5041, PR#7806, Rethinking-OPD#15",
+)
+def top_k(evidence: Evidence) -> Verdict:
+    columns = evidence.replayed().values()
+    p, q = (
+        np.concatenate([np.asarray(one[name], dtype=np.float64) for one in columns])
+        for name in ("student_logprobs_at_teacher_top", "teacher_top_logprobs")
+    )
+    k = min(evidence.options.k, p.shape[1])
+    weight = np.exp(p[:, :k])
+    with np.errstate(invalid="ignore"):
+        terms = np.where(weight > 0, weight * (p[:, :k] - q[:, :k]), 0.0)
+    mass, negative = float(weight.sum(1).mean()), float((terms.sum(1) < 0).mean())
+    values = {"k": k, "student_mass_on_teacher_top": mass, "negative_share": negative}
+    figure = (
+        f"k = {k}: {mass:.1%} of the student's mass is on the teacher's top k, {negative:.1%} of states are negative"
+    )
+    if k == 1:
+        return Verdict("warn", f"{figure}; renormalised on one token every divergence is 0", values)
+    return Verdict("warn" if mass < MASS_LIMIT or negative > NEGATIVE_LIMIT else "ok", figure, values)

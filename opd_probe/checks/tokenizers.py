@@ -1,0 +1,158 @@
+"""Do both models mean the same by an id, and do they end a response alike?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from opd_probe.checks.evidence import Evidence, Side, reward
+from opd_probe.checks.registry import Skip, Verdict, register
+from opd_probe.models.vocabulary import differing_ids, special_ids
+
+OUTSIDE_LIMIT = 0.01
+"""Mean probability outside the shared vocabulary from which it is worth a warning; trainers' issues name 1 %."""
+
+ENDING_FLOOR = float(np.log(0.05))
+"""Mean r at EOS, in nats, below which the teacher gives it less than a twentieth of the student's probability."""
+
+
+@register(
+    "tokenizers",
+    measures="ids that stand for two different strings, and the first of them",
+    rule="fail: any, since the teacher would score other words than the student wrote; warn: special tokens alone, "
+    "left out with --allow-special-mismatch",
+    advice="take a teacher with the student's tokenizer, or give the tokenizer that both were trained with by "
+    "--tokenizer; the same number of ids proves nothing",
+    known_from="trl#4562, SkyRL PR#2256",
+)
+def tokenizers(evidence: Evidence) -> Verdict:
+    first, second = evidence.student.tokenizer, evidence.teacher.tokenizer
+    if first is None or second is None:
+        who = "student" if first is None else "teacher"
+        raise Skip(f"the {who} has no tokenizer; ids are assumed to mean the same below the smaller width")
+    differing = differing_ids(first, second)
+    values = {"n_differing": len(differing), "first_id": differing[0][0] if differing else None}
+    if not differing:
+        size = evidence.vocabulary.size if evidence.vocabulary else 0
+        if not size:
+            return Verdict("fail", evidence.missing.get("vocabulary", "no id is shared"), values)
+        return Verdict("ok", f"all {size:,} shared ids stand for the same string in both", values)
+    token, left, right = differing[0]
+    figure = f"{len(differing):,} ids differ, the first is {token}: {left!r} (student), {right!r} (teacher)"
+    return Verdict("fail" if evidence.vocabulary is None else "warn", figure, values)
+
+
+@register(
+    "vocabulary",
+    measures="width of both output layers, ids that both tokenizers know, and the mean probability that each model "
+    "puts outside them (on padding rows, and on tokens of one model alone)",
+    rule="warn: more than 1 % on either side; what lies outside is left out of every metric and both sides are "
+    "renormalised, which is harmless as long as it is rounding",
+    advice="trim both output layers to the shared tokens before the loss is taken, as opd-probe does",
+    known_from="trl#3028, trl#2215, torchtune#2119",
+)
+def vocabulary(evidence: Evidence) -> Verdict:
+    outside = {side: float(np.mean(evidence.column(f"{side}_mass_outside"))) for side in ("student", "teacher")}
+    assert evidence.vocabulary is not None
+    widths = evidence.student.width, evidence.teacher.width
+    size = evidence.vocabulary.size
+    values: dict[str, Any] = {"student_width": widths[0], "teacher_width": widths[1], "shared": size}
+    values |= {f"{side}_mass_outside": mass for side, mass in outside.items()}
+    figure = (
+        f"{widths[0]:,} rows (student), {widths[1]:,} (teacher), {size:,} shared; outside them lie "
+        f"{outside['student']:.2%} and {outside['teacher']:.2%} of the probability"
+    )
+    return Verdict("warn" if max(outside.values()) > OUTSIDE_LIMIT else "ok", figure, values)
+
+
+@register(
+    "eos",
+    measures="EOS ids in generation_config and tokenizer of both models side by side",
+    rule="fail: student and teacher have none in common; warn: their sets differ, or a tokenizer's EOS is not in its "
+    "own generation_config",
+    advice="let sampling stop at the ids that the teacher was trained to end with: write the same eos_token_id into "
+    "generation_config.json and tokenizer of both",
+    known_from="ms-swift#9526",
+)
+def eos(evidence: Evidence) -> Verdict:
+    sides = {"student": evidence.student, "teacher": evidence.teacher}
+    figure = "; ".join(f"{name}: {_eos_words(side)}" for name, side in sides.items())
+    values: dict[str, Any] = {f"{name}_generation_config": list(side.generation_eos) for name, side in sides.items()}
+    values |= {f"{name}_tokenizer": _tokenizer_eos(side) for name, side in sides.items()}
+    first, second = (set(side.eos_ids) for side in sides.values())
+    if not first or not second:
+        raise Skip(f"{figure}; without an EOS id there is nothing to compare")
+    if not first & second:
+        return Verdict("fail", figure, values)
+    split = any(
+        side.generation_eos and _tokenizer_eos(side) not in (None, *side.generation_eos) for side in sides.values()
+    )
+    return Verdict("warn" if first != second or split else "ok", figure, values)
+
+
+def _tokenizer_eos(side: Side) -> int | None:
+    return None if side.tokenizer is None else side.tokenizer.eos_token_id
+
+
+def _eos_words(side: Side) -> str:
+    own = _tokenizer_eos(side)
+    config = ", ".join(side.label(token) for token in side.generation_eos) or "none"
+    return f"{config} in generation_config, {'none' if own is None else side.label(own)} in the tokenizer"
+
+
+@register(
+    "ending",
+    measures="mean r at the last token of responses that end with EOS",
+    rule="warn: below log 0.05 = −3.0 nats: the teacher gives the student's EOS less than a twentieth of its "
+    "probability, so that distillation teaches not to stop",
+    advice="compare the EOS ids above, and where in a response the teacher would have ended it",
+    known_from="ms-swift#9526",
+)
+def ending(evidence: Evidence) -> Verdict:
+    ends = []
+    for index, columns in evidence.replayed().items():
+        last = len(evidence.rollouts[index].response_ids) - 1
+        if columns["position"][-1] == last and int(columns["token_id"][-1]) in evidence.student.eos_ids:
+            ends.append(float(reward(columns)[-1]))
+    known = np.array([value for value in ends if not np.isnan(value)])
+    if not len(known):
+        raise Skip("no replayed response ends with an EOS that is counted and shared")
+    mean = float(known.mean())
+    figure = f"r = {mean:+.2f} nats at EOS, mean over {len(known)} responses"
+    return Verdict("warn" if mean < ENDING_FLOOR else "ok", figure, {"reward_at_eos": mean, "n": len(known)})
+
+
+@register(
+    "special_tokens",
+    measures="BOS, pad and the other special ids of both tokenizers side by side",
+    rule="warn: a special id of the one is none of the other's, or BOS or pad differ; what decodes to nothing in the "
+    "one is text in the other",
+    advice="use one tokenizer directory for both; where pad is EOS, see that the mask is made from lengths and not "
+    "from ids",
+    known_from="ms-swift#9526, OPSD#30",
+)
+def special_tokens(evidence: Evidence) -> Verdict:
+    first, second = evidence.student.tokenizer, evidence.teacher.tokenizer
+    if first is None or second is None:
+        raise Skip(f"the {'student' if first is None else 'teacher'} has no tokenizer")
+    alone = sorted(special_ids(first) ^ special_ids(second))
+    named = {name: (_named(first, name), _named(second, name)) for name in ("bos", "pad")}
+    split = {name: pair for name, pair in named.items() if pair[0] != pair[1]}
+    values: dict[str, Any] = {"special_in_one": alone, "pad_is_eos": first.pad_token_id in evidence.student.eos_ids}
+    values |= {
+        f"{side}_{name}": pair[n] for name, pair in named.items() for n, side in enumerate(("student", "teacher"))
+    }
+    parts = [f"{name} {pair[0]} (student), {pair[1]} (teacher)" for name, pair in split.items()]
+    if alone:
+        shown = ", ".join(evidence.student.label(token) for token in alone[:3])
+        parts.append(f"{len(alone)} ids are special in one alone: {shown}{', …' if len(alone) > 3 else ''}")
+    pad = "; the student's pad is EOS" if values["pad_is_eos"] else ""
+    if parts:
+        return Verdict("warn", "; ".join(parts) + pad, values)
+    return Verdict("ok", f"the same {len(special_ids(first))} special ids, BOS and pad in both{pad}", values)
+
+
+def _named(tokenizer: Any, name: str) -> int | None:
+    token: int | None = getattr(tokenizer, f"{name}_token_id")
+    return token

@@ -1,0 +1,103 @@
+"""``opd-probe doctor``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from opd_probe.cli import options
+from opd_probe.cli.session import finish, progress, quieten_libraries
+
+FAILED = 1
+"""The exit code when a check fails."""
+
+
+def doctor(
+    ckpts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ckpts",
+            "--student",
+            metavar="PATH...",
+            help="The student: a checkpoint, a run directory (its last checkpoint is checked), or a hub id.",
+            rich_help_panel="Input",
+            show_default=False,
+        ),
+    ] = None,
+    teacher: options.Teacher = None,
+    rollouts: options.Rollouts = None,
+    prompts: options.Prompts = None,
+    tokenizer: options.Tokenizer = None,
+    base: options.Base = None,
+    step_offset: options.StepOffset = None,
+    allow_special_mismatch: options.AllowSpecialMismatch = None,
+    max_rollouts: Annotated[
+        int, typer.Option("--max-rollouts", min=1, help="Rollouts to look at.", rich_help_panel="Input")
+    ] = 16,
+    sampler: options.SamplerOption = None,
+    sample_temperature: options.SampleTemperature = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    num_rollouts: options.NumRollouts = None,
+    seed: options.Seed = None,
+    temperature: options.Temperature = None,
+    dtype: options.DtypeOption = None,
+    device: options.Device = None,
+    device_map: options.DeviceMapOption = None,
+    sequential: options.Sequential = None,
+    batch_tokens: options.BatchTokens = None,
+    k: options.K = None,
+    repetition_length: Annotated[
+        int,
+        typer.Option(
+            "--repetition-length",
+            min=1,
+            metavar="N",
+            help="Characters of a response's tail that are checked for repetition.",
+            rich_help_panel="Result",
+        ),
+    ] = 10_000,
+    format: options.FormatOption = None,
+) -> None:
+    """Check a pair and a handful of rollouts for the mistakes that ruin a distillation, before any long job.
+
+    One line for each check: ok, warn, fail, or skip when it cannot be made; with the figure behind it and what to do.
+    Exit code 1 when one fails. Writes nothing.
+
+    Example: opd-probe doctor --student runs/a/checkpoint-100 --teacher big-model --rollouts rollouts.jsonl
+    """
+    quieten_libraries()
+    from opd_probe.run.doctor import check_runs
+
+    request = options.build_request(
+        ckpts=ckpts,
+        teacher=teacher,
+        rollouts=rollouts,
+        prompts=prompts,
+        tokenizer=tokenizer,
+        base=base,
+        step_offset=step_offset,
+        allow_special_mismatch=allow_special_mismatch,
+        sampler=sampler,
+        sample_temperature=sample_temperature,
+        max_new_tokens=max_new_tokens,
+        num_rollouts=num_rollouts,
+        seed=seed,
+        temperature=temperature,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        sequential=sequential,
+        batch_tokens=batch_tokens,
+        k=k,
+        format=format,
+    )
+    result, failed = check_runs(request, progress, max_rollouts=max_rollouts, repetition_length=repetition_length)
+    finish(result)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("doctor")(doctor)

@@ -1,0 +1,217 @@
+"""The public ``doctor()``, and ``opd-probe doctor``: a pair and a handful of rollouts in, the checklist out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from opd_probe.checks import CheckOptions, Finding, examine, gather
+from opd_probe.checks.evidence import REPETITION_LENGTH
+from opd_probe.engine.replay import BATCH_TOKENS
+from opd_probe.engine.replay import Progress as StatesDone
+from opd_probe.errors import InputError, OpdProbeError
+from opd_probe.models.loading import load_model
+from opd_probe.run.files import Files
+from opd_probe.run.memory import memory_advice
+from opd_probe.run.plan import RunPlan, Teacher, plan_runs, result_format
+from opd_probe.run.pool import ModelPool
+from opd_probe.run.progress import Progress
+from opd_probe.run.replay import RolloutsSource, read_source
+from opd_probe.run.request import Request
+from opd_probe.run.result import Result
+from opd_probe.run.sampling import draw
+from opd_probe.run.tables import json_row, present
+from opd_probe.run.tracing import TraceOptions
+from opd_probe.types import Checkpoint, Prompt, Rollout
+
+if TYPE_CHECKING:
+    from opd_probe.models.placement import DeviceMap
+
+COLUMNS = ("status", "check", "figure", "advice")
+HANDFUL = 16
+"""Rollouts that are looked at, unless asked otherwise."""
+
+
+def doctor(
+    student: Any,
+    teacher: Any,
+    rollouts: RolloutsSource,
+    *,
+    k: int = 16,
+    temperature: float = 1.0,
+    max_rollouts: int = HANDFUL,
+    repetition_length: int = REPETITION_LENGTH,
+    seed: int = 0,
+    dtype: str | None = None,
+    device: str | None = None,
+    device_map: DeviceMap | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    tokenizer: Any = None,
+    allow_special_mismatch: bool = False,
+    trust_remote_code: bool = False,
+    progress: StatesDone | None = None,
+) -> list[Finding]:
+    """A checklist on a pair of models and a handful of rollouts, before a long job.
+
+    What a replay would refuse is a finding here. A check that cannot be made has the status ``skip``, which is not ok.
+    Models on disk are loaded one after the other, and only one is in memory at a time.
+
+    Args:
+        student, teacher, rollouts: as for :func:`opd_probe.replay`.
+        k: of the top-k lists that a trainer would use.
+        temperature: both scored distributions are softmax(logits / temperature).
+        max_rollouts: how many rollouts are looked at; of more, a sample that ``seed`` decides.
+        repetition_length: L of the repetition rate, in characters.
+        dtype, device, device_map, batch_tokens, tokenizer, allow_special_mismatch, trust_remote_code: as for
+            :func:`opd_probe.replay`.
+        progress: called with (states done, states in all) of each pass.
+
+    Returns:
+        One finding for each check, in the order of :data:`opd_probe.checks.CHECKS`.
+
+    Raises:
+        OpdProbeError: models or rollouts that cannot be read at all, in one line.
+    """
+    options = CheckOptions(k, temperature, batch_tokens, allow_special_mismatch, repetition_length)
+    _check(options, max_rollouts)
+    load: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map, "tokenizer": tokenizer}
+    load["trust_remote_code"] = trust_remote_code
+    chosen = handful(read_source(rollouts), max_rollouts, seed)
+    with memory_advice("checking"):
+        evidence = gather(
+            lambda: load_model(student, **load),
+            lambda: load_model(teacher, **load),
+            chosen,
+            options,
+            stage=lambda _: progress,
+        )
+        return examine(evidence)
+
+
+def _check(options: CheckOptions, max_rollouts: int) -> None:
+    TraceOptions(options.k, temperature=options.temperature, batch_tokens=options.batch_tokens).check()
+    for name, value in (("max_rollouts", max_rollouts), ("repetition_length", options.repetition_length)):
+        if value < 1:
+            raise InputError(f"{name} = {value}: expected at least 1")
+
+
+def handful(rollouts: Sequence[Rollout], count: int, seed: int) -> list[Rollout]:
+    """At most ``count`` rollouts in their order; of more, a seeded sample."""
+    if len(rollouts) <= count:
+        return list(rollouts)
+    chosen = np.random.default_rng(seed).choice(len(rollouts), size=count, replace=False)
+    return [rollouts[index] for index in sorted(chosen.tolist())]
+
+
+def check_runs(
+    request: Request,
+    progress: Progress,
+    *,
+    max_rollouts: int = HANDFUL,
+    repetition_length: int = REPETITION_LENGTH,
+) -> tuple[Result, bool]:
+    """The checklist of every run of a request, at its last checkpoint, against each of its teachers.
+
+    Returns:
+        Rows, and whether a check failed.
+
+    Raises:
+        OpdProbeError: bad input, in one line.
+    """
+    plans = [_one_model_at_a_time(plan) for plan in plan_runs(request)]
+    files, pool = Files(plans), ModelPool(progress)
+    files.check()
+    rows = []
+    for plan in plans:
+        settings, checkpoint = plan.settings, plan.run.checkpoints[-1]
+        options = CheckOptions(
+            settings.k, settings.temperature, settings.batch_tokens, settings.allow_special_mismatch, repetition_length
+        )
+        _check(options, max_rollouts)
+        rollouts = _rollouts(plan, checkpoint, files, pool, max_rollouts, progress)
+        for teacher in plan.teachers:
+            names = {"run": plan.run.name, "step": checkpoint.step, "teacher": teacher.name}
+            findings = _examine(plan, checkpoint, teacher, rollouts, options, pool, progress)
+            rows += [names | _row(finding) for finding in findings]
+    several = len({(row["run"], row["teacher"]) for row in rows}) > 1
+    columns = (*(("run", "step", "teacher") if several else ()), *COLUMNS)
+    format = result_format(request, plans)
+    shown = rows if format == "json" else [{n: v for n, v in row.items() if n != "values"} for row in rows]
+    return Result(shown, present(columns, shown), format), any(row["status"] == "fail" for row in rows)
+
+
+def _one_model_at_a_time(plan: RunPlan) -> RunPlan:
+    """Unless asked otherwise: a handful of rollouts is quick, and so the memory of one model is enough."""
+    wanted = plan.settings.sequential is None or plan.settings.sequential
+    return replace(plan, settings=plan.settings.model_copy(update={"sequential": wanted}))
+
+
+def _examine(
+    plan: RunPlan,
+    checkpoint: Checkpoint,
+    teacher: Teacher,
+    rollouts: Sequence[Rollout],
+    options: CheckOptions,
+    pool: ModelPool,
+    progress: Progress,
+) -> list[Finding]:
+    def stage(task: str) -> StatesDone:
+        progress.begin(f"check {plan.run.name}: {task}")
+        return progress.update
+
+    with memory_advice("checking"):
+        evidence = gather(
+            lambda: pool.student(plan, checkpoint),
+            lambda: pool.teacher(plan, teacher.checkpoint),
+            rollouts,
+            options,
+            stage=stage,
+        )
+        return examine(evidence)
+
+
+def _rollouts(
+    plan: RunPlan, checkpoint: Checkpoint, files: Files, pool: ModelPool, count: int, progress: Progress
+) -> list[Rollout]:
+    """A handful of the file's, or sampled from the student."""
+    settings = plan.settings
+    if plan.source.kind == "rollouts":
+        return handful(files.replayed(plan, checkpoint)[0], count, settings.seed)
+    prompts = files.prompts(plan.source.path)
+    prompts = prompts[: max(1, count // settings.num_rollouts)]
+    settings = settings.model_copy(update={"num_rollouts": min(settings.num_rollouts, count)})
+    student = pool.sampled_student(plan, checkpoint)
+    try:
+        rollouts = draw(student, pool.sampled_teachers(plan), checkpoint, prompts, settings, progress)
+    except OpdProbeError:  # what keeps a teacher from these states is a finding; the student may sample nevertheless
+        rollouts = draw(pool.sampled_student(plan, checkpoint), [], checkpoint, prompts, settings, progress)
+    return [_with_messages(rollout, {prompt.id: prompt for prompt in prompts}) for rollout in rollouts]
+
+
+def _with_messages(rollout: Rollout, prompts: Mapping[str, Prompt]) -> Rollout:
+    """The rollout with the chat messages that it answers, which both templates are compared on."""
+    prompt = prompts.get(rollout.prompt_id or "")
+    if prompt is None or prompt.messages is None:
+        return rollout
+    return replace(rollout, extra={**rollout.extra, "messages": list(prompt.messages)})
+
+
+def _row(finding: Finding) -> dict[str, Any]:
+    return {
+        "check": finding.check,
+        "status": finding.status,
+        "figure": finding.figure,
+        "advice": finding.advice or None,
+        "values": {name: _plain(value) for name, value in json_row(finding.values).items()},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Lists of numbers in JSON types."""
+    if not isinstance(value, list):
+        return value
+    return [None if isinstance(entry, float) and not math.isfinite(entry) else entry for entry in value]
