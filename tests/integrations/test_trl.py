@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import Dataset
+from peft import LoraConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.device_mesh import init_device_mesh
+from trl.experimental.gkd import GKDConfig, GKDTrainer
 
+import opd_probe
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.integrations.trl import OverlapCallback
 from opd_probe.integrations.undisturbed import undisturbed
 from tests.cli.workspace import Caller, files_below
 from tests.integrations.conftest import OPTIONS, PROMPTS, Training, make_trainer
-from tests.tiny import tiny_model
+from tests.tiny import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -129,3 +134,55 @@ def test_fixed_rollouts_a_teacher_by_path_and_a_failure_later(models: Path, tmp_
         trainer.model.get_output_embeddings().weight.fill_(torch.nan)
     with pytest.warns(OpdProbeWarning, match="step 2: not measured .*logits are NaN"):
         callback.on_step_end(trainer.args, trainer.state, trainer.control)
+
+
+def test_mixed_precision_and_an_adapter(models: Path, tmp_path: Path) -> None:
+    """The forward is wrapped, and the base model's modules sit in an adapter's."""
+    adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    trainer = make_trainer(
+        models, tmp_path / "lora", max_steps=2, save_steps=2, bf16=True, peft_config=adapter, learning_rate=0.3
+    )
+    trainer.add_callback(OverlapCallback(trainer, PROMPTS, every=2, **OPTIONS))
+    trainer.train()
+    assert trainer.model.forward.__func__ is not type(trainer.model).forward  # still wrapped
+    curve = Training(tmp_path / "lora", trainer).logged("opd/reverse_kl")
+    assert sorted(curve) == [0, 2]
+    saved = opd_probe.replay(
+        tmp_path / "lora" / "checkpoint-2",
+        models / "teacher",
+        tmp_path / "lora" / "opd-probe" / "rollouts" / "lora" / "step-2.parquet",
+        k=16,
+    )
+    assert opd_probe.summarize(saved, 4, resamples=0)["reverse_kl"] == pytest.approx(curve[2], rel=2e-5)
+
+
+def test_generalised_knowledge_distillation(models: Path, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(60, chat_template=CHAT_TEMPLATE)
+    turns = [{"role": "user", "content": "3"}, {"role": "assistant", "content": "5 6"}]
+    trainer = GKDTrainer(
+        model=str(models / "student"),
+        teacher_model=str(models / "teacher"),
+        args=GKDConfig(output_dir=str(tmp_path), max_steps=1, use_cpu=True, bf16=False, report_to=[], disable_tqdm=True,
+                       save_strategy="no", max_new_tokens=4, per_device_train_batch_size=2),
+        train_dataset=Dataset.from_list([{"messages": turns}] * 4),
+        processing_class=tokenizer,
+    )  # fmt: skip
+    chat = [{"messages": [{"role": "user", "content": "7 8"}]}]
+    trainer.add_callback(OverlapCallback(trainer, Dataset.from_list(chat), run="gkd", **OPTIONS))
+    trainer.train()
+    assert sorted(Training(tmp_path, trainer).logged("opd/overlap_ratio")) == [0, 1]
+
+
+def test_sharded_parameters_are_refused_when_training_starts(models: Path, tmp_path: Path) -> None:
+    from torch.distributed import destroy_process_group, init_process_group
+    from torch.distributed.fsdp import fully_shard
+
+    trainer = make_trainer(models, tmp_path / "sharded")
+    callback = OverlapCallback(trainer, PROMPTS)
+    init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        trainer.model_wrapped = fully_shard(trainer.model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(InputError, match=r"student: its parameters are sharded .* opd-probe overlap --ckpts"):
+            callback.on_train_begin(trainer.args, trainer.state, trainer.control)
+    finally:
+        destroy_process_group()
