@@ -1,0 +1,224 @@
+"""One measurement of a model in training: what ``opd-probe overlap`` does for a checkpoint, from loaded models."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from opd_probe.curves import summarize
+from opd_probe.errors import InputError
+from opd_probe.models.checkpoints import looks_like_hub_id
+from opd_probe.models.loading import LoadedModel
+from opd_probe.rollouts.files import (
+    encode_rollouts,
+    read_rollouts,
+    rollouts_digest,
+    rollouts_from_dicts,
+    write_rollouts,
+)
+from opd_probe.rollouts.prompts import read_prompts
+from opd_probe.run.manifest import MANIFEST_NAME, read_manifest
+from opd_probe.run.naming import file_names
+from opd_probe.run.output import check_writable, write_bytes
+from opd_probe.run.plan import warn
+from opd_probe.run.progress import Silent
+from opd_probe.run.sampling import check_pair, draw, step_name
+from opd_probe.run.selection import at_most
+from opd_probe.run.settings import Settings, parse_options, settle
+from opd_probe.run.tracing import TraceOptions, TraceRequest
+from opd_probe.trace import Trace
+from opd_probe.types import Checkpoint, Prompt, Rollout
+
+OPTIONS = (
+    "k", "trace_k", "temperature", "sample_temperature", "max_new_tokens", "num_rollouts", "max_states", "seed",
+    "batch_tokens", "average", "jsd", "dtype", "allow_special_mismatch",
+)  # fmt: skip
+"""The options of ``opd-probe.yaml`` that make sense for models that are loaded already."""
+
+LOGGED = (
+    "overlap_ratio", "overlap_advantage", "student_overlap_mass", "teacher_overlap_mass", "student_topk_mass",
+    "teacher_topk_mass", "entropy_gap", "student_entropy", "teacher_entropy", "reverse_kl", "forward_kl",
+    "sampled_reward", "extreme_advantage_gap", "accuracy", "reward_auroc", "response_length", "truncation_rate",
+)  # fmt: skip
+"""The quantities that become curves of the trainer's logger; a trace answers for all others."""
+
+Source = str | Path | Iterable[Any]
+
+
+def settings_of(options: Mapping[str, Any]) -> Settings:
+    """The options of a probe with their defaults, which are those of ``opd-probe overlap``.
+
+    Raises:
+        InputError: an option that there is none of, or a value that cannot be used.
+    """
+    for name in options:
+        if name not in OPTIONS:
+            raise InputError(f"option {name!r}: unknown here; expected one of {', '.join(OPTIONS)}")
+    return settle(parse_options(options), None, where="options")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What every measurement of one run shares.
+
+    Attributes:
+        run: the run's name.
+        teacher: the teacher's name.
+        out: the directory for ``traces`` and ``rollouts``, laid out as ``opd-probe overlap --out`` does it.
+        source: the file of the prompts, or of the fixed rollouts.
+        prompts: sampled from anew by each student (its ``own`` states); empty for fixed rollouts.
+        rollouts: replayed as they are (one ``fixed`` set of states).
+    """
+
+    run: str
+    teacher: str
+    out: Path
+    settings: Settings
+    source: Path
+    prompts: Sequence[Prompt] = ()
+    rollouts: Sequence[Rollout] = ()
+
+    def trace_path(self, step: int) -> Path:
+        """Where the trace of a step is."""
+        folder = self.out / "traces" / file_names([self.run])[self.run] / file_names([self.teacher])[self.teacher]
+        return folder / f"{step_name(Checkpoint('', step=step))}.parquet"
+
+    def measure(self, student: LoadedModel, teacher: LoadedModel, step: int, labels: Mapping[str, Any]) -> Trace:
+        """Sample, replay through both models and write the trace of one step, in place of one that is there.
+
+        Raises:
+            OpdProbeError: models that do not fit each other or the prompts, no memory, or logits that are not finite.
+        """
+        check_pair(student, teacher, self.settings)
+        rollouts = self._states(student, teacher, step)
+        path = self.trace_path(step)
+        # The weights are not hashed: whatever an earlier process left unfinished here may be of other ones.
+        shutil.rmtree(path.with_name(f".{path.name}.partial"), ignore_errors=True)
+        options = TraceOptions(
+            k=self.settings.trace_k,
+            jsd=self.settings.jsd,
+            temperature=self.settings.temperature,
+            dtype=self.settings.dtype,
+            allow_special_mismatch=self.settings.allow_special_mismatch,
+            batch_tokens=self.settings.batch_tokens,
+        )
+        states = "own" if self.prompts else "fixed"
+        named = {"run": self.run, "step": step, "teacher": self.teacher, "states": states, **labels}
+        request = TraceRequest(student, teacher, path, options, named)
+        return request.make(student, teacher, rollouts, {"rollouts": rollouts_digest(rollouts)}, None)
+
+    def _states(self, student: LoadedModel, teacher: LoadedModel, step: int) -> list[Rollout]:
+        settings = self.settings
+        if not self.prompts:
+            return at_most(encode_rollouts(list(self.rollouts), student.tokenizer), settings.max_states, settings.seed)
+        checkpoint = Checkpoint("", run=self.run, step=step)
+        drawn = draw(student, [teacher], checkpoint, self.prompts, settings, Silent())
+        path = self.trace_path(step)
+        write_rollouts(self.out / "rollouts" / path.parents[1].name / path.name, drawn)
+        return at_most(drawn, settings.max_states, settings.seed)
+
+    def values(self, trace: Trace) -> dict[str, float]:
+        """The known quantities of :data:`LOGGED` and ``n_states``. What is undefined or infinite is left out."""
+        row = summarize(trace, self.settings.k, average=self.settings.average, resamples=0)
+        return {name: float(row[name]) for name in (*LOGGED, "n_states") if np.isfinite(row.get(name, np.nan))}
+
+
+def make_probe(
+    directory: Path,
+    *,
+    prompts: Source | None,
+    rollouts: Source | None,
+    teacher: str,
+    run: str | None,
+    out: str | Path | None,
+    options: Mapping[str, Any],
+) -> Probe:
+    """The probe of the run that trains into ``directory``. Inputs given as values are written beside the traces.
+
+    Raises:
+        OpdProbeError: neither prompts nor rollouts or both, or ones that cannot be used; no place to write.
+    """
+    if (prompts is None) == (rollouts is None):
+        raise InputError("prompts and rollouts: expected one of them; for both kinds of states add two callbacks")
+    settings = settings_of(options)
+    place = directory / "opd-probe" if out is None else Path(out)
+    check_writable(place)
+    name = run or directory.absolute().name
+    if prompts is not None:
+        source = _prompt_file(prompts, place)
+        return Probe(name, teacher, place, settings, source, prompts=read_prompts(source))
+    assert rollouts is not None
+    source = _rollout_file(rollouts, place)
+    return Probe(name, teacher, place, settings, source, rollouts=read_rollouts(source))
+
+
+def _prompt_file(given: Source, place: Path) -> Path:
+    if isinstance(given, (str, Path)):
+        return Path(given)
+    rows = [
+        {"prompt": one} if isinstance(one, str) else _prompt_row(one) if isinstance(one, Prompt) else dict(one)
+        for one in given
+    ]
+    if not rows:
+        raise InputError("prompts: empty; expected at least one")
+    try:
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    except TypeError as error:
+        raise InputError(f"prompts: expected text, or rows of JSON values with prompt or messages ({error})") from None
+    return write_bytes(place / "prompts.jsonl", "".join(f"{line}\n" for line in lines).encode())
+
+
+def _prompt_row(prompt: Prompt) -> dict[str, Any]:
+    names = {"text": "prompt", "ids": "prompt_ids"}
+    return {names.get(name, name): value for name, value in asdict(prompt).items() if value is not None}
+
+
+def _rollout_file(given: Source, place: Path) -> Path:
+    if isinstance(given, (str, Path)):
+        return Path(given)
+    rows = list(given)
+    if not rows:
+        raise InputError("rollouts: empty; expected at least one")
+    path = place / "rollouts.parquet"
+    write_rollouts(path, rows if all(isinstance(row, Rollout) for row in rows) else rollouts_from_dicts(rows))
+    return path
+
+
+def write_manifest(directory: Path, probe: Probe, models: Mapping[str, str | None], given: Mapping[str, Any]) -> Path:
+    """``opd-probe.yaml`` of a run: what its checkpoints do not say. One that is there already is kept.
+
+    Args:
+        models: ``teacher`` and ``student`` as paths or hub ids; None: unknown, and left out.
+        given: the options that are not at their defaults.
+    """
+    path = directory / MANIFEST_NAME
+    kind = "prompts" if probe.prompts else "rollouts"
+    values: dict[str, Any] = {name: _reference(model, directory) for name, model in models.items()}
+    values = {name: value for name, value in values.items() if value is not None}
+    values |= {kind: _reference(str(probe.source), directory), **given}
+    text = "# Written while the run trained; opd-probe overlap --ckpts reads it.\n" + yaml.safe_dump(
+        values, sort_keys=False, allow_unicode=True
+    )
+    if not path.exists():
+        return write_bytes(path, text.encode())
+    if yaml.safe_load(path.read_text(encoding="utf-8")) != values:
+        read_manifest(path)
+        warn(f"manifest {path}: is there already and says something else; kept as it is")
+    return path
+
+
+def _reference(model: str | None, directory: Path) -> str | None:
+    """A path as the manifest names it, relative to it; a hub id as it is; None for a name that leads nowhere."""
+    if not model:
+        return None
+    if Path(model).exists():
+        return os.path.relpath(Path(model).absolute(), directory.absolute())
+    return model if looks_like_hub_id(model) else None

@@ -1,0 +1,205 @@
+"""Trainers of transformers and TRL: overlap, mass and alignment as curves of the trainer's own logger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.modeling_utils import PreTrainedModel
+
+from opd_probe.errors import InputError, OpdProbeError
+from opd_probe.integrations.probe import Source, make_probe, write_manifest
+from opd_probe.integrations.undisturbed import refuse_sharded, undisturbed
+from opd_probe.models.loading import LoadedModel, load_model
+from opd_probe.models.vocabulary import load_tokenizer
+from opd_probe.run.plan import warn
+
+PREFIX = "opd/"
+"""Before every name in the log, so that none of the trainer's own is taken: ``opd/overlap_ratio``."""
+
+
+class OverlapCallback(TrainerCallback):
+    """Measures the student against its teacher every few steps of a training, and logs what it finds.
+
+    At the start, every ``every`` steps and at the last step the current student samples responses to a fixed set of
+    prompts (or replays fixed rollouts), the teacher scores them, and the means go through the trainer's logger as
+    ``opd/<name>``, the names and definitions being those of ``docs/metrics.md``: to wandb, trackio, tensorboard and
+    ``trainer_state.json``. The trace of each measurement lies under ``<output_dir>/opd-probe``, where ``opd-probe
+    overlap --traces`` and ``opd-probe figures --traces`` read it, and ``<output_dir>/opd-probe.yaml`` says what the
+    checkpoints do not. Numbers are those of ``opd-probe overlap`` on a checkpoint of the same step.
+
+    The training does not notice: modes of modules and random numbers are put back, and metrics that the trainer is
+    collecting are left alone, so that losses are the same with and without the callback.
+
+    On several processes the main one measures, with its own replica (DDP), and the others wait for it at their next
+    exchange. Models sharded by FSDP or DeepSpeed ZeRO-3 are refused when training starts.
+
+    Args:
+        trainer: any ``transformers.Trainer``: TRL's ``DistillationTrainer``, ``GKDTrainer``, ``GRPOTrainer``, …
+        prompts: a file as ``--prompts`` takes it, or its rows: texts, or mappings with ``prompt`` or ``messages``,
+            such as a ``datasets.Dataset``. Rows are written to ``<output_dir>/opd-probe/prompts.jsonl``.
+        rollouts: in place of prompts, one fixed set of responses: a file as ``--rollouts`` takes it, or its rows.
+        every: steps between measurements.
+        teacher: a loaded model, or a path or hub id that is loaded when it is first needed; None: the trainer's
+            ``teacher_model``.
+        teacher_tokenizer: of a teacher that is a loaded model; None: the one in the directory that it came from, else
+            the trainer's.
+        teacher_name, run: names in rows and figures; None: the last parts of the teacher's and the output's path.
+        keep_teacher: False: a teacher given by path is loaded for each measurement and let go, for its memory's sake.
+        at_start: also measure before the first step: step 0 of the curves.
+        out: for traces and samples, in place of ``<output_dir>/opd-probe``.
+        options: as in ``opd-probe.yaml``, with the same defaults: ``k``, ``trace_k``, ``num_rollouts``,
+            ``max_new_tokens``, ``temperature``, ``sample_temperature``, ``seed``, ``max_states``, ``batch_tokens``,
+            ``jsd``, ``average``, ``dtype`` (of a teacher given by path), ``allow_special_mismatch``.
+
+    Raises:
+        OpdProbeError: at once or when training starts, whatever cannot be used, in one line. A measurement that fails
+            later, such as for want of memory, is warned about, and the training goes on.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        prompts: Source | None = None,
+        *,
+        rollouts: Source | None = None,
+        every: int = 50,
+        teacher: Any = None,
+        teacher_tokenizer: Any = None,
+        teacher_name: str | None = None,
+        run: str | None = None,
+        keep_teacher: bool = True,
+        at_start: bool = True,
+        out: str | Path | None = None,
+        **options: Any,
+    ) -> None:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise InputError(f"every = {every!r}: expected a whole number of steps, at least 1")
+        self._trainer, self._every, self._at_start, self._keep = trainer, every, at_start, keep_teacher
+        self._given = getattr(trainer, "teacher_model", None) if teacher is None else teacher
+        if self._given is None:
+            raise InputError(
+                f"{type(trainer).__name__} has no teacher_model; give OverlapCallback a teacher: a path, a hub id or "
+                "a loaded model"
+            )
+        self._teacher_tokenizer = teacher_tokenizer
+        self._loaded: LoadedModel | None = None
+        self._options = options
+        self._directory = Path(str(trainer.args.output_dir))
+        self._probe = make_probe(
+            self._directory,
+            prompts=prompts,
+            rollouts=rollouts,
+            teacher=teacher_name or Path(self._teacher_place() or "").name or type(self._given).__name__,
+            run=run,
+            out=out,
+            options=options,
+        )
+        self._measured = False
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the trainer passes all of them
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Refuse what cannot be measured, write the manifest, and measure the untrained student."""
+        refuse_sharded(self._trainer.model_wrapped, "student")
+        if isinstance(self._given, PreTrainedModel):
+            refuse_sharded(self._given, "teacher")
+        if not state.is_world_process_zero:
+            return
+        models = {"teacher": self._teacher_place(), "student": _place_of(self._student())}
+        if models["teacher"] is None:
+            warn(f"manifest of {self._directory}: the teacher is a model in memory, so that no line can name it")
+        write_manifest(self._directory, self._probe, models, self._options)
+        # A training that goes on from a checkpoint has measured that step before.
+        known = state.global_step > 0 and self._probe.trace_path(state.global_step).is_file()
+        if self._at_start and not known:
+            self._measure(state.global_step)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Measure, when it is time."""
+        last = control.should_training_stop or state.global_step >= state.max_steps
+        if state.is_world_process_zero and (last or state.global_step % self._every == 0):
+            self._measure(state.global_step)
+
+    def _measure(self, step: int) -> None:
+        try:
+            values = self._values(step)
+        except OpdProbeError as error:
+            if not self._measured:
+                raise
+            warn(f"step {step}: not measured ({error})")
+            return
+        self._measured = True
+        self._log({f"{PREFIX}{name}": value for name, value in values.items()})
+
+    def _log(self, values: dict[str, float]) -> None:
+        """To everything that watches the trainer, and nothing else: TRL's own ``log`` would also hand over, and so
+        empty, the metrics that are still being collected, and any log counts as the one that is due at this step."""
+        due = self._trainer.control.should_log
+        Trainer.log(self._trainer, values)
+        self._trainer.control.should_log = due
+
+    def _values(self, step: int) -> dict[str, float]:
+        student = self._student()
+        in_memory = [student] if self._by_path() else [student, self._unwrapped(self._given)]
+        with undisturbed(*in_memory):
+            tokenizer = _tokenizer_of(self._trainer)
+            loaded = load_model(student, tokenizer=tokenizer)
+            loaded.identity |= {"step": step, "format": "training", "base": _place_of(student)}
+            teacher = self._teacher(loaded)
+            labels = {"directory": str(self._directory.absolute())}
+            return self._probe.values(self._probe.measure(loaded, teacher, step, labels))
+
+    def _teacher(self, student: LoadedModel) -> LoadedModel:
+        if not self._by_path():
+            place = self._teacher_place()
+            own = load_tokenizer(place, required=False) if place and Path(place).is_dir() else None
+            tokenizer = self._teacher_tokenizer or own or student.tokenizer
+            loaded = load_model(self._unwrapped(self._given), tokenizer=tokenizer)
+            loaded.identity |= {"path": place}
+            return loaded
+        if self._loaded is not None:
+            return self._loaded
+        loaded = load_model(
+            self._given,
+            dtype=self._probe.settings.dtype,
+            device=str(student.device),
+            tokenizer=self._teacher_tokenizer,
+        )
+        self._loaded = loaded if self._keep else None
+        return loaded
+
+    def _student(self) -> PreTrainedModel:
+        return self._unwrapped(self._trainer.model)
+
+    def _unwrapped(self, model: Any) -> PreTrainedModel:
+        found: PreTrainedModel = self._trainer.accelerator.unwrap_model(model)
+        return found
+
+    def _by_path(self) -> bool:
+        return isinstance(self._given, (str, Path))
+
+    def _teacher_place(self) -> str | None:
+        return str(self._given) if self._by_path() else _place_of(self._unwrapped(self._given))
+
+
+def _place_of(model: Any) -> str | None:
+    """The path or hub id that a model was loaded from; of one with an adapter, its base's."""
+    return getattr(model.config, "_name_or_path", None) or None
+
+
+def _tokenizer_of(trainer: Trainer) -> Any:
+    """The trainer's tokenizer, which a processor of several kinds of input holds inside."""
+    processing = trainer.processing_class
+    return getattr(processing, "tokenizer", processing)

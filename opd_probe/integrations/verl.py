@@ -1,0 +1,230 @@
+"""For training loops that hold both models' top-k already, as verl's: tensors in, the paper's metrics out.
+
+Nothing of verl is imported; any loop with [B, T, K] tensors can call these.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from opd_probe.curves import summarize
+from opd_probe.engine.provenance import software
+from opd_probe.errors import InputError, OpdProbeWarning
+from opd_probe.metrics import METRICS
+from opd_probe.trace import Trace, rollout_table
+from opd_probe.trace.schema import FORMAT_VERSION, STATE_COLUMNS
+
+Array = NDArray[Any]
+
+_LARGEST_ID = 2**31 - 1
+_BY_ROLLOUT = ("sequence_mean_reward", "response_length", "accuracy", "reward_auroc")
+
+
+def overlap_metrics(
+    student_topk_ids: Tensor,
+    student_topk_logprobs: Tensor,
+    teacher_topk_ids: Tensor,
+    teacher_topk_logprobs: Tensor,
+    response_mask: Tensor,
+    *,
+    k: int | None = None,
+    metrics: Sequence[str] | None = None,
+    **known: Any,
+) -> dict[str, float]:
+    """The paper's metrics over one batch of student-sampled responses.
+
+    Definitions, conventions and code are those of a trace (``docs/metrics.md``): means over all states, in float64.
+    What the tensors do not tell is left out, never 0: the value of a token that only one model ranked is known when it
+    is given, and otherwise metrics on the overlap alone are known, since there each token is in both lists.
+
+    Args:
+        student_topk_ids, teacher_topk_ids: int [B, T, K], distinct within a state; on any device.
+        student_topk_logprobs, teacher_topk_logprobs: [B, T, K] in nats, each model's own, not renormalised. They need
+            not be sorted.
+        response_mask: [B, T], 1 at tokens that the student generated.
+        k: the size of both top sets; None: K.
+        metrics: names from :data:`opd_probe.metrics.METRICS`; None for all of them.
+        known: what else the loop holds, see :func:`topk_trace`.
+
+    Returns:
+        ``<metric>`` for each metric that is defined on some state, ``n_states``, ``n_empty_overlap``, and
+        ``<metric>_n`` for each metric that is not defined on all states: the number of those where it is.
+
+    Raises:
+        InputError: tensors that do not fit each other, ids twice in one state, NaN in a model's own list, a k beyond
+            K, or no state at all.
+    """
+    trace = topk_trace(
+        student_topk_ids, student_topk_logprobs, teacher_topk_ids, teacher_topk_logprobs, response_mask, **known
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OpdProbeWarning)  # a loop calls this at every step
+        row = summarize(trace, trace.K if k is None else k, resamples=0, metrics=metrics)
+    names = [name for name, one in METRICS.items() if one.summary == "mean" and name in row]
+    found: dict[str, float] = {"n_states": float(row["n_states"]), "n_empty_overlap": float(row["n_empty_overlap"])}
+    for name in (*names, *(name for name in _BY_ROLLOUT if metrics is None and row.get(f"{name}_n", 0))):
+        count, every = row[f"{name}_n"], name not in METRICS or row[f"{name}_n"] == row["n_states"]
+        found |= {name: float(row[name])} if count else {}
+        found |= {} if every else {f"{name}_n": float(count)}
+    return found
+
+
+def topk_trace(
+    student_topk_ids: Tensor,
+    student_topk_logprobs: Tensor,
+    teacher_topk_ids: Tensor,
+    teacher_topk_logprobs: Tensor,
+    response_mask: Tensor,
+    *,
+    teacher_logprobs_at_student_top: Tensor | None = None,
+    student_logprobs_at_teacher_top: Tensor | None = None,
+    token_ids: Tensor | None = None,
+    student_logprobs: Tensor | None = None,
+    teacher_logprobs: Tensor | None = None,
+    student_entropy: Tensor | None = None,
+    teacher_entropy: Tensor | None = None,
+    reverse_kl: Tensor | None = None,
+    forward_kl: Tensor | None = None,
+    scores: Tensor | Sequence[float] | None = None,
+    prompt_ids: Sequence[Any] | None = None,
+    vocabulary_size: int | None = None,
+    **labels: Any,
+) -> Trace:
+    """A trace of one batch from tensors that are at hand: ``.save(path)`` it, and every command reads it.
+
+    Args:
+        student_topk_ids, …, response_mask: as for :func:`overlap_metrics`.
+        teacher_logprobs_at_student_top: [B, T, K], log q of the student's top tokens, for metrics beyond the overlap.
+        student_logprobs_at_teacher_top: [B, T, K], log p of the teacher's.
+        token_ids: int [B, T], the responses.
+        student_logprobs, teacher_logprobs: [B, T], of the sampled tokens, for ``sampled_reward`` and its kin.
+        student_entropy, teacher_entropy, reverse_kl, forward_kl: [B, T] in nats, over the full vocabulary.
+        scores: [B], each response's reward or verdict (correct from 0.5 on).
+        prompt_ids: [B], what tells prompts apart (verl's ``uid``), for intervals; None: every response is its own.
+        vocabulary_size: ids that both models share, recorded as assumed; None: as far as the tensors go.
+        labels: ``run``, ``step``, ``teacher`` and ``states`` as rows and figures shall name them.
+
+    Raises:
+        InputError: as :func:`overlap_metrics`.
+    """
+    mask = _mask(response_mask)
+    shape = tuple(student_topk_ids.shape)
+    if len(shape) != 3 or shape[:2] != tuple(mask.shape) or shape[2] == 0:
+        raise InputError(
+            f"student_topk_ids: shape {shape}; expected [B, T, K] beside a response_mask of {tuple(mask.shape)}"
+        )
+
+    def flat(name: str, given: Tensor | None, size: tuple[int, ...]) -> Tensor | None:
+        if given is None:
+            return None
+        if tuple(given.shape) != size:
+            raise InputError(f"{name}: shape {tuple(given.shape)}; expected {size} as the other tensors")
+        return given.detach()[mask.to(given.device)].cpu()
+
+    student = _side("student", flat("student_topk_ids", student_topk_ids, shape), student_topk_logprobs, flat,
+                    teacher_logprobs_at_student_top, "teacher_logprobs_at_student_top")  # fmt: skip
+    teacher = _side("teacher", flat("teacher_topk_ids", teacher_topk_ids, shape), teacher_topk_logprobs, flat,
+                    student_logprobs_at_teacher_top, "student_logprobs_at_teacher_top")  # fmt: skip
+    columns: dict[str, Tensor] = {
+        "student_top_ids": student[0], "student_top_logprobs": student[1],
+        "teacher_logprobs_at_student_top": _completed(student, teacher),
+        "teacher_top_ids": teacher[0], "teacher_top_logprobs": teacher[1],
+        "student_logprobs_at_teacher_top": _completed(teacher, student),
+    }  # fmt: skip
+    scalars = {
+        "token_id": token_ids, "student_logprob": student_logprobs, "teacher_logprob": teacher_logprobs,
+        "student_entropy": student_entropy, "teacher_entropy": teacher_entropy,
+        "reverse_kl": reverse_kl, "forward_kl": forward_kl,
+    }  # fmt: skip
+    for name, given in scalars.items():
+        values = flat(name, given, shape[:2])
+        columns |= {} if values is None else {name: values}
+    columns["position"] = torch.arange(mask.shape[1]).expand(mask.shape)[mask.cpu()]
+    arrays = _arrays(columns, int(mask.sum()))
+    seen = 1 + max(int(arrays[name].max()) for name in ("student_top_ids", "teacher_top_ids", "token_id"))
+    provenance = {
+        "format_version": FORMAT_VERSION,
+        "K": shape[2],
+        "temperature": 1.0,
+        "student": {"source": "top-k tensors"},
+        "teacher": {"source": "top-k tensors"},
+        "vocabulary": {"size": max(vocabulary_size or 0, seen, shape[2]), "assumed": True},
+        "labels": {"states": "own", **labels},
+        "software": software(),
+    }
+    return Trace(_rollouts(mask, scores, prompt_ids), provenance, arrays=arrays)
+
+
+def _mask(given: Tensor) -> Tensor:
+    if given.ndim != 2:
+        raise InputError(f"response_mask: shape {tuple(given.shape)}; expected [B, T]")
+    mask = given.detach().bool()
+    if not bool(mask.any()):
+        raise InputError("response_mask: no 1 in it; expected at least one token of the student's")
+    return mask
+
+
+_Side = tuple[Tensor, Tensor, Tensor | None]
+"""Of the valid states: ids, the model's own log-probs, the other model's where they were given; [n, K] each."""
+
+
+def _side(name: str, ids: Tensor | None, own: Tensor, flat: Any, other: Tensor | None, other_name: str) -> _Side:
+    """One model's list in rank order, ties to the lower id."""
+    assert ids is not None
+    if ids.is_floating_point() or int(ids.min()) < 0 or int(ids.max()) > _LARGEST_ID:
+        raise InputError(f"{name}_topk_ids: expected token ids (whole numbers from 0 on) at every unmasked token")
+    shape = tuple(own.shape)
+    logprobs = flat(f"{name}_topk_logprobs", own, (*shape[:2], ids.shape[1])).float()
+    if bool(torch.isnan(logprobs).any()):
+        raise InputError(f"{name}_topk_logprobs: NaN at an unmasked token; expected the model's own log-probabilities")
+    rest = flat(other_name, other, shape)
+    order = ids.argsort(dim=1, stable=True)
+    sorted_ids = ids.gather(1, order)
+    if bool((sorted_ids[:, 1:] == sorted_ids[:, :-1]).any()):
+        raise InputError(f"{name}_topk_ids: one id twice in a state; expected {ids.shape[1]} different ids")
+    order = order.gather(1, logprobs.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    return (
+        ids.gather(1, order).long(), logprobs.gather(1, order),
+        None if rest is None else rest.float().gather(1, order),
+    )  # fmt: skip
+
+
+def _completed(own: _Side, other: _Side) -> Tensor:
+    """The other model's log-probs at this one's top ids: as given, else those in its own list, NaN elsewhere."""
+    if own[2] is not None:
+        return own[2]
+    ids, order = other[0].sort(dim=1)
+    place = torch.searchsorted(ids, own[0]).clamp_(max=ids.shape[1] - 1)
+    found = other[1].gather(1, order).gather(1, place)
+    return found.masked_fill(ids.gather(1, place) != own[0], torch.nan)
+
+
+def _arrays(columns: dict[str, Tensor], n: int) -> dict[str, Array]:
+    """The columns of a trace; those that nobody gave are NaN (ids: −1)."""
+    arrays: dict[str, Array] = {}
+    for column in STATE_COLUMNS:
+        if column.name in columns:
+            arrays[column.name] = columns[column.name].numpy().astype(column.dtype)
+        elif column.dtype != "string" and not column.optional:
+            arrays[column.name] = np.full(n, np.nan if column.dtype.startswith("float") else -1, dtype=column.dtype)
+    return arrays
+
+
+def _rollouts(mask: Tensor, scores: Any, prompt_ids: Sequence[Any] | None) -> Any:
+    rows = [{"rollout_id": str(i), "prompt_id": str(i), "token_source": "sampled_ids"} for i in range(len(mask))]
+    lengths = (mask.long() * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).tolist()
+    table: list[dict[str, Any]] = []
+    for index, (row, states, length) in enumerate(zip(rows, mask.sum(1).tolist(), lengths, strict=True)):
+        more: dict[str, Any] = {"n_states": states, "response_length": length}
+        more |= {} if states else {"skipped": "no unmasked token"}
+        more |= {} if scores is None else {"score": float(scores[index])}
+        more |= {} if prompt_ids is None else {"prompt_id": str(prompt_ids[index])}
+        table.append({**row, **more})
+    return rollout_table(table)

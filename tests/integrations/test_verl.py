@@ -1,0 +1,120 @@
+"""Top-k tensors of a training loop against the float64 reference, which sees the whole logits."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import opd_probe
+from opd_probe.errors import InputError
+from opd_probe.integrations.verl import overlap_metrics, topk_trace
+from tests import reference
+from tests.samples import random_pair
+
+B, T, V, K = 3, 5, 40, 8
+MASK = torch.tensor([[1, 1, 1, 0, 0], [0, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
+ON_OVERLAP = ("overlap_ratio", "overlap_advantage", "student_overlap_mass", "teacher_overlap_mass",
+              "extreme_advantage_gap", "student_topk_mass", "teacher_topk_mass", "topk_reverse_kl_overlap")  # fmt: skip
+
+
+@pytest.fixture
+def batch() -> dict[str, Any]:
+    """Everything that a loop may hold, from random logits; what is masked is rubbish."""
+    student, teacher, tokens = random_pair(B * T, V, seed=5)
+    p, q = (torch.log_softmax(torch.from_numpy(x).double(), -1).view(B, T, V) for x in (student, teacher))
+    ids = torch.from_numpy(tokens).view(B, T)
+    generator = torch.Generator().manual_seed(0)
+
+    def shuffled_top(logs: Tensor) -> Tensor:
+        return logs.topk(K, -1).indices[..., torch.randperm(K, generator=generator)]
+
+    sp, sq = shuffled_top(p), shuffled_top(q)
+    found = {
+        "student_topk_ids": sp, "student_topk_logprobs": p.gather(-1, sp), "teacher_topk_ids": sq,
+        "teacher_topk_logprobs": q.gather(-1, sq), "response_mask": MASK,
+        "teacher_logprobs_at_student_top": q.gather(-1, sp), "student_logprobs_at_teacher_top": p.gather(-1, sq),
+        "token_ids": ids, "student_logprobs": p.gather(-1, ids[..., None])[..., 0],
+        "teacher_logprobs": q.gather(-1, ids[..., None])[..., 0],
+        "student_entropy": -(p.exp() * p).sum(-1), "teacher_entropy": -(q.exp() * q).sum(-1),
+        "reverse_kl": (p.exp() * (p - q)).sum(-1), "forward_kl": (q.exp() * (q - p)).sum(-1),
+    }  # fmt: skip
+    for name in found:
+        if name.endswith("logprobs"):
+            found[name][MASK == 0] = torch.nan
+    return {**found, "logits": (student, teacher, tokens)}
+
+
+def expected(batch: dict[str, Any], k: int) -> dict[str, float]:
+    rows = MASK.flatten().bool().numpy()
+    states = reference.states(*(x[rows] for x in batch.pop("logits")), k, trace_k=K)
+    return {name: reference.token_mean([state[name] for state in states]) for name in states[0]}
+
+
+@pytest.mark.parametrize("k", [K, 3])
+def test_all_that_is_known_is_the_references_value(batch: dict[str, Any], k: int) -> None:
+    wanted = expected(batch, k)
+    found = overlap_metrics(**batch, k=k, vocabulary_size=V)
+    assert found["n_states"] == int(MASK.sum())
+    unknown = {"jsd", "sign_noise"}  # nobody gave them
+    for name in set(wanted) - unknown:
+        if "_k_for_" not in name:
+            assert found[name] == pytest.approx(wanted[name], rel=1e-5, abs=1e-6), name
+    assert all(name not in found and found[f"{name}_n"] == 0 for name in unknown)
+    assert all(math.isfinite(value) for value in found.values())
+
+
+def test_two_lists_alone_give_what_lies_on_the_overlap(batch: dict[str, Any]) -> None:
+    wanted = expected(batch, K)
+    lists = {name: batch[name] for name in list(batch)[:5]}
+    found = overlap_metrics(**lists)
+    for name in ON_OVERLAP:
+        assert found[name] == pytest.approx(wanted[name], rel=1e-5, abs=1e-6), name
+    for name in ("entropy_gap", "reverse_kl", "sampled_reward", "topk_reverse_kl_union", "teachability"):
+        assert name not in found, name
+        assert found[f"{name}_n"] == 0
+    assert found["response_length"] == 4.0  # up to the last unmasked token: 3 and 5; the empty one does not count
+
+
+def test_disjoint_sets_count_zero_and_have_no_advantage(batch: dict[str, Any]) -> None:
+    lists = {name: batch[name] for name in list(batch)[:5]}
+    found = overlap_metrics(**(lists | {"teacher_topk_ids": lists["student_topk_ids"] + V}))
+    assert found["overlap_ratio"] == found["student_overlap_mass"] == 0.0
+    assert found["n_empty_overlap"] == found["n_states"]
+    assert "overlap_advantage" not in found
+    assert found["overlap_advantage_n"] == 0
+
+
+def test_a_saved_trace_is_one_like_any_other(batch: dict[str, Any], tmp_path: Path) -> None:
+    batch.pop("logits")
+    given = {"run": "loop", "step": 7, "teacher": "big", "scores": [1.0, 0.0, 1.0], "prompt_ids": ["a", "a", "b"]}
+    trace = topk_trace(**batch, **given).save(tmp_path / "trace.parquet")
+    row = opd_probe.summarize(opd_probe.read_trace(tmp_path / "trace.parquet"), 4, resamples=0)
+    assert (row["n_rollouts"], row["n_skipped"], row["n_prompts"], row["accuracy"]) == (2, 1, 1, 0.5)
+    assert row["overlap_ratio"] == overlap_metrics(**batch, k=4)["overlap_ratio"]
+    assert trace.provenance["labels"] == {"states": "own", "run": "loop", "step": 7, "teacher": "big"}
+    assert np.array_equal(trace.column("position"), [0, 1, 2, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"response_mask": MASK[0]}, r"response_mask: shape \(5,\); expected \[B, T\]"),
+        ({"response_mask": MASK * 0}, "no 1 in it"),
+        ({"student_topk_ids": torch.zeros(B, T)}, r"student_topk_ids: shape \(3, 5\); expected \[B, T, K\]"),
+        ({"teacher_topk_logprobs": torch.zeros(B, T, K - 1)}, r"teacher_topk_logprobs: shape \(3, 5, 7\); expected"),
+        ({"teacher_topk_ids": torch.zeros(B, T, K, dtype=torch.int64)}, "teacher_topk_ids: one id twice in a state"),
+        ({"student_topk_ids": torch.full((B, T, K), -1)}, "student_topk_ids: expected token ids"),
+        ({"student_topk_logprobs": torch.full((B, T, K), torch.nan)}, "student_topk_logprobs: NaN"),
+        ({"k": K + 1}, "k = 9"),
+    ],
+)
+def test_tensors_that_do_not_fit(batch: dict[str, Any], change: dict[str, Any], message: str) -> None:
+    lists = {name: batch[name] for name in list(batch)[:5]}
+    with pytest.raises(InputError, match=message):
+        overlap_metrics(**(lists | change))
