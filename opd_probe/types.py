@@ -19,12 +19,14 @@ class Checkpoint:
     """A reference to a model on disk or on the hub. Cheap to make; loading is a separate act.
 
     Attributes:
-        path: a local directory, or a hub id.
+        path: the local directory with the weights, or a hub id.
         run: the name of the run it belongs to.
         step: the optimiser step, or None when unknown.
-        format: the name of the checkpoint format that recognised it (``"huggingface"``, ``"peft"``, ``"hub"``).
+        format: the name of the checkpoint format that recognised it (``"huggingface"``, ``"peft"``, ``"verl-fsdp"``,
+            ``"verl-lora"``, ``"dcp"``, ``"hub"``).
         revision: the hub revision, for a hub id.
-        base: for an adapter, the model that it changes (a path or a hub id).
+        base: for an adapter, the model that it changes; for weights that were saved without a configuration, the model
+            that has it (a path or a hub id).
     """
 
     path: str

@@ -4,30 +4,85 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError, MissingError
 from opd_probe.models.formats import FORMATS, Format
+from opd_probe.models.formats.headers import Headers
 from opd_probe.types import Checkpoint
 
 _STEP_NAME = re.compile(r"(?:checkpoint-|global_step_|step_)(\d+)")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?$")
+_STATES = ("trainer_state.json", "ckpt_contents.json")
+"""Files beside the weights whose ``global_step`` is the step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A checkpoint of a known format: where its weights are, below the directory that was given or in it."""
+
+    path: Path
+    format: Format
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A directory that a trainer wrote and that cannot be used.
+
+    Attributes:
+        path: where the reason was found, below the directory that was given or in it.
+        format: the name of the format that refuses it.
+        reason: what was found, and what to do.
+    """
+
+    path: Path
+    format: str
+    reason: str
+
+
+def locate(path: str | Path) -> Located | Refused | None:
+    """The checkpoint that a local directory is or holds in its trainer's layout; None: nothing of the kind.
+
+    File names alone are looked at, and the small JSON files that lie beside the weights.
+
+    Raises:
+        InputError: such a JSON file cannot be read.
+    """
+    path = Path(path)
+    if not path.is_dir() or not os.access(path, os.R_OK | os.X_OK):
+        return None
+    for known in FORMATS:
+        if (reason := known.refuses(path)) is not None:
+            return Refused(path, known.name, reason)
+        if (inner := known.inside(path)) is not None:
+            return locate(inner)
+        if known.recognises(path):
+            return Located(path, known)
+    return None
 
 
 def checkpoint_format(path: str | Path) -> Format | None:
-    """The format that recognises a local directory, or None."""
-    path = Path(path)
-    if not path.is_dir():
-        return None
-    return next((known for known in FORMATS if known.recognises(path)), None)
+    """The format of the checkpoint in a local directory, or None."""
+    found = locate(path)
+    return found.format if isinstance(found, Located) else None
 
 
 def is_checkpoint(path: str | Path) -> bool:
     """Whether a local directory holds a checkpoint of a known format."""
-    return checkpoint_format(path) is not None
+    return isinstance(locate(path), Located)
+
+
+def outermost(path: Path) -> Path:
+    """The directory that stands for a checkpoint: ``global_step_5`` for ``global_step_5/actor/huggingface``."""
+    found = locate(path)
+    while found is not None and path.parent != path and locate(path.parent) == found:
+        path = path.parent
+    return path
 
 
 def looks_like_hub_id(name: str) -> bool:
@@ -35,15 +90,20 @@ def looks_like_hub_id(name: str) -> bool:
     return _HUB_ID.match(name) is not None
 
 
-def resolve_checkpoint(path: str | Path, *, run: str = "", base: str | None = None) -> Checkpoint:
+def resolve_checkpoint(
+    path: str | Path, *, run: str = "", base: str | None = None, student: str | None = None
+) -> Checkpoint:
     """The checkpoint at a local directory, or on the hub when there is no such directory.
 
     Args:
-        base: for an adapter, the base model to use in place of the one that its configuration names.
+        base: for an adapter, the base model to use in place of the one that its configuration names; for weights that
+            were saved without a configuration, the model that has it.
+        student: the model before training, which is that base where nothing else says so.
 
     Raises:
         MissingError: no such directory, and not of the form of a hub id.
-        InputError: a directory or a file that is no checkpoint; says what was found and what is accepted.
+        InputError: a directory or a file that is no checkpoint, or none that can be used; says what was found and
+            what is accepted.
     """
     local = Path(path)
     if not local.exists():
@@ -51,10 +111,55 @@ def resolve_checkpoint(path: str | Path, *, run: str = "", base: str | None = No
             name, _, revision = str(path).partition("@")
             return Checkpoint(name, run=run, format="hub", revision=revision or None, base=base)
         raise MissingError(f"checkpoint {path}: no such directory, and not a hub id of the form org/name")
-    known = checkpoint_format(local)
-    if known is None:
+    found = locate(local)
+    if isinstance(found, Refused):
+        raise InputError(f"checkpoint {found.path}: {found.reason}")
+    if found is None:
         raise InputError(f"checkpoint {path}: {describe(local)}; expected {accepted()}")
-    return Checkpoint(str(local), run=run, step=step_of(local), format=known.name, base=base or known.base(local))
+    known, place = found.format, found.path
+    needs_another = known.adapter or known.home(place) is None
+    return Checkpoint(
+        str(place),
+        run=run,
+        step=step_of(outermost(local.resolve())),
+        format=known.name,
+        base=(base or known.base(place) or student) if needs_another else None,
+    )
+
+
+def format_of(checkpoint: Checkpoint) -> Format:
+    """The format of a checkpoint that is not on the hub."""
+    return next(known for known in FORMATS if known.name == checkpoint.format)
+
+
+def home_of(checkpoint: Checkpoint) -> Path:
+    """The local directory with a checkpoint's config.json, which may be that of a base model.
+
+    Raises:
+        InputError: no configuration anywhere.
+        MissingError: as :func:`resolve_checkpoint`.
+    """
+    from opd_probe.models.hub import localized
+
+    local = localized(checkpoint)
+    place = format_of(local).home(Path(local.path))
+    if place is not None:
+        return place
+    if local.base is None:
+        raise InputError(
+            f"checkpoint {local.path}: weights without a config.json; name a model of the same architecture with "
+            "--base MODEL, or copy its config.json and tokenizer there"
+        )
+    return home_of(resolve_checkpoint(local.base))
+
+
+def headers_of(checkpoint: Checkpoint) -> Headers:
+    """Shapes and types of the weights of a local checkpoint, without those of its base.
+
+    Raises:
+        InputError: a file that is not whole.
+    """
+    return format_of(checkpoint).headers(Path(checkpoint.path))
 
 
 def accepted() -> str:
@@ -74,15 +179,15 @@ def describe(path: Path) -> str:
 
 
 def step_of(path: Path) -> int | None:
-    """The optimiser step: ``global_step`` of trainer_state.json, else the number in the directory's name."""
-    state = path / "trainer_state.json"
-    if state.is_file():
-        try:
-            step = json.loads(state.read_text()).get("global_step")
-        except (ValueError, AttributeError):
-            raise InputError(f"{state}: not valid JSON; remove it to take the step from the name") from None
-        if isinstance(step, int):
-            return step
+    """The optimiser step: ``global_step`` of the trainer's own record, else the number in the directory's name."""
+    for state in (path / name for name in _STATES):
+        if state.is_file():
+            try:
+                step = json.loads(state.read_text()).get("global_step")
+            except (ValueError, AttributeError):
+                raise InputError(f"{state}: not valid JSON; remove it to take the step from the name") from None
+            if isinstance(step, int):
+                return step
     return step_of_name(path.resolve().name)
 
 
@@ -119,16 +224,13 @@ def _checkpoint_digest(checkpoint: Checkpoint) -> str:
         from opd_probe.models.hub import localized
 
         checkpoint = localized(checkpoint)
-    path = Path(checkpoint.path)
-    known = checkpoint_format(path)
-    if known is None:
-        raise InputError(f"checkpoint {path}: {describe(path)}; expected {accepted()}")
-    files = [*known.weight_files(path), *(path / name for name in ("config.json", "adapter_config.json"))]
+    path, known = Path(checkpoint.path), format_of(checkpoint)
+    files = [*known.weight_files(path), home_of(checkpoint) / "config.json", *(path / name for name in known.settings)]
     for file in files:
         if file.is_file():
             state = file.stat()
             digest.update(_file_digest(file.resolve(), state.st_size, state.st_mtime_ns))
-    if checkpoint.base is not None:
+    if known.adapter and checkpoint.base is not None:
         digest.update(weights_digest(checkpoint.base).encode())
     return digest.hexdigest()
 
@@ -157,9 +259,7 @@ def tokenizer_files_digest(place: Any) -> str | None:
     """sha256 over the tokenizer and template files at a directory or of a checkpoint; None where there are none."""
     place = getattr(place, "checkpoint", place)  # of a loaded model
     if isinstance(place, Checkpoint):
-        from opd_probe.models.hub import localized
-
-        place = localized(place).path
+        place = home_of(place)
     if not isinstance(place, (str, Path)):
         return None
     files = [Path(place) / name for name in TOKENIZER_FILES]

@@ -1,4 +1,4 @@
-"""Loading models: safetensors only, no foreign code, one line when it fails."""
+"""Loading models: tensors only, no foreign code, one line when it fails."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_probe.errors import InputError, OutOfMemoryError
-from opd_probe.models.checkpoints import resolve_checkpoint
+from opd_probe.models.checkpoints import home_of, resolve_checkpoint
 from opd_probe.models.guards import brief
 from opd_probe.models.hub import hub_snapshot as hub_snapshot
 from opd_probe.models.hub import localized
@@ -216,10 +216,10 @@ def tokenizer_for(
 
 def _tokenizer_place(checkpoint: Checkpoint) -> str:
     """Beside the weights; for an adapter without one of its own, beside those of its base."""
-    path = Path(checkpoint.path)
-    if checkpoint.format == "peft" and checkpoint.base and not (path / "tokenizer_config.json").is_file():
+    place = home_of(checkpoint)
+    if checkpoint.base and not (place / "tokenizer_config.json").is_file():
         return _tokenizer_place(localized(resolve_checkpoint(checkpoint.base)))
-    return str(path)
+    return str(place)
 
 
 def _wrap(

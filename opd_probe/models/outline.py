@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from opd_probe.models.checkpoints import checkpoint_format, resolve_checkpoint
-from opd_probe.models.guards import one_line, quiet
+from opd_probe.models.checkpoints import headers_of, home_of, resolve_checkpoint
 from opd_probe.models.hub import localized
 from opd_probe.models.loading import eos_ids_of, tokenizer_for
-from opd_probe.models.weights import check_safetensors, read_config, stored_width
+from opd_probe.models.weights import check_safetensors, read_config, read_generation_config, stored_width
 from opd_probe.types import Checkpoint
 
 
@@ -44,22 +43,15 @@ def read_outline(checkpoint: Checkpoint, *, tokenizer: Any = None) -> Outline:
     while base.format == "peft" and base.base is not None:
         adapters.append(Path(base.path) / "adapter_model.safetensors")
         base = localized(resolve_checkpoint(base.base))
-    path = Path(base.path)
-    known = checkpoint_format(path)
-    for file in [*adapters, *(known.weight_files(path) if known else [])]:
+    for file in adapters:
         check_safetensors(file)
-    config = read_config(path)
+    headers_of(base)
+    home = home_of(base)
+    config = read_config(home)
     text = config.get_text_config()
     tied = bool(text.tie_word_embeddings)
     widths = (stored_width(adapter, tied=tied) for adapter in adapters)
     width = next((found for found in widths if found is not None), int(text.vocab_size))
     own = tokenizer_for(local, tokenizer)
-    eos_ids = eos_ids_of(_generation_config(path, config), own)
+    eos_ids = eos_ids_of(read_generation_config(home, config), own)
     return Outline(checkpoint.path, own, width, getattr(text, "max_position_embeddings", None), eos_ids)
-
-
-def _generation_config(path: Path, config: Any) -> Any:
-    with one_line(f"{path / 'generation_config.json'}"), quiet():
-        if (path / "generation_config.json").is_file():
-            return GenerationConfig.from_pretrained(str(path), local_files_only=True)
-        return GenerationConfig.from_model_config(config)

@@ -35,8 +35,8 @@ def check_vllm(source: Any, *, dtype: str | None, temperature: float) -> None:
         source: where the student comes from, a :class:`Checkpoint`.
 
     Raises:
-        InputError: ``source`` is a model in memory or an adapter, vLLM has no such dtype or would silently take another
-            temperature, or it is not installed.
+        InputError: ``source`` is a model in memory, an adapter or not in Hugging Face's format, vLLM has no such dtype
+            or would silently take another temperature, or it is not installed.
     """
     instead = "use --sampler transformers"
     if not isinstance(source, Checkpoint):
@@ -46,6 +46,11 @@ def check_vllm(source: Any, *, dtype: str | None, temperature: float) -> None:
         )
     if source.format == "peft":
         raise InputError(f"sampler vllm: {source.path} is an adapter; merge it into its base, or {instead}")
+    if source.format not in ("hub", "huggingface"):
+        raise InputError(
+            f"sampler vllm: {source.path} is in format {source.format}, which vLLM does not read; save it as Hugging "
+            f"Face weights, or {instead}"
+        )
     if dtype == "float64":
         raise InputError(f"sampler vllm: dtype float64 is not among vLLM's; expected a smaller --dtype, or {instead}")
     if temperature < _COOLEST:

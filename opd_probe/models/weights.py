@@ -1,17 +1,21 @@
-"""From a checkpoint to a transformers model: safetensors only, no foreign code, nothing invented."""
+"""From a checkpoint to a transformers model: tensors only, no foreign code, nothing invented."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from opd_probe.errors import InputError, MissingError, OpdProbeError
-from opd_probe.models.checkpoints import checkpoint_format, resolve_checkpoint
+from opd_probe.models.checkpoints import format_of, headers_of, home_of, resolve_checkpoint
+from opd_probe.models.formats import verl_fsdp, verl_lora
+from opd_probe.models.formats.headers import Headers, stored_dtype
 from opd_probe.models.guards import brief, one_line, quiet
 from opd_probe.models.hub import localized
 from opd_probe.models.placement import DeviceMap
@@ -41,26 +45,72 @@ def read_model(
     path = Path(checkpoint.path)
     if checkpoint.format == "peft":
         return _read_adapter(checkpoint, path, dtype, place, trust_remote_code)
-    known = checkpoint_format(path)
-    for file in known.weight_files(path) if known else []:
+    known = format_of(checkpoint)
+    if known.adapter:
+        return _read_wrapped(checkpoint, dtype, place, trust_remote_code)
+    if known.read is not None:
+        headers = headers_of(checkpoint)
+        read = partial(known.read, path, dtype)
+        return _from_weights(checkpoint, read, dtype or _stored(headers), place, trust_remote_code)
+    for file in known.weight_files(path):
         check_safetensors(file)
     read_config(path, trust_remote_code)
+    return _finish(
+        checkpoint,
+        AutoModelForCausalLM.from_pretrained,
+        str(path),
+        place=place,
+        dtype="auto" if dtype is None else dtype,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def _from_weights(
+    checkpoint: Checkpoint,
+    read: Callable[[frozenset[str]], dict[str, Any]],
+    dtype: torch.dtype,
+    place: torch.device | DeviceMap,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    """A model of weights that are read by us, with the configuration of its home.
+
+    Args:
+        read: weights by name, as ``Format.read`` gives them, for the names that the architecture has.
+    """
+    home = home_of(checkpoint)
+    config = read_config(home, trust_remote_code)
+    with one_line(f"checkpoint {checkpoint.path}"), quiet(), torch.device("meta"):
+        plan = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    weights = read(frozenset(plan.state_dict()))
+    load = type(plan).from_pretrained
+    model = _finish(checkpoint, load, None, place=place, dtype=dtype, config=config, state_dict=weights)
+    model.generation_config = read_generation_config(home, config)
+    return model
+
+
+def _finish(
+    checkpoint: Checkpoint, load: Callable[..., Any], *source: Any, place: torch.device | DeviceMap, **options: Any
+) -> PreTrainedModel:
+    """Load, and refuse what transformers would fill with random numbers."""
     alone = isinstance(place, torch.device)
-    with one_line(f"checkpoint {path}"), quiet():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(path),
-            dtype="auto" if dtype is None else dtype,
-            use_safetensors=True,
+    with one_line(f"checkpoint {checkpoint.path}"), quiet():
+        loaded: Any = load(
+            *source,
             local_files_only=True,
-            trust_remote_code=trust_remote_code,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
+            **options,
             **({} if alone else {"device_map": place}),
         )
         model, info = loaded
-        _check_complete(path, model.config, info)
+        _check_complete(Path(checkpoint.path), model.config, info)
         moved: PreTrainedModel = model.to(place) if alone else model
     return moved
+
+
+def _stored(headers: Headers) -> torch.dtype:
+    return getattr(torch, stored_dtype(headers) or "float32")  # type: ignore[no-any-return]
 
 
 def _check_complete(path: Path, config: Any, info: dict[str, Any]) -> None:
@@ -96,28 +146,14 @@ def _read_adapter(
 
     Not merged: in bf16 the sum of a weight and its small change rounds the change away.
     """
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise InputError(f"checkpoint {path}: is a PEFT adapter; install peft: pip install 'opd-probe[peft]'") from None
-    if checkpoint.base is None:
-        raise InputError(f"checkpoint {path}: adapter_config.json names no base model; add base_model_name_or_path")
-    try:
-        base = localized(resolve_checkpoint(checkpoint.base), code=trust_remote_code)
-    except OpdProbeError as error:
-        raise MissingError(
-            f"adapter {path}: its base model cannot be had: {error}; set base_model_name_or_path in adapter_config.json"
-        ) from None
+    peft = _peft(path)
+    base = _base_of(checkpoint, trust_remote_code)
     check_safetensors(path / "adapter_model.safetensors")
     model = read_model(base, dtype, place, trust_remote_code=trust_remote_code)
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise InputError(
-            f"adapter {path}: weights of its base {base.path} would be offloaded to main memory or disk, which peft "
-            "does not support; use more or larger GPUs, --dtype bfloat16, or merge the adapter into the base"
-        )
+    _refuse_offloaded(model, path, f" {base.path}")
     with one_line(f"adapter {path}"), quiet() as warned:
         _widen(model, path / "adapter_model.safetensors")
-        adapted = PeftModel.from_pretrained(model, str(path))
+        adapted = peft.PeftModel.from_pretrained(model, str(path))
         if adapted.active_peft_config.is_prompt_learning:
             raise InputError(
                 f"adapter {path}: {adapted.active_peft_config.peft_type.value} adds virtual tokens, which a replay "
@@ -126,6 +162,75 @@ def _read_adapter(
         lacking = [str(w.message) for w in warned if "missing adapter keys" in str(w.message)]
         if lacking:
             raise InputError(f"adapter {path}: weights are missing ({brief(Exception(lacking[0]))})")
+        if dtype in (torch.float32, torch.float64):
+            adapted.to(dtype)
+        with_adapter: Any = adapted.get_base_model()
+    return with_adapter  # type: ignore[no-any-return]
+
+
+def _peft(path: Path) -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise InputError(f"checkpoint {path}: is a PEFT adapter; install peft: pip install 'opd-probe[peft]'") from None
+    return peft
+
+
+def _base_of(checkpoint: Checkpoint, code: bool) -> Checkpoint:
+    """The base model of an adapter, on this machine."""
+    if checkpoint.base is None:
+        raise InputError(
+            f"checkpoint {checkpoint.path}: adapter_config.json names no base model; add base_model_name_or_path, or "
+            "name the base with --base MODEL"
+        )
+    try:
+        return localized(resolve_checkpoint(checkpoint.base), code=code)
+    except OpdProbeError as error:
+        raise MissingError(
+            f"adapter {checkpoint.path}: its base model cannot be had: {error}; set base_model_name_or_path in "
+            "adapter_config.json, or name the base with --base MODEL"
+        ) from None
+
+
+def _refuse_offloaded(model: PreTrainedModel, path: Path, base: str = "") -> None:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError(
+            f"adapter {path}: weights of its base{base} would be offloaded to main memory or disk, which peft "
+            "does not support; use more or larger GPUs, --dtype bfloat16, or merge the adapter into the base"
+        )
+
+
+def _read_wrapped(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, place: torch.device | DeviceMap, trust_remote_code: bool
+) -> PreTrainedModel:
+    """The model of shards that hold an adapter: its base from among them too, or else another checkpoint."""
+    path = Path(checkpoint.path)
+    weights = verl_fsdp.read(path)
+    adapter = {name: value for name, value in weights.items() if verl_lora.is_adapter_weight(name)}
+    own = {verl_lora.base_name(name): value for name, value in weights.items() if name not in adapter}
+    if own:
+        headers = headers_of(checkpoint)
+        kept = _stored({name: header for name, header in headers.items() if name not in adapter})
+        model = _from_weights(checkpoint, lambda _: own, dtype or kept, place, trust_remote_code)
+    else:
+        model = read_model(_base_of(checkpoint, trust_remote_code), dtype, place, trust_remote_code=trust_remote_code)
+    _refuse_offloaded(model, path)
+    with one_line(f"checkpoint {path}"), quiet():
+        peft = _peft(path)
+        stored = path / verl_lora.ADAPTER
+        if (stored / "adapter_config.json").is_file():
+            config = peft.PeftConfig.from_pretrained(str(stored))
+        else:
+            config = peft.LoraConfig(**verl_lora.adapter_config(path, list(adapter)))
+        adapted = peft.PeftModel(model, config)
+        tensors = {verl_lora.adapter_name(name): value[...] for name, value in adapter.items()}
+        result: Any = peft.set_peft_model_state_dict(adapted, tensors)
+        lacking = [name for name in result.missing_keys if verl_lora.is_adapter_weight(name)]
+        for problem, names in (("lack", lacking), ("hold, without a place for it,", result.unexpected_keys)):
+            if names:
+                raise InputError(
+                    f"checkpoint {path}: the adapter's weights {problem} {min(names)} ({len(names)} in all)"
+                )
         if dtype in (torch.float32, torch.float64):
             adapted.to(dtype)
         with_adapter: Any = adapted.get_base_model()
@@ -181,3 +286,15 @@ def read_config(path: Path, trust_remote_code: bool = False) -> Any:
     with one_line(f"{path / 'config.json'}"), quiet():
         json.loads((path / "config.json").read_text(encoding="utf-8"))
         return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=trust_remote_code)
+
+
+def read_generation_config(home: Path, config: Any) -> Any:
+    """The generation settings beside a configuration, or those that follow from it.
+
+    Raises:
+        InputError: generation_config.json cannot be used.
+    """
+    with one_line(f"{home / 'generation_config.json'}"), quiet():
+        if (home / "generation_config.json").is_file():
+            return GenerationConfig.from_pretrained(str(home), local_files_only=True)
+        return GenerationConfig.from_model_config(config)

@@ -11,9 +11,12 @@ from pathlib import Path
 
 from opd_probe.errors import InputError, MissingError, OpdProbeWarning
 from opd_probe.models.checkpoints import (
+    Refused,
     accepted,
     is_checkpoint,
+    locate,
     looks_like_hub_id,
+    outermost,
     resolve_checkpoint,
     step_of_name,
 )
@@ -127,12 +130,14 @@ def _add_directory(groups: dict[str, _Group], path: Path) -> str | None:
     children = sorted(child for child in absolute.iterdir() if child.is_dir()) if os.access(path, os.R_OK) else []
     steps = [child for child in children if step_of_name(child.name) is not None]
     usable = [child for child in steps if is_checkpoint(child)]
+    unfinished = set(_unfinished(absolute, usable))
     if usable:
         group = _group(groups, absolute)
         group.whole = True
         resolved = {child.resolve() for child in usable}
         for child in usable:
-            _add_member(group, child)
+            if child not in unfinished:
+                _add_member(group, child)
         for child in steps:
             if child not in usable:
                 _warn(f"skipped {describe(child)}")
@@ -143,9 +148,28 @@ def _add_directory(groups: dict[str, _Group], path: Path) -> str | None:
                 _warn(f"skipped {path / child.name}: final weights beside step directories")
         return None
     if is_checkpoint(absolute):
+        absolute = outermost(absolute)
         _add_member(_group(groups, absolute.parent), absolute)
         return None
     return describe(path)
+
+
+def _unfinished(run: Path, steps: Sequence[Path]) -> list[Path]:
+    """Steps beyond the last one that verl, which writes that down when a save is complete, says to have finished."""
+    record = run / "latest_checkpointed_iteration.txt"
+    try:
+        last = int(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    later = [step for step in steps if (step_of_name(step.name) or 0) > last]
+    if len(later) == len(steps):
+        return []
+    for step in later:
+        _warn(
+            f"skipped {step}: {record.name} has {last} as the last step that was saved whole; give the directory by "
+            "itself to use it"
+        )
+    return later
 
 
 def _group(groups: dict[str, _Group], directory: Path) -> _Group:
@@ -161,24 +185,21 @@ def _add_member(group: _Group, checkpoint: Path) -> None:
 
 def describe(path: Path) -> str:
     """One line on a directory without a checkpoint: what is in it, and what would be accepted."""
-    names = sorted(f"{child.name}/" if child.is_dir() else child.name for child in path.iterdir())
-    for child in sorted(path.iterdir()):
-        inner = [child] if step_of_name(path.name) is not None else [child / "actor"]
-        for actor in inner:
-            if actor.name == "actor" and actor.is_dir():
-                found = f"found {actor.relative_to(path)}, verl's sharded layout, which is not supported yet"
-                return f"{path}: {found}; expected {ACCEPTED}"
+    for place in (path, *sorted(path.iterdir())):
+        if isinstance(found := locate(place), Refused):
+            return f"{found.path}: {found.reason}"
     runs = [child.name for child in sorted(path.iterdir()) if child.is_dir() and _holds_checkpoints(child)]
     if runs:
         return f"{path}: no checkpoint in it, but in {_listed(runs)} below it; give {path}/*"
-    found = _listed(names) if names else "nothing"
-    return f"{path}: no checkpoint in it (found {found}); expected {ACCEPTED}"
+    names = sorted(f"{child.name}/" if child.is_dir() else child.name for child in path.iterdir())
+    return f"{path}: no checkpoint in it (found {_listed(names) if names else 'nothing'}); expected {ACCEPTED}"
 
 
 def _holds_checkpoints(directory: Path) -> bool:
     if is_checkpoint(directory):
         return True
-    return any(step_of_name(child.name) is not None and is_checkpoint(child) for child in directory.iterdir())
+    children = directory.iterdir() if os.access(directory, os.R_OK) else ()
+    return any(step_of_name(child.name) is not None and is_checkpoint(child) for child in children)
 
 
 def _nothing_left(files: Sequence[Path], empty: Sequence[str]) -> str:
@@ -219,9 +240,10 @@ def _part(group: _Group) -> list[_Group]:
 
 def _make_run(name: str, group: _Group, base: str | None) -> Run:
     manifest, manifest_path = _find_manifest(group)
-    base = base or (manifest.base if manifest else None)
+    manifest_base, student = (manifest.base, manifest.student) if manifest else (None, None)
     checkpoints = [replace(checkpoint, run=name) for checkpoint in group.hub]
-    checkpoints += [resolve_checkpoint(path, run=name, base=base) for path in group.members.values()]
+    for path in group.members.values():
+        checkpoints.append(resolve_checkpoint(path, run=name, base=base or manifest_base, student=student))
     _refuse_equal_steps(name, checkpoints)
     if manifest and manifest.student and group.whole and all(c.step != 0 for c in checkpoints):
         checkpoints.append(replace(resolve_checkpoint(manifest.student, run=name), step=0))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
-import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opd_probe.errors import InputError
+from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
 from opd_probe.rollouts.prompts import encode_prompts
 from opd_probe.run.files import Files, tokenizer_of
 from opd_probe.run.plan import Plan, RunPlan
@@ -116,25 +113,20 @@ def trace_bytes(states: int, depth: int) -> int:
 
 
 def parameters_of(checkpoint: Checkpoint) -> int | None:
-    """The number of parameters, from safetensors headers; None for a model that is not on this machine."""
-    total = 0
-    for place in filter(None, (checkpoint.path, checkpoint.base)):
-        if not Path(place).is_dir():
-            return None
-        files = sorted(Path(place).glob("*.safetensors"))
-        total += sum(math.prod(entry["shape"]) for file in files for entry in _header(file).values())
-    return total
+    """The number of parameters, from the headers of its files; None for a model that is not on this machine.
 
-
-def _header(file: Path) -> Mapping[str, Any]:
-    try:
-        with file.open("rb") as handle:
-            (size,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(size))
-    except (OSError, ValueError, struct.error):
-        raise InputError(f"weights {file}: not a whole safetensors file; copy or save the checkpoint again") from None
-    header.pop("__metadata__", None)
-    return dict(header)
+    Raises:
+        InputError: a file that is not whole.
+    """
+    if checkpoint.format == "hub":
+        return None
+    own = sum(header.values for header in headers_of(checkpoint).values())
+    if not format_of(checkpoint).adapter or checkpoint.base is None:
+        return own
+    if not Path(checkpoint.base).is_dir():
+        return None
+    base = parameters_of(resolve_checkpoint(checkpoint.base))
+    return None if base is None else own + base
 
 
 def throughput(settings: Settings, size: int = 1024) -> float:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from opd_probe.models.checkpoints import resolve_checkpoint
-from opd_probe.models.hub import hub_snapshot
+from opd_probe.models.checkpoints import home_of, resolve_checkpoint
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.rollouts.files import encode_rollouts, read_rollouts
 from opd_probe.rollouts.prompts import read_prompts
@@ -66,8 +65,7 @@ def tokenizer_of(checkpoint: Checkpoint, tokenizer: str | None) -> Any:
     """The tokenizer that loading the checkpoint would give it, or None."""
     if tokenizer is not None:
         return load_tokenizer(tokenizer, required=True)
-    place = hub_snapshot(checkpoint) if checkpoint.format == "hub" else checkpoint.path
-    found = load_tokenizer(place, required=False)
+    found = load_tokenizer(home_of(checkpoint), required=False)
     if found is None and checkpoint.base:
         return tokenizer_of(resolve_checkpoint(checkpoint.base), None)
     return found

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opd_probe.errors import OutOfMemoryError, is_refused_allocation
-from opd_probe.models.checkpoints import checkpoint_format, resolve_checkpoint
-from opd_probe.models.hub import hub_snapshot
+from opd_probe.errors import InputError, OutOfMemoryError, is_refused_allocation
+from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
+from opd_probe.models.formats.headers import BYTES
+from opd_probe.models.hub import localized
 from opd_probe.types import Checkpoint
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ def memory_advice(doing: str) -> Iterator[None]:
 HEADROOM = 0.85
 """The share of the free memory that weights may take; the rest is for what a replay holds beside them."""
 
-_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-
 
 def too_large_together(
     sources: Sequence[Any], dtype: str | None, device: str | None, device_map: DeviceMap | None = None
@@ -65,29 +64,14 @@ def _bytes_needed(source: Any, dtype: str | None) -> int | None:
         source = resolve_checkpoint(source)
     if not isinstance(source, Checkpoint):
         return None
-    path = hub_snapshot(source) if source.format == "hub" else Path(source.path)
-    known = checkpoint_format(path)
-    if known is None:
+    local = localized(source)
+    try:
+        headers = headers_of(local)
+    except InputError:  # loading it will say what is wrong, once what comes before it is done
         return None
-    own = sum(_file_bytes(file, dtype) for file in known.weight_files(path))
-    base = _bytes_needed(source.base, dtype) if source.base is not None else 0
+    own = sum(header.values * BYTES.get(dtype or header.dtype, 1) for header in headers.values())
+    base = _bytes_needed(local.base, dtype) if format_of(local).adapter and local.base is not None else 0
     return None if base is None else own + base
-
-
-def _file_bytes(file: Path, dtype: str | None) -> int:
-    if dtype is None:
-        return file.stat().st_size
-    from safetensors import safe_open
-
-    with safe_open(file, framework="np") as tensors:
-        shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118 - not a mapping
-    values = 0
-    for shape in shapes:
-        count = 1
-        for length in shape:
-            count *= length
-        values += count
-    return values * _BYTES[dtype]
 
 
 def _free_memory(device: str | None, device_map: DeviceMap | None = None) -> int | None:

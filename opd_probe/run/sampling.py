@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from opd_probe.errors import InputError
-from opd_probe.models.checkpoints import tokenizer_files_digest, weights_digest
+from opd_probe.models.checkpoints import home_of, tokenizer_files_digest, weights_digest
 from opd_probe.models.generation import sample_rollouts
-from opd_probe.models.hub import hub_snapshot
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.outline import Outline
 from opd_probe.models.samplers import sampler_version
@@ -188,9 +187,8 @@ def _digest_of(tokenizer: Any) -> str | None:
 
 def _vocabulary_size(checkpoint: Checkpoint) -> int:
     """What config.json calls vocab_size; 0 where it does not say, as beside an adapter."""
-    place = hub_snapshot(checkpoint) if checkpoint.format == "hub" else Path(checkpoint.path)
     try:
-        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((home_of(checkpoint) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return 0
     text = config.get("text_config") or {}

@@ -139,8 +139,8 @@ def test_a_path_that_does_not_exist_is_no_hub_id(tmp_path: Path, monkeypatch: py
         (["a/notes.txt", "a/log/x"], "found log/, notes.txt"),
         (["a/"], "found nothing"),
         (
-            ["a/global_step_5/actor/model_world_size_1_rank_0.pt"],
-            "global_step_5/actor, verl's sharded layout",
+            ["a/global_step_5/actor/model_world_size_2_rank_1.pt"],
+            "global_step_5/actor: verl's shards without model_world_size_2_rank_0.pt (1 of 2 ranks missing)",
         ),
         (["a/b/checkpoint-1/config.json", "a/b/checkpoint-1/model.safetensors"], "in b below it; give"),
     ],

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from opd_probe.errors import InputError
+from opd_probe.models.formats.headers import read_json_object
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -29,13 +28,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is not a JSON object.
     """
-    try:
-        config = json.loads((path / CONFIG).read_text())
-    except ValueError as error:
-        raise InputError(f"{path / CONFIG}: not valid JSON ({error}); save the adapter again") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path / CONFIG}: expected a JSON object")
-    return config
+    return read_json_object(path / CONFIG)
 
 
 def base(path: Path) -> str | None:

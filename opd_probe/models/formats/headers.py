@@ -1,0 +1,97 @@
+"""Shapes and types of stored weights, without their values."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opd_probe.errors import InputError
+
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2}
+"""Bytes of one value; 1 for every other type."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """One stored weight: its shape when merged, and its type as torch names it (``"bfloat16"``)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def values(self) -> int:
+        """The number of values."""
+        return math.prod(self.shape)
+
+
+Headers = Mapping[str, TensorHeader]
+"""Weights by name."""
+
+
+def stored_dtype(headers: Headers) -> str | None:
+    """The type of the floating-point weights; the widest where they differ, None where there are none."""
+    kinds = {header.dtype for header in headers.values() if "float" in header.dtype}
+    return max(kinds, key=lambda kind: (BYTES.get(kind, 1), kind), default=None)
+
+
+def safetensors_headers(files: Iterable[Path]) -> Headers:
+    """The headers of safetensors files together.
+
+    Raises:
+        InputError: names the file that is not whole.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, TensorHeader] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="np") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                    piece = tensors.get_slice(name)
+                    dtype = piece.get_dtype()
+                    found[name] = TensorHeader(tuple(piece.get_shape()), _DTYPES.get(dtype, dtype.lower()))
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{file}: not a whole safetensors file ({' '.join(str(error).split())}); copy or save the checkpoint "
+                "again"
+            ) from None
+    return found
+
+
+def of_weight_files(weight_files: Callable[[Path], list[Path]]) -> Callable[[Path], Headers]:
+    """The headers of a format whose weight files are safetensors."""
+    return lambda path: safetensors_headers(weight_files(path))
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """What a small JSON file beside the weights says.
+
+    Raises:
+        InputError: it is not a JSON object.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not valid JSON ({error}); save or copy the checkpoint again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: expected a JSON object, got {type(content).__name__}")
+    return content

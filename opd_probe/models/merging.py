@@ -1,0 +1,141 @@
+"""Weights that several ranks of a training job saved in pieces, put together one at a time."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.tensor  # makes sharded tensors known to torch.load
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from opd_probe.errors import InputError
+from opd_probe.models.guards import brief
+
+_FOREIGN = re.compile(r"GLOBAL (\S+)")
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """One weight in pieces along dimension ``dim``, put together when it is sliced, as one of safetensors is read."""
+
+    parts: Sequence[Tensor]
+    dim: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __getitem__(self, index: Any) -> Tensor:
+        whole = self.parts[0] if len(self.parts) == 1 else torch.cat(list(self.parts), self.dim)
+        return whole[index]
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file that torch.save wrote; their values stay on disk until they are used.
+
+    Raises:
+        InputError: not a whole file, or one that holds anything but tensors by name: nothing else is unpickled.
+    """
+    try:
+        with _silent_meshes():
+            found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch's errors on bad files have no common root
+        foreign = _FOREIGN.search(str(error))
+        if foreign is not None:
+            raise InputError(
+                f"{file}: holds a {foreign[1]}, which is not unpickled since that can run code; expected tensors by "
+                "name, as FSDP with a device mesh saves them; merge it with the trainer's own tool"
+            ) from None
+        raise InputError(
+            f"{file}: not a whole file of torch.save ({type(error).__name__}: {brief(error)}); copy it again"
+        ) from None
+    if not isinstance(found, dict):
+        raise InputError(f"{file}: holds a {type(found).__name__}; expected tensors by name")
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise InputError(f"{file}: {name} is a {type(value).__name__}; expected tensors by name")
+    return found
+
+
+@contextmanager
+def _silent_meshes() -> Iterator[None]:
+    """torch warns that a mesh of processes is read where there are none, which is what merging is."""
+    logger = logging.getLogger("torch.distributed.device_mesh")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def merge_ranks(files: Sequence[Path]) -> dict[str, Pieces]:
+    """The weights of a sharded model by name.
+
+    A sharded tensor says along which dimension of the device mesh it is split and along which it is repeated. What is
+    no sharded tensor is whole on every rank when it stands among sharded ones and equal on all, as buffers are, and
+    otherwise a piece along dimension 0.
+
+    Args:
+        files: of every rank, in the order of ranks.
+
+    Raises:
+        InputError: a file that cannot be read, or pieces that do not make a whole.
+    """
+    ranks = [read_tensors(file) for file in files]
+    for file, tensors in zip(files, ranks, strict=True):
+        if differing := sorted(tensors.keys() ^ ranks[0].keys()):
+            raise InputError(f"{file}: {differing[0]} is in {files[0].name} or in it, but not in both")
+    among_sharded = any(isinstance(value, DTensor) for value in ranks[0].values())
+    merged = {}
+    for name in ranks[0]:
+        values = [tensors[name] for tensors in ranks]
+        try:
+            merged[name] = _sharded(values) if isinstance(values[0], DTensor) else _plain(values, among_sharded)
+        except ValueError as error:
+            raise InputError(f"{files[0]}: {name}: {error}") from None
+    return merged
+
+
+def _sharded(values: Sequence[Tensor]) -> Pieces:
+    first: Any = values[0]
+    mesh, placements = first.device_mesh.mesh, first.placements
+    if any(placement.is_partial() for placement in placements):
+        raise ValueError("holds partial sums, which only the training job can add up")
+    split = [dim for dim, placement in enumerate(placements) if placement.is_shard()]
+    if len(split) > 1 or any(type(placements[dim]) is not Shard for dim in split):
+        names = first.device_mesh.mesh_dim_names
+        raise ValueError(f"is split along {len(split)} dimensions of the mesh {names}; expected one (FSDP or HSDP)")
+    ranks = mesh[tuple(slice(None) if dim in split else 0 for dim in range(mesh.ndim))].reshape(-1).tolist()
+    if max(ranks) >= len(values) or any(not isinstance(values[rank], DTensor) for rank in ranks):
+        raise ValueError(f"lies on ranks {ranks} of the mesh, which are not the ranks of the files")
+    dim = placements[split[0]].dim if split else 0
+    pieces: list[Any] = [values[rank] for rank in ranks]
+    return _pieces([piece._local_tensor for piece in pieces], dim, tuple(first.shape))
+
+
+def _plain(values: Sequence[Tensor], among_sharded: bool) -> Pieces:
+    if any(isinstance(value, DTensor) for value in values):
+        raise ValueError("is sharded on some ranks only")
+    alike = values[0].ndim == 0 or (among_sharded and all(torch.equal(value, values[0]) for value in values[1:]))
+    parts = values[:1] if alike else values
+    rows = sum(part.shape[0] for part in parts) if parts[0].ndim else 0
+    return _pieces(parts, 0, (rows, *parts[0].shape[1:]) if parts[0].ndim else ())
+
+
+def _pieces(parts: Sequence[Tensor], dim: int, shape: tuple[int, ...]) -> Pieces:
+    if any(part.dtype != parts[0].dtype for part in parts):
+        raise ValueError("has several types")
+    across = [[*part.shape[:dim], *part.shape[dim + 1 :]] for part in parts if part.numel()]
+    length = sum(part.shape[dim] for part in parts) if shape else 0
+    if any(one != [*shape[:dim], *shape[dim + 1 :]] for one in across) or (shape and length != shape[dim]):
+        raise ValueError(
+            f"has pieces of shapes {[list(part.shape) for part in parts]}, which do not make {list(shape)}"
+        )
+    whole = [part for part in parts if part.numel()] or parts[:1]
+    return Pieces(whole, dim, shape, str(parts[0].dtype).removeprefix("torch."))
