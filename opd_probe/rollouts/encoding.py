@@ -36,13 +36,17 @@ def encode_rollouts(rollouts: Sequence[Rollout], tokenizer: Any) -> list[Rollout
             continue
         if tokenizer is None:
             raise InputError(f"rollout {rollout.id!r}: is text, and the student has no tokenizer; give --tokenizer")
-        prompt = prompts.ids(rollout)
+        prompt, known = prompts.of(rollout)
         response = tokenizer(rollout.response, add_special_tokens=False)["input_ids"]
         if rollout.finish_reason == "stop" and tokenizer.eos_token_id is not None:
             response = [*response, tokenizer.eos_token_id]
         encoded.append(
             dataclasses.replace(
-                rollout, prompt_ids=tuple(prompt), response_ids=tuple(response), token_source="retokenized"
+                rollout,
+                prompt_ids=tuple(prompt),
+                response_ids=tuple(response),
+                token_source="retokenized",
+                extra={**rollout.extra, **known},
             )
         )
     prompts.warn()
@@ -71,32 +75,34 @@ class _Prompts:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._restored: dict[str, list[int] | None] = {}
+        self._restored: dict[str, tuple[list[int], list[dict[str, str]]] | None] = {}
 
-    def ids(self, rollout: Rollout) -> list[int]:
+    def of(self, rollout: Rollout) -> tuple[list[int], dict[str, Any]]:
+        """The ids, and the ``messages`` where the text turned out to be made of them."""
         if rollout.prompt is None:
-            return encode_messages(f"rollout {rollout.id!r}", rollout.extra.get("messages") or (), self._tokenizer)
+            messages = rollout.extra.get("messages") or ()
+            return encode_messages(f"rollout {rollout.id!r}", messages, self._tokenizer), {}
         if rollout.extra.get("special_tokens") == STRIPPED["special_tokens"]:
             if rollout.prompt not in self._restored:
                 self._restored[rollout.prompt] = restore_prompt(rollout.prompt, self._tokenizer)
             if (restored := self._restored[rollout.prompt]) is not None:
-                return restored
-        return encode_text(rollout.prompt, self._tokenizer)
+                return restored[0], {"messages": restored[1]}
+        return encode_text(rollout.prompt, self._tokenizer), {}
 
     def warn(self) -> None:
         """Say how many prompts are read as they stand though they lack their special tokens."""
-        lost = sum(ids is None for ids in self._restored.values())
+        lost = sum(found is None for found in self._restored.values())
         if lost:
             warnings.warn(
                 f"{lost} of {len(self._restored)} prompts were written without their special tokens, and the student's "
-                "chat template does not say where these were; read as they stand, they are not what the student saw",
+                "chat template does not say where these were; read as they stand, they may not be what the student saw",
                 OpdProbeWarning,
                 stacklevel=3,
             )
 
 
-def restore_prompt(text: str, tokenizer: Any) -> list[int] | None:
-    """The ids of a prompt that was decoded without special tokens, or None where that cannot be told.
+def restore_prompt(text: str, tokenizer: Any) -> tuple[list[int], list[dict[str, str]]] | None:
+    """The ids and chat messages of a prompt that was decoded without special tokens, or None where they cannot be told.
 
     It is taken for one user message, or a system message and one user message, through the chat template (with
     thinking left as it is, or off), and only if the result decodes to just this text. A text with the words that the
@@ -114,7 +120,7 @@ def restore_prompt(text: str, tokenizer: Any) -> list[int] | None:
             rendered = _rendered(tokenizer, messages, options)
             ids: list[int] = tokenizer(rendered, add_special_tokens=False)["input_ids"] if rendered else []
             if ids and tokenizer.decode(ids, skip_special_tokens=True) == text:
-                return ids
+                return ids, messages
     return None
 
 
@@ -136,8 +142,8 @@ def _pieces(tokenizer: Any, roles: Sequence[str], options: Mapping[str, Any]) ->
         if token.special:
             text = text.replace(token.content, "")
     pieces = text.split("".join(_MARKS))
-    if len(pieces) != len(roles) + 1:
-        return None
+    if len(pieces) != len(roles) + 1 or not any(piece.strip() for piece in pieces):
+        return None  # without a word of the template's own, plain text would be taken for a message
     return [pieces[0].lstrip(), *pieces[1:-1], pieces[-1].rstrip()]
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from opd_probe.errors import OpdProbeWarning
 from opd_probe.rollouts.encoding import STRIPPED, encode_rollouts, restore_prompt, warn_of_text
 from opd_probe.rollouts.files import rollouts_from_dicts
-from tests.tiny import tiny_tokenizer
+from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nBe brief.<|im_end|>\\n' }}{% endif %}"
@@ -58,7 +58,7 @@ SYSTEM = {"role": "system", "content": "You add."}
 def test_special_tokens_come_back(chatml, messages, options) -> None:  # type: ignore[no-untyped-def]
     ids, text = stripped(chatml, messages, **options)
     assert "<|im_start|>" not in str(text)
-    assert restore_prompt(str(text), chatml) == ids
+    assert restore_prompt(str(text), chatml) == (ids, messages)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,9 @@ def test_text_that_the_template_does_not_explain_is_not_restored(chatml) -> None
     assert restore_prompt("Question: 3 + 4?", chatml) is None
     assert restore_prompt("system\nBe brief.\nuser\nhi\nassistant\nHm", chatml) is None
     assert restore_prompt("3 4", tiny_tokenizer(64)) is None
+    wordless = tiny_tokenizer(64, chat_template=CHAT_TEMPLATE)
+    wordless.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+    assert restore_prompt("3 4", wordless) is None
 
 
 def test_what_is_not_restored_is_read_as_it_stands_and_said(chatml) -> None:  # type: ignore[no-untyped-def]
@@ -91,7 +94,7 @@ def test_what_is_not_restored_is_read_as_it_stands_and_said(chatml) -> None:  # 
         a, b, c = encode_rollouts(rollouts_from_dicts(rows), chatml)
     with pytest.warns(OpdProbeWarning, match="^here: re-tokenised text"):
         warn_of_text([a], "here")
-    assert list(a.prompt_ids) == ids
+    assert (list(a.prompt_ids), a.extra["messages"]) == (ids, [USER])
     assert chatml.decode(b.prompt_ids) == "3 + 4?"
     assert b.response_ids[-1] == chatml.eos_token_id
     assert chatml.decode(c.prompt_ids) == text  # it is not known to lack anything
