@@ -18,7 +18,7 @@ from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import InputError, OpdProbeError, OutOfMemoryError
 from opd_probe.models.loading import LoadedModel, eos_ids_of
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary
-from opd_probe.rollouts.files import encode_rollouts
+from opd_probe.rollouts.encoding import encode_rollouts
 from opd_probe.rollouts.prompts import encode_messages
 from opd_probe.types import Rollout
 

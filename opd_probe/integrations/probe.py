@@ -17,13 +17,8 @@ from opd_probe.curves import summarize
 from opd_probe.errors import InputError
 from opd_probe.models.checkpoints import looks_like_hub_id
 from opd_probe.models.loading import LoadedModel
-from opd_probe.rollouts.files import (
-    encode_rollouts,
-    read_rollouts,
-    rollouts_digest,
-    rollouts_from_dicts,
-    write_rollouts,
-)
+from opd_probe.rollouts.encoding import encode_rollouts
+from opd_probe.rollouts.files import read_rollouts, rollouts_digest, rollouts_from_dicts, write_rollouts
 from opd_probe.rollouts.prompts import read_prompts
 from opd_probe.run.manifest import MANIFEST_NAME, read_manifest
 from opd_probe.run.naming import file_names

@@ -89,7 +89,8 @@ def mean_over_seeds(seeds: Mapping[str, pd.DataFrame], keys: Sequence[str]) -> p
     values = [c for c in numeric if c not in (*keys, "seed") and not (c.endswith(("_lo", "_hi")))]
     grouped = table.groupby(list(keys), dropna=False)[values]
     means = grouped.mean().where(grouped.count() == len(seeds))[grouped.size() == len(seeds)].reset_index()
-    return means.assign(**{c: table[c].iloc[0] for c in ("run", "teacher", "states") if c in table.columns})
+    carried = ("run", "teacher", "states", "token_source")
+    return means.assign(**{c: table[c].iloc[0] for c in carried if c in table.columns})
 
 
 def seed_note(series: Sequence[Series], *, lines: bool = True) -> str:

@@ -92,8 +92,15 @@ def without_sparse_bins(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def states_phrase(table: pd.DataFrame) -> str:
-    """Whose states the rows describe, in words. A table that does not say has states of unknown origin."""
-    return " and ".join(STATES[kind] for kind in kinds_of_states(table))
+    """Whose states the rows describe, in words. A table that does not say has states of unknown origin.
+
+    Where a column ``token_source`` says that ids were made from text afterwards, so do the words.
+    """
+    words = " and ".join(STATES[kind] for kind in kinds_of_states(table))
+    sources = set(table["token_source"].dropna()) if "token_source" in table.columns else set()
+    if sources <= {"sampled_ids"}:
+        return words
+    return words + (" (re-tokenised text)" if sources == {"retokenized"} else " (some of them re-tokenised text)")
 
 
 def kinds_of_states(table: pd.DataFrame) -> list[str]:

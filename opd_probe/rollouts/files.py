@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from opd_probe.errors import InputError, OpdProbeWarning
-from opd_probe.rollouts.prompts import encode_messages, encode_text
 from opd_probe.rollouts.reading import checked_set, read_rollout_set, remarks
 from opd_probe.rollouts.rows import absent, write_rows
 from opd_probe.rollouts.sources import Where
@@ -52,40 +50,6 @@ def rollouts_from_dicts(rows: Iterable[Mapping[str, Any]]) -> list[Rollout]:
     if not rollouts:
         raise InputError("rollouts: empty; expected at least one with prompt_ids and response_ids")
     return checked_set(rollouts, "rollouts")
-
-
-def encode_rollouts(rollouts: Sequence[Rollout], tokenizer: Any) -> list[Rollout]:
-    """Token ids for rollouts that came as text; the others stay as they are.
-
-    A prompt string is encoded as it stands, messages through the chat template; the response without special
-    tokens, EOS appended only when its finish reason is ``stop``. Re-tokenised ids are not what was sampled.
-
-    Raises:
-        InputError: a rollout is text and there is no tokenizer, or no chat template for messages.
-    """
-    encoded = []
-    for rollout in rollouts:
-        messages = rollout.extra.get("messages")
-        text = rollout.token_source == "retokenized" and rollout.response is not None
-        if not text or rollout.prompt_ids or rollout.response_ids or (rollout.prompt is None and not messages):
-            encoded.append(rollout)
-            continue
-        place = f"rollout {rollout.id!r}"
-        if tokenizer is None:
-            raise InputError(f"{place}: is text, and the student has no tokenizer; give --tokenizer")
-        if rollout.prompt is not None:
-            prompt = encode_text(rollout.prompt, tokenizer)
-        else:
-            prompt = encode_messages(place, messages or (), tokenizer)
-        response = tokenizer(rollout.response, add_special_tokens=False)["input_ids"]
-        if rollout.finish_reason == "stop" and tokenizer.eos_token_id is not None:
-            response = [*response, tokenizer.eos_token_id]
-        encoded.append(
-            dataclasses.replace(
-                rollout, prompt_ids=tuple(prompt), response_ids=tuple(response), token_source="retokenized"
-            )
-        )
-    return encoded
 
 
 def write_rollouts(path: str | Path, rollouts: Iterable[Rollout]) -> None:

@@ -60,7 +60,7 @@ def read_rollout_set(paths: Sequence[str | Path], kind: str | None = None) -> Ro
     for (file, named), prefix in zip(found, _prefixes([file for file, _ in found]), strict=True):
         rows = _without_null(read_rows(file, "rollouts"))
         first = next(rows)
-        kept = source or recognise(first[1])
+        kept = recognise(first[1]) if source is None else source if named or source.fits(first[1]) else None
         if not named and file.suffix == ".pt" and file.name.startswith("eval_"):
             ignored.append(file)  # slime's evaluation samples lie beside those of training
             continue

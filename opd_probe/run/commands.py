@@ -18,14 +18,14 @@ from opd_probe.run.progress import Progress
 from opd_probe.run.request import DEFAULT_OUT, Request
 from opd_probe.run.result import Result
 from opd_probe.run.settings import parse_options, settle
-from opd_probe.run.stored import find_traces
+from opd_probe.run.stored import find_traces, token_source_of, warn_of_mixture
 from opd_probe.run.tables import as_table, json_row, present, records, write_csv
 from opd_probe.trace import read_trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMES = ("run", "step", "teacher", "k", "states")
+NAMES = ("run", "step", "teacher", "k", "states", "token_source")
 OVERLAP_COLUMNS = (
     *NAMES, "n_states", "overlap_ratio", "overlap_advantage", "entropy_gap",
     "student_overlap_mass", "reverse_kl", "accuracy",
@@ -43,13 +43,14 @@ POSITION_COLUMNS = (
     "step",
     "teacher",
     "k",
+    "token_source",
     "position_lo",
     "position_hi",
     "n_states",
-    *ALIGN_COLUMNS[5:],
+    *ALIGN_COLUMNS[len(NAMES) :],
 )
 DEPTH_COLUMNS = (
-    "run", "step", "teacher", "position_lo", "position_hi", "n_states", "sampled_reward",
+    "run", "step", "teacher", "token_source", "position_lo", "position_hi", "n_states", "sampled_reward",
     *(f"sampled_reward_q{end}" for end in ("05", "25", "50", "75", "95")),
 )  # fmt: skip
 DRY_RUN_COLUMNS = (
@@ -84,7 +85,7 @@ def mass(request: Request, progress: Progress) -> Result:
     files = _write(gathered, "mass", table, [("", plots.plot_mass(table, as_table(totals)))])
     if gathered.format == "table":  # K rows for each checkpoint are for files, not for eyes
         rows = [json_row(row) for row in totals]
-        return Result(rows, present(MASS_COLUMNS, rows), gathered.format, files)
+        return Result(rows, _shown(MASS_COLUMNS, rows), gathered.format, files)
     return Result([json_row(row) for row in records(table)], (), gathered.format, files)
 
 
@@ -114,7 +115,7 @@ def _depth(gathered: Gathered, bins: int) -> Result:
     files = _write(gathered, "depth", reward, [("", plots.plot_depth(reward, signal))])
     files += (write_csv(signal, gathered.out / "depth-signal.csv"),)
     rows = [json_row(row) for row in records(reward)]
-    return Result(rows, present(DEPTH_COLUMNS, rows), gathered.format, files)
+    return Result(rows, _shown(DEPTH_COLUMNS, rows), gathered.format, files)
 
 
 def show(trace: str, *, k: int | None = None, average: str | None = None) -> dict[str, Any]:
@@ -129,7 +130,8 @@ def show(trace: str, *, k: int | None = None, average: str | None = None) -> dic
     settings = settle(parse_options({"k": k, "average": average}), None, where=trace)
     used = settings.k if k is not None else min(settings.k, stored.K)
     row = summarize(stored, used, average=settings.average, seed=settings.seed)
-    return {"path": str(trace), "provenance": stored.provenance, "summary": json_row(row)}
+    source = token_source_of(stored)
+    return {"path": str(trace), "token_source": source, "provenance": stored.provenance, "summary": json_row(row)}
 
 
 def _gather(request: Request, progress: Progress) -> Gathered | Result:
@@ -139,6 +141,7 @@ def _gather(request: Request, progress: Progress) -> Gathered | Result:
         out = Path(request.out or DEFAULT_OUT)
         check_writable(out)
         measured = find_traces(request.traces, parse_options(request.options))
+        warn_of_mixture(measured)
         return Gathered(in_order(measured), out, request.format or "table", progress)
     plan = make_plan(request)
     # Imported here because both import torch, which nobody should wait for who only reads traces.
@@ -149,7 +152,9 @@ def _gather(request: Request, progress: Progress) -> Gathered | Result:
         return Result(rows, present(DRY_RUN_COLUMNS, rows), plan.format)
     from opd_probe.run.pipeline import measure
 
-    return Gathered(in_order(measure(plan, progress)), plan.out, plan.format, progress)
+    measured = measure(plan, progress)
+    warn_of_mixture(measured)
+    return Gathered(in_order(measured), plan.out, plan.format, progress)
 
 
 def _refuse_inputs_beside_traces(request: Request) -> None:
@@ -180,7 +185,13 @@ def _finish(
 ) -> Result:
     files = _write(gathered, name, as_table(rows), figures)
     clean = [json_row(row) for row in rows]
-    return Result(clean, present(columns, clean), gathered.format, files)
+    return Result(clean, _shown(columns, clean), gathered.format, files)
+
+
+def _shown(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """Columns for a table, that of the tokens' source only where it is not what one expects."""
+    sampled = all(row.get("token_source") in (None, "sampled_ids") for row in rows)
+    return tuple(name for name in present(columns, rows) if not (sampled and name == "token_source"))
 
 
 def _write(

@@ -15,7 +15,7 @@ from opd_probe.run.progress import Progress
 from opd_probe.run.request import DEFAULT_OUT
 from opd_probe.run.result import Result
 from opd_probe.run.settings import parse_options
-from opd_probe.run.stored import Measured, find_traces
+from opd_probe.run.stored import Measured, find_traces, warn_of_mixture
 from opd_probe.run.tables import as_table, json_row, present, write_csv
 
 COLUMNS = ("step_a", "step_b", "metric", "unit", "a", "b", "difference", "n_prompts")
@@ -40,6 +40,7 @@ def compare(
     given = parse_options(options)
     sides = [find_traces([place], given, what=f"compare {name}") for name, place in (("A", a), ("B", b))]
     pairs = pair_up(*sides)
+    warn_of_mixture([one for pair in pairs for one in pair])
     rows: list[dict[str, Any]] = []
     progress.begin("compare")
     for done, (first, second) in enumerate(pairs):
@@ -119,7 +120,10 @@ def _pair(row: Mapping[str, Any]) -> str:
 
 
 def _names(pairs: Sequence[Pair]) -> list[str]:
-    """For each side the run, its step when there is one pair, and its teacher where the two differ in nothing else."""
+    """For each side the run, its step when there is one pair, and its teacher where the two differ in nothing else.
+
+    Says of which side the ids are not what was sampled.
+    """
     firsts = pairs[0]
     names = [one.run or side for one, side in zip(firsts, ("A", "B"), strict=True)]
     if len(pairs) == 1:
@@ -128,4 +132,7 @@ def _names(pairs: Sequence[Pair]) -> list[str]:
         ]
     if names[0] == names[1] and firsts[0].teacher != firsts[1].teacher:
         names = [f"{name} against {one.teacher}" for name, one in zip(names, firsts, strict=True)]
+    for side in range(2):
+        if any(pair[side].token_source != "sampled_ids" for pair in pairs):
+            names[side] += " (re-tokenised text)"
     return names

@@ -14,7 +14,7 @@ from opd_probe.run.progress import Progress
 from opd_probe.run.request import DEFAULT_OUT, Request
 from opd_probe.run.result import Result
 from opd_probe.run.settings import parse_options
-from opd_probe.run.stored import find_traces
+from opd_probe.run.stored import find_traces, warn_of_mixture
 
 COLUMNS = ("figure", "paper", "file", "missing")
 
@@ -47,6 +47,7 @@ def figures(
     out = Path(request.out or DEFAULT_OUT)
     check_writable(out)
     measured = in_order(find_traces(request.traces, parse_options(request.options)))
+    warn_of_mixture(measured)
     _refuse_unknown_teachers(shares, [one.teacher for one in measured])
     gathered = Gathered(measured, out, request.format or "table", progress)
     tables = Tables(gathered, logs, shares, group_seeds)

@@ -7,7 +7,8 @@ from typing import Any
 
 from opd_probe.models.checkpoints import home_of, resolve_checkpoint
 from opd_probe.models.vocabulary import load_tokenizer
-from opd_probe.rollouts.files import encode_rollouts, read_rollouts
+from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
+from opd_probe.rollouts.files import read_rollouts
 from opd_probe.rollouts.prompts import read_prompts
 from opd_probe.run.plan import RunPlan
 from opd_probe.run.selection import at_most, check_steps, of_checkpoint, origin
@@ -54,6 +55,7 @@ class Files:
         chosen = of_checkpoint(everything, checkpoint, plan.run.checkpoints, settings.step_offset, path)
         if any(rollout.token_source == "retokenized" for rollout in chosen):
             chosen = encode_rollouts(chosen, tokenizer_of(checkpoint, plan.tokenizer))
+            warn_of_text(chosen, f"rollouts {path}")
         users = sum(len(other.run.checkpoints) for other in self._plans if other.source == plan.source)
         return (
             at_most(chosen, settings.max_states, settings.seed),

@@ -13,7 +13,8 @@ from opd_probe.errors import InputError
 from opd_probe.models.loading import load_model
 from opd_probe.models.placement import DeviceMap
 from opd_probe.models.served.model import ServedModel
-from opd_probe.rollouts.files import encode_rollouts, read_rollouts, rollouts_from_dicts
+from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
+from opd_probe.rollouts.files import read_rollouts, rollouts_from_dicts
 from opd_probe.run.memory import too_large_together
 from opd_probe.run.naming import file_names
 from opd_probe.run.output import check_file_writable, existing_directory
@@ -187,6 +188,7 @@ def _traces(
         sequential = any(too_large_together(pair, options.dtype, **_device(place)) for pair in pairs)
     loaded = load_model(student, **load)
     given = encode_rollouts(given, loaded.tokenizer)
+    warn_of_text(given, "rollouts")
     disk = existing_directory(requests[0].path.parent) if requests[0].path is not None else None
     first = shared_student(loaded, given, options, disk, replays=len(lacking), alone=sequential, progress=progress)
     del loaded  # when it has run alone, nothing holds it any more

@@ -29,6 +29,28 @@ class Measured:
         """The columns that name a row."""
         return {"run": self.run, "step": self.step, "teacher": self.teacher}
 
+    @property
+    def token_source(self) -> str:
+        """See :func:`token_source_of`."""
+        return token_source_of(self.trace)
+
+
+def token_source_of(trace: Trace) -> str:
+    """Whether a trace's ids are what was sampled: a :data:`~opd_probe.types.TokenSource`, or ``"mixed"``."""
+    found = set(trace.rollouts.column("token_source").to_pylist()) - {None}
+    return str(found.pop()) if len(found) == 1 else "mixed" if found else "sampled_ids"
+
+
+def warn_of_mixture(measured: Sequence[Measured]) -> None:
+    """Say when traces of sampled ids and of text that was tokenised again stand side by side."""
+    text = [one for one in measured if one.token_source != "sampled_ids"]
+    if text and len(text) < len(measured):
+        names = ", ".join(dict.fromkeys(one.run for one in text))
+        warn(
+            f"{len(text)} of {len(measured)} traces are of re-tokenised text (of {names}), the others of sampled ids; "
+            "they stand side by side, but a difference between them may come from that alone"
+        )
+
 
 def find_traces(arguments: Sequence[str], given: Options, *, what: str = "--traces") -> list[Measured]:
     """Open the traces that ``what`` (an option or argument) names: files, or directories with traces somewhere below.

@@ -153,7 +153,12 @@ def _decoder(measured: Measured, given: str | None, missing: list[str]) -> Decod
 
 
 def _names(measured: Measured) -> dict[str, Any]:
-    return {"path": str(measured.trace.path), **measured.key, "states": measured.states}
+    return {
+        "path": str(measured.trace.path),
+        **measured.key,
+        "states": measured.states,
+        "token_source": measured.token_source,
+    }
 
 
 def _summary(measured: Measured, k: int, missing: list[str]) -> dict[str, Any]:

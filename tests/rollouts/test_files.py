@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from opd_probe.errors import InputError, MissingError, OutputError
+from opd_probe.rollouts.encoding import encode_rollouts
 from opd_probe.rollouts.files import (
-    encode_rollouts,
     prompt_key,
     read_rollouts,
     rollouts_digest,

@@ -28,7 +28,7 @@ SOURCES: tuple[Source, ...] = (
 
 def recognise(row: Mapping[str, Any]) -> Source | None:
     """The kind of file that begins with this row, whose null fields have been left out; None for an unknown one."""
-    return next((one for one in SOURCES if all(name in row for name in one.needs) and one.recognises(row)), None)
+    return next((source for source in SOURCES if source.fits(row)), None)
 
 
 def source_named(name: str) -> Source:

@@ -77,7 +77,7 @@ def _answer(target: Any) -> str | None:
 def _score(row: Mapping[str, Any]) -> float | None:
     """The first metric that is a number."""
     names = row.get("metrics")
-    values = [row.get(name) for name in names] if isinstance(names, list) else []
+    values = [row.get(str(name)) for name in names] if isinstance(names, list) else []
     return next((float(value) for value in values if isinstance(value, (int, float))), None)
 
 

@@ -58,6 +58,10 @@ class Source:
     same: Callable[[Mapping[str, Any]], Any] | None = None
     logs_again: bool = False
 
+    def fits(self, row: Mapping[str, Any]) -> bool:
+        """Whether a file that begins with this row may be of this kind."""
+        return all(name in row for name in self.needs) and self.recognises(row)
+
 
 def step_of_file(path: Path) -> int | None:
     """The number that a file's name is or ends in, then that of its folder."""

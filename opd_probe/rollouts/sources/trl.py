@@ -12,9 +12,9 @@ from typing import Any
 
 from opd_probe.errors import InputError
 from opd_probe.rollouts import fields
+from opd_probe.rollouts.encoding import STRIPPED
 from opd_probe.rollouts.prompts import check_messages
 from opd_probe.rollouts.sources.source import Skipped, Source, Where, step_of_file
-from opd_probe.rollouts.stripped import STRIPPED
 from opd_probe.types import Rollout
 
 USED = ("step", "prompt", "completion")

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from opd_probe.rollouts import fields
+from opd_probe.rollouts.encoding import STRIPPED
 from opd_probe.rollouts.sources.source import Source, Where, step_of_file
-from opd_probe.rollouts.stripped import STRIPPED
 from opd_probe.types import Rollout
 
 

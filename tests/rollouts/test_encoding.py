@@ -1,0 +1,109 @@
+"""Text becomes ids as the student read them, as far as that can be known."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from opd_probe.errors import OpdProbeWarning
+from opd_probe.rollouts.encoding import STRIPPED, encode_rollouts, restore_prompt, warn_of_text
+from opd_probe.rollouts.files import rollouts_from_dicts
+from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
+
+CHATML = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nBe brief.<|im_end|>\\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chatml() -> PreTrainedTokenizerFast:
+    """Bytes as tokens, and the special tokens and template of the Qwen family."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE({letter: place for place, letter in enumerate(alphabet)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken(name, special=True) for name in ("<|im_start|>", "<|im_end|>")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>")
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def stripped(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], **options: object) -> list[object]:
+    """The ids of a prompt, and its text as verl and TRL's distillation trainer write it."""
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [ids, tokenizer.decode(ids, skip_special_tokens=True)]
+
+
+USER = {"role": "user", "content": "What is 3 + 4?\n\nThink."}
+SYSTEM = {"role": "system", "content": "You add."}
+
+
+@pytest.mark.parametrize(
+    ("messages", "options"),
+    [
+        ([USER], {}),
+        ([SYSTEM, USER], {}),
+        ([USER], {"enable_thinking": False}),
+        ([SYSTEM, USER], {"enable_thinking": False}),
+    ],
+)
+def test_special_tokens_come_back(chatml, messages, options) -> None:  # type: ignore[no-untyped-def]
+    ids, text = stripped(chatml, messages, **options)
+    assert "<|im_start|>" not in str(text)
+    assert restore_prompt(str(text), chatml) == (ids, messages)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [USER, {"role": "assistant", "content": "7"}, USER],
+        [{"role": "user", "content": "one\nuser\ntwo"}],
+        [{"role": "system", "content": "a\nuser\nb"}, USER],
+    ],
+    ids=["several turns", "words that a turn begins with", "two places for the user's message"],
+)
+def test_what_may_be_of_several_turns_is_not_restored(chatml, messages) -> None:  # type: ignore[no-untyped-def]
+    assert restore_prompt(str(stripped(chatml, messages)[1]), chatml) is None
+
+
+def test_text_that_the_template_does_not_explain_is_not_restored(chatml) -> None:  # type: ignore[no-untyped-def]
+    assert restore_prompt("Question: 3 + 4?", chatml) is None
+    assert restore_prompt("system\nBe brief.\nuser\nhi\nassistant\nHm", chatml) is None
+    assert restore_prompt("3 4", tiny_tokenizer(64)) is None
+    wordless = tiny_tokenizer(64, chat_template=CHAT_TEMPLATE)
+    wordless.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+    assert restore_prompt("3 4", wordless) is None
+
+
+def test_what_is_not_restored_is_read_as_it_stands_and_said(chatml) -> None:  # type: ignore[no-untyped-def]
+    ids, text = stripped(chatml, [USER])
+    rows = [
+        {"id": "a", "prompt": text, "response": "7", **STRIPPED},
+        {"id": "b", "prompt": "3 + 4?", "response": "7", "finish_reason": "stop", **STRIPPED},
+        {"id": "c", "prompt": text, "response": "7"},
+    ]
+    with pytest.warns(OpdProbeWarning, match="^1 of 2 prompts were written without their special tokens"):
+        a, b, c = encode_rollouts(rollouts_from_dicts(rows), chatml)
+    with pytest.warns(OpdProbeWarning, match="^here: re-tokenised text"):
+        warn_of_text([a], "here")
+    assert (list(a.prompt_ids), a.extra["messages"]) == (ids, [USER])
+    assert chatml.decode(b.prompt_ids) == "3 + 4?"
+    assert b.response_ids[-1] == chatml.eos_token_id
+    assert chatml.decode(c.prompt_ids) == text  # it is not known to lack anything
+    assert {r.token_source for r in (a, b, c)} == {"retokenized"}
+
+
+def test_ids_are_no_text_and_nothing_is_said() -> None:
+    rollouts = rollouts_from_dicts([{"prompt_ids": [3], "response_ids": [4]}])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert encode_rollouts(rollouts, None) == rollouts
+        warn_of_text(rollouts, "here")
