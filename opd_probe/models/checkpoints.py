@@ -11,6 +11,7 @@ from typing import Any
 
 from opd_probe.errors import InputError, MissingError
 from opd_probe.models.formats import FORMATS, Format
+from opd_probe.models.served.endpoint import is_url, shown
 from opd_probe.types import Checkpoint
 
 _STEP_NAME = re.compile(r"(?:checkpoint-|global_step_|step_)(\d+)")
@@ -46,6 +47,8 @@ def resolve_checkpoint(path: str | Path, *, run: str = "", base: str | None = No
         InputError: a directory or a file that is no checkpoint; says what was found and what is accepted.
     """
     local = Path(path)
+    if is_url(path):
+        raise InputError(f"model {shown(str(path))}: is behind HTTP; expected weights here: a directory or a hub id")
     if not local.exists():
         if looks_like_hub_id(str(path)):
             name, _, revision = str(path).partition("@")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError
+from opd_probe.models.served.model import ServedModel
 from opd_probe.rollouts.prompts import encode_prompts
 from opd_probe.run.files import Files, tokenizer_of
 from opd_probe.run.plan import Plan, RunPlan
@@ -115,8 +116,10 @@ def trace_bytes(states: int, depth: int) -> int:
     return states * BYTES_PER_VALUE * (LISTS_PER_STATE * depth + SCALARS_PER_STATE)
 
 
-def parameters_of(checkpoint: Checkpoint) -> int | None:
+def parameters_of(checkpoint: Checkpoint | ServedModel) -> int | None:
     """The number of parameters, from safetensors headers; None for a model that is not on this machine."""
+    if isinstance(checkpoint, ServedModel):
+        return None
     total = 0
     for place in filter(None, (checkpoint.path, checkpoint.base)):
         if not Path(place).is_dir():
