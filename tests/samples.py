@@ -50,6 +50,31 @@ def grouped_trace(
     return Trace(rollout_table(rows), flat.provenance, arrays=arrays)
 
 
+def as_served(trace: Trace, *, lost: Mapping[int, int] | None = None) -> Trace:
+    """A trace in memory without what a served teacher does not tell, taken out state by state.
+
+    Args:
+        lost: for some states, how many entries at the end of the teacher's list are of ids that are not shared.
+    """
+    arrays = {name: np.array(trace.column(name)) for name in trace.columns}
+    for name in ("teacher_entropy", "reverse_kl", "forward_kl", "jsd", "teacher_mass_outside"):
+        if name in arrays:
+            arrays[name][:] = np.nan
+    for state in range(trace.n_states):
+        listed = set(arrays["teacher_top_ids"][state].tolist())
+        if count := (lost or {}).get(state, 0):
+            arrays["teacher_top_ids"][state, -count:] = -1
+            arrays["teacher_top_logprobs"][state, -count:] = np.nan
+            arrays["student_logprobs_at_teacher_top"][state, -count:] = np.nan
+            listed = set(arrays["teacher_top_ids"][state, :-count].tolist())
+        known = listed | {int(arrays["token_id"][state])}
+        for rank, token in enumerate(arrays["student_top_ids"][state].tolist()):
+            if token not in known:
+                arrays["teacher_logprobs_at_student_top"][state, rank] = np.nan
+    provenance = {**trace.provenance, "teacher": {"source": "served"}}
+    return Trace(trace.rollouts, provenance, arrays=arrays)
+
+
 def many_prompts(prompts: int, per_prompt: int = 2, *, seed: int = 0) -> list[dict[str, Any]]:
     """Rollouts of ragged lengths with scores and finish reasons, two for each prompt."""
     generator = np.random.default_rng(seed)

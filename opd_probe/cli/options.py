@@ -37,13 +37,6 @@ class Dtype(StrEnum):
     float64 = "float64"
 
 
-class Sampler(StrEnum):
-    """What samples responses."""
-
-    transformers = "transformers"
-    vllm = "vllm"
-
-
 class DeviceMap(StrEnum):
     """How models are spread over devices, as transformers names it."""
 
@@ -81,7 +74,12 @@ Traces = Annotated[
 ]
 Teacher = Annotated[
     list[str] | None,
-    _option("--teacher", panel=_INPUT, metavar="MODEL", help="Path or hub id; repeat it for several teachers."),
+    _option(
+        "--teacher",
+        panel=_INPUT,
+        metavar="MODEL",
+        help="Path, hub id, or http://host:port[#model] of a vLLM or SGLang server; repeat it for several teachers.",
+    ),
 ]
 Rollouts = Annotated[
     str | None,
@@ -105,6 +103,16 @@ Prompts = Annotated[
 Tokenizer = Annotated[
     str | None,
     _option("--tokenizer", panel=_INPUT, metavar="PATH", help="The tokenizer, for checkpoints saved without one."),
+]
+TeacherTokenizer = Annotated[
+    str | None,
+    _option(
+        "--teacher-tokenizer",
+        panel=_INPUT,
+        metavar="PATH",
+        help="The tokenizer of served teachers (default: the one beside their weights when these are on this machine, "
+        "else assumed to be the student's).",
+    ),
 ]
 Base = Annotated[
     str | None,
@@ -130,12 +138,14 @@ Temperature = Annotated[
     _option("--temperature", panel=_REPLAY, metavar="T", help="Of both scored distributions (default: 1)."),
 ]
 SamplerOption = Annotated[
-    Sampler | None,
+    str | None,
     _option(
         "--sampler",
         panel=_SAMPLING,
-        help="What samples, with --prompts: the built-in loop over transformers, or vLLM where it is installed; their "
-        "draws differ (default: transformers).",
+        metavar="NAME",
+        help="What samples, with --prompts: transformers, the built-in loop; vllm, where it is installed; or "
+        "http://host:port[#model], a vLLM or SGLang server that has the checkpoint. Their draws differ (default: "
+        "transformers).",
     ),
 ]
 SampleTemperature = Annotated[
@@ -256,6 +266,7 @@ def build_request(
     rollouts: Rollouts = None,
     prompts: Prompts = None,
     tokenizer: Tokenizer = None,
+    teacher_tokenizer: TeacherTokenizer = None,
     base: Base = None,
     step_offset: StepOffset = None,
     allow_special_mismatch: AllowSpecialMismatch = None,
@@ -287,12 +298,13 @@ def build_request(
         rollouts=rollouts,
         prompts=prompts,
         tokenizer=tokenizer,
+        teacher_tokenizer=teacher_tokenizer,
         base=base,
         options={
             "k": k,
             "trace_k": trace_k,
             "temperature": temperature,
-            "sampler": str(sampler) if sampler else None,
+            "sampler": sampler,
             "sample_temperature": sample_temperature,
             "max_new_tokens": max_new_tokens,
             "num_rollouts": num_rollouts,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opd_probe.curves.bootstrap import Floats, Ints, Sums, cluster_codes, gather
 from opd_probe.errors import InputError
+from opd_probe.metrics import METRICS
+from opd_probe.metrics.view import TopView
 from opd_probe.trace import Trace
 
 Average = str
@@ -74,12 +77,29 @@ class RolloutSums:
                 if infinite.any():
                     add(sums, infinite)
 
+    def add_metrics(
+        self, keys: Ints, block: Mapping[str, NDArray[Any]], values: Mapping[str, Floats], names: Sequence[str], k: int
+    ) -> None:
+        """Add metrics of the states of a block; the mean of one that is known at selected states alone becomes NaN.
+
+        Args:
+            keys: as for :meth:`add`.
+            block: the stored columns that the metrics were made of.
+            values: at least the metrics ``names``, which are the first quantities.
+        """
+        self.add(keys, stack(values, names))
+        view = TopView(block, k)
+        for column, name in enumerate(names):
+            selected = METRICS[name].selected
+            if selected is not None and (unknown := selected(view)).any():
+                self.total.reshape(-1, self.total.shape[-1])[keys[unknown], column] = np.nan
+
     def clustered(self, codes: Ints, n_clusters: int, average: str) -> list[Sums]:
         """The sums of each group over clusters of rollouts (code −1: left out), one :class:`Sums` per group."""
         arrays = [self.total, self.count, self.plus, self.minus]
         if average == "rollout":
             with np.errstate(invalid="ignore", divide="ignore"):
-                total = np.where(self.count > 0, self.total / self.count, 0.0)
+                total = np.where(self.count > 0, self.total / self.count, self.total)  # 0, or NaN
             arrays = [total, *((array > 0).astype(np.float64) for array in arrays[1:])]
 
         gathered = [gather(array, codes, n_clusters) for array in arrays]

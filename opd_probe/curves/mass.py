@@ -95,6 +95,10 @@ def by_rank(block: Mapping[str, NDArray[Any]]) -> tuple[Floats, ...]:
     p_overlap, q_overlap = running(p, p_other), running(q, q_other)
     advantage = _advantage(size, p_overlap, q_overlap, running(own_terms, other_terms), block)
     ratio = size / np.arange(1, size.shape[1] + 1)
+    ended = block["teacher_top_ids"] < 0
+    if ended.any():  # what a served teacher's list does not reach
+        for values in (p_overlap, q_overlap, ratio, advantage):
+            values[ended] = np.nan
     return running_sums(p), running_sums(q_other), p_overlap, q_overlap, ratio, advantage
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opd_probe.curves.accumulate import RolloutSums, check_average, stack
+from opd_probe.curves.accumulate import RolloutSums, check_average
 from opd_probe.curves.bootstrap import (
     RESAMPLES,
     Floats,
@@ -185,7 +185,7 @@ def _read(
     width = trace.K + 2
     histograms = {name: np.zeros(n * width) for name in counted}
     for block, values in metric_blocks(trace, k, [*means, *counted]):
-        sums.add(block["rollout"], stack(values, means))
+        sums.add_metrics(block["rollout"], block, values, means, k)
         prompt = codes[block["rollout"]]
         for name in counted:
             whole = np.where(np.isnan(values[name]), width - 1, values[name]).astype(np.int64)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of, prompts_with_states, stack
+from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of, prompts_with_states
 from opd_probe.curves.bootstrap import RESAMPLES, Resampling, intervals, warn_few_prompts
 from opd_probe.errors import InputError
 from opd_probe.metrics import METRICS
@@ -52,27 +52,28 @@ def position_curve(
     last = max((int(block["position"].max()) for block in trace.blocks(["position"])), default=0)
     width = max(1, -(-(last + 1) // bins))
     n_bins = last // width + 1
-    sums = RolloutSums.empty(trace.rollouts.num_rows, n_bins, len(names) + 1)
+    sums = RolloutSums.empty(trace.rollouts.num_rows, n_bins, len(names))
+    places = RolloutSums.empty(trace.rollouts.num_rows, n_bins, 1)
     for block, values in metric_blocks(trace, k, names):
         keys = block["rollout"] * n_bins + block["position"] // width
-        matrix = np.column_stack([block["position"].astype(np.float64), stack(values, names)])
-        sums.add(keys, matrix)
+        sums.add_metrics(keys, block, values, names, k)
+        places.add(keys, block["position"].astype(np.float64)[:, None])
     codes, n_clusters = clusters_of(trace)
     if resamples:
         warn_few_prompts(prompts_with_states(trace))
     rows = []
     for index, group in enumerate(sums.clustered(codes, n_clusters, average)):
-        n_states = sums.count[:, index, 0].sum()
+        n_states = places.count[:, index, 0].sum()
         if n_states == 0:
             continue
         mean, lo, hi = intervals(group, Resampling(resamples, seed))
         row: dict[str, float] = {
             "position_lo": index * width,
             "position_hi": min((index + 1) * width - 1, last),
-            "position": float(sums.total[:, index, 0].sum() / n_states),
+            "position": float(places.total[:, index, 0].sum() / n_states),
             "n_states": int(n_states),
         }
-        for column, name in enumerate(names, start=1):
+        for column, name in enumerate(names):
             row |= {name: mean[column], f"{name}_lo": lo[column], f"{name}_hi": hi[column]}
             row[f"{name}_n"] = int(sums.count[:, index, column].sum())
         rows.append(row)

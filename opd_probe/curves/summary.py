@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of, prompts_with_states, stack
+from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of, prompts_with_states
 from opd_probe.curves.bootstrap import RESAMPLES, Floats, Ints, Resampling, intervals, warn_few_prompts
 from opd_probe.curves.rollouts import rollout_values, summarise_rollouts
 from opd_probe.metrics import METRICS
@@ -56,7 +56,7 @@ def summarize(
     histograms = {name: np.zeros(trace.K + 2, dtype=np.int64) for name in counted}
     empty = outside = 0
     for block, values in metric_blocks(trace, k, [*means, *internal, *counted]):
-        sums.add(block["rollout"], stack(values, [*means, *internal]))
+        sums.add_metrics(block["rollout"], block, values, [*means, *internal], k)
         empty += int((values["overlap_ratio"] == 0).sum())
         outside += int(np.isnan(block["student_logprob"]).sum())
         for name in counted:

@@ -68,7 +68,7 @@ class Survey:
             (Σ r and number of states where it is the sampled token), ``overlap`` (states where it is in S_p ∩ S_q).
         n_states: all of them; ``n_unknown``: of a stored list's entries, those whose probability is unknown.
         reverse_kl: Σ of the finite full-vocabulary reverse KL; the part of it that no stored list holds is
-            ``reverse_kl`` − Σ ``kl``.
+            ``reverse_kl`` − Σ ``kl``. NaN where it is unknown, as with a served teacher.
         extremes: per kind the rows of the most extreme states, most extreme first.
         rows: the rows of the rollouts that were asked for, by their index in the rollout table.
     """
@@ -146,7 +146,7 @@ def _count(found: Survey, view: TopView, reward: Floats) -> None:
     found.counts.add("sampled", block["token_id"][known])
     found.counts.add("overlap", overlap_tokens(view)[1])
     kl = block["reverse_kl"].astype(np.float64)
-    found.reverse_kl += float(kl[np.isfinite(kl)].sum())
+    found.reverse_kl += float(kl[~np.isinf(kl)].sum())
 
 
 def kl_terms(log_p: NDArray[Any], log_q: NDArray[Any]) -> Floats:
@@ -176,12 +176,20 @@ def _largest(held: list[dict[str, Any]], block: Block, value: Floats, n: int) ->
     return sorted([*held, *new], key=lambda one: -one["extremity"])[:n]
 
 
-def mean_by_rollout(trace: Trace, column: str = "reverse_kl") -> Floats:
-    """[n_rollouts]: the mean of a stored scalar over the states of each rollout, NaN without states."""
-    sums = RolloutSums.empty(trace.rollouts.num_rows, 1, 1)
-    for block in trace.blocks([column], BLOCK_STATES):
-        sums.add(block["rollout"], block[column].astype(np.float64)[:, None])
-    return sums.rollout_means(0)
+def disagreement_by_rollout(trace: Trace) -> tuple[str, Floats]:
+    """How far the models are apart in each rollout, by the measure that the trace has.
+
+    Returns:
+        ``"reverse_kl"`` and its mean over the states of each rollout, [n_rollouts]; or, where that is unknown as with a
+        served teacher, ``"sampled_loss"`` and the mean of log p − log q of the sampled token, its estimate from one
+        draw per state (Eq. 3). NaN without states.
+    """
+    sums = RolloutSums.empty(trace.rollouts.num_rows, 1, 2)
+    for block in trace.blocks(["position", "reverse_kl", "student_logprob", "teacher_logprob"], BLOCK_STATES):
+        loss = 0.0 - METRICS["sampled_reward"].function(TopView(block, 1))
+        sums.add(block["rollout"], np.stack([block["reverse_kl"].astype(np.float64), loss], axis=1))
+    kl = sums.rollout_means(0)
+    return ("sampled_loss", sums.rollout_means(1)) if np.isnan(kl).all() else ("reverse_kl", kl)
 
 
 def spread_choice(values: Floats, n: int) -> list[int]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from opd_probe.engine.replay import Progress, ReplayModel, ReplaySettings, located, memory_advice
 from opd_probe.engine.scoring import Columns, VocabularyMap, check_rest, default_chunk, rows_of
-from opd_probe.engine.sequences import StateSequence, build_sequences, sequence_batches
+from opd_probe.engine.sequences import StateSequence, build_sequences, check_sampled, sequence_batches, with_prompts
 from opd_probe.engine.stored import StoredModel, state_hidden
 from opd_probe.errors import InputError, LogitError
 from opd_probe.stats.projection import OutputProjection, mass_outside
@@ -91,6 +91,7 @@ class ServedReplay:
         student: a loaded model, or a :class:`StoredModel` of these rollouts.
         shared_ids: int64, ascending: the student's distribution is normalised on them. The teacher's log-probabilities
             are over its whole vocabulary, and stay so.
+        teacher_prompts: as for :class:`opd_probe.engine.replay.Replay`.
 
     Raises:
         InputError: see :func:`opd_probe.engine.sequences.build_sequences`; a sequence too long for the server; or a
@@ -104,16 +105,22 @@ class ServedReplay:
         rollouts: Sequence[Rollout],
         shared_ids: NDArray[np.int64],
         settings: ReplaySettings,
+        teacher_prompts: Sequence[Sequence[int]] | None = None,
     ) -> None:
+        refuse_temperature(settings.temperature)
         self.student, self.teacher, self.rollouts, self.settings = student, teacher, rollouts, settings
         self.shared_ids = shared_ids
         self.sequences = build_sequences(rollouts, [student])
-        self._check()
+        check_sampled(rollouts, self.sequences, [student])
+        read = self.sequences
+        if teacher_prompts is not None:
+            read = build_sequences(with_prompts(rollouts, teacher_prompts), [], "the teacher's ")
+        self._asked = {sequence.rollout: sequence for sequence in read}
+        self._check_lengths()
 
-    def _check(self) -> None:
-        refuse_temperature(self.settings.temperature)
+    def _check_lengths(self) -> None:
         limit = self.teacher.max_positions
-        for sequence in self.sequences:
+        for sequence in self._asked.values():
             length = len(sequence.input_ids) + 1  # with the last sampled token
             if limit is not None and length > limit:
                 raise InputError(
@@ -139,7 +146,7 @@ class ServedReplay:
         Raises:
             ServerError: no usable answer; what came before has been yielded.
         """
-        todo = [sequence for sequence in self.sequences if not answered[sequence.rollout]]
+        todo = [sequence for sequence in self._asked.values() if not answered[sequence.rollout]]
         todo.sort(key=lambda sequence: -len(sequence.input_ids))
         total = sum(len(sequence.positions) for sequence in self.sequences)
         told = total - sum(len(sequence.positions) for sequence in todo)

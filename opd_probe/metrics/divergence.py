@@ -6,7 +6,11 @@ import numpy as np
 
 from opd_probe.metrics.overlap import IDS, STUDENT, TEACHER
 from opd_probe.metrics.registry import register
-from opd_probe.metrics.view import Floats, TopView, renormalised_kl
+from opd_probe.metrics.view import Bools, Floats, TopView, renormalised_kl
+
+
+def _untold(view: TopView) -> Bools:
+    return view.untold_on_student
 
 
 @register(
@@ -65,6 +69,7 @@ def sampled_reward(view: TopView) -> Floats:
     definition="KL(p̄ ‖ q̄), both renormalised on S_p",
     needs=STUDENT,
     trivial_at_one=True,
+    selected=_untold,
 )
 def topk_reverse_kl_student(view: TopView) -> Floats:
     return renormalised_kl(view.student_logprobs, view.teacher_logprobs_on_student)
@@ -100,6 +105,7 @@ def topk_reverse_kl_overlap(view: TopView) -> Floats:
     source="Eq. 5, §4.2",
     definition="KL(p̄ ‖ q̄), both renormalised on the symmetric difference S_p △ S_q; null when S_p = S_q",
     needs=IDS + STUDENT + TEACHER,
+    selected=_untold,
 )
 def topk_reverse_kl_non_overlap(view: TopView) -> Floats:
     support = np.concatenate([~view.in_overlap, view.teacher_only], axis=1)
@@ -112,6 +118,7 @@ def topk_reverse_kl_non_overlap(view: TopView) -> Floats:
     source="Eq. 5",
     definition="KL(p̄ ‖ q̄), both renormalised on S_p ∪ S_q",
     needs=IDS + STUDENT + TEACHER,
+    selected=_untold,
 )
 def topk_reverse_kl_union(view: TopView) -> Floats:
     support = np.concatenate([np.ones_like(view.in_overlap), view.teacher_only], axis=1)

@@ -36,10 +36,9 @@ def tokens_to_reach(running: Floats, threshold: float) -> Floats:
     """The smallest number of top tokens whose probabilities sum to ``threshold``, [n]; NaN beyond the trace's K.
 
     Args:
-        running: [n, K], the mass of the top 1 … K.
+        running: [n, K], the mass of the top 1 … K; NaN behind the end of a list.
     """
-    reached = running >= threshold
-    return np.where(reached[:, -1], reached.shape[1] + 1.0 - reached.sum(1), np.nan)
+    return np.where((running >= threshold).any(1), 1.0 + (running < threshold).sum(1), np.nan)
 
 
 def _register_tokens_to_reach(side: str, threshold: float) -> None:

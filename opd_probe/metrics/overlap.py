@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from opd_probe.metrics.registry import register
-from opd_probe.metrics.view import Bools, Floats, TopView
+from opd_probe.metrics.view import Floats, TopView
 
 IDS = ("student_top_ids", "teacher_top_ids")
 STUDENT = ("student_top_logprobs", "teacher_logprobs_at_student_top")
 TEACHER = ("teacher_top_logprobs", "student_logprobs_at_teacher_top")
 
 
-def _mass(probabilities: Floats, support: Bools) -> Floats:
-    total: Floats = np.where(support, probabilities, 0.0).sum(1)
-    return total
+def _mass_on_overlap(view: TopView, probabilities: Floats) -> Floats:
+    total: Floats = np.where(view.in_overlap, probabilities, 0.0).sum(1)
+    return view.where_told(total)
 
 
 @register("overlap_ratio", unit="share", source="Eq. 6", definition="|S_p ∩ S_q| / k", needs=IDS)
@@ -43,7 +43,7 @@ def overlap_advantage(view: TopView) -> Floats:
     needs=(*IDS, "student_top_logprobs"),
 )
 def student_overlap_mass(view: TopView) -> Floats:
-    return _mass(view.student_probabilities, view.in_overlap)
+    return _mass_on_overlap(view, view.student_probabilities)
 
 
 @register(
@@ -54,7 +54,7 @@ def student_overlap_mass(view: TopView) -> Floats:
     needs=(*IDS, "teacher_logprobs_at_student_top"),
 )
 def teacher_overlap_mass(view: TopView) -> Floats:
-    return _mass(view.teacher_probabilities_on_student, view.in_overlap)
+    return _mass_on_overlap(view, view.teacher_probabilities_on_student)
 
 
 @register(
@@ -77,4 +77,4 @@ def extreme_advantage_gap(view: TopView) -> Floats:
     ids = np.where(largest, view.block["student_top_ids"][:, : view.k].astype(np.int64), np.iinfo(np.int64).max)
     at = np.argmin(ids, axis=1)[:, None]
     gap = np.exp(np.take_along_axis(log_p, at, 1)) - np.exp(np.take_along_axis(log_q, at, 1))
-    return np.where(undefined, np.nan, gap[:, 0])
+    return view.where_told(np.where(undefined, np.nan, gap[:, 0]))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from opd_probe.metrics.view import Floats, TopView
+from opd_probe.metrics.view import Bools, Floats, TopView
 
 MetricFunction = Callable[[TopView], Floats]
+Unknown = Callable[[TopView], Bools]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Metric:
         summary: ``"mean"``, or ``"quantiles"`` for counts of tokens (median, 90th percentile, share beyond K).
         trivial_at_one: whether a single token makes it 0 whatever the models say.
         function: the view of a block of n states in, [n] out; NaN where it is undefined.
+        selected: for a metric that a served teacher leaves unknown at some states, and not at random: where that is so,
+            [n]. A mean over the other states would be one over states on which the models agree, so there is none.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Metric:
     depends_on_k: bool = True
     summary: str = "mean"
     trivial_at_one: bool = False
+    selected: Unknown | None = None
 
 
 METRICS: dict[str, Metric] = {}
@@ -51,13 +55,16 @@ def register(
     depends_on_k: bool = True,
     summary: str = "mean",
     trivial_at_one: bool = False,
+    selected: Unknown | None = None,
 ) -> Callable[[MetricFunction], MetricFunction]:
     """Enter a function into :data:`METRICS` under ``name``."""
 
     def enter(function: MetricFunction) -> MetricFunction:
         if name in METRICS:
             raise ValueError(f"metric {name!r} is registered twice")
-        METRICS[name] = Metric(name, unit, source, definition, needs, function, depends_on_k, summary, trivial_at_one)
+        METRICS[name] = Metric(
+            name, unit, source, definition, needs, function, depends_on_k, summary, trivial_at_one, selected
+        )
         return function
 
     return enter

@@ -91,9 +91,19 @@ class TopView:
 
     @cached_property
     def overlap_size(self) -> Floats:
-        """|S_p ∩ S_q|, [n]."""
+        """|S_p ∩ S_q|, [n]; NaN where S_q is not known."""
         size: Floats = self.in_overlap.sum(1).astype(np.float64)
-        return size
+        return self.where_told(size)
+
+    def where_told(self, values: Floats) -> Floats:
+        """Values of states, [n], and NaN where the teacher's list ends before k: a served teacher's may."""
+        ended = self.block["teacher_top_ids"][:, self.k - 1] < 0
+        return np.where(ended, np.nan, values) if ended.any() else values
+
+    @cached_property
+    def untold_on_student(self) -> Bools:
+        """Where q is unknown at a token of S_p, [n]: a served teacher tells it where both agree on the tokens."""
+        return np.asarray(np.isnan(self.teacher_logprobs_on_student).any(1))
 
     @cached_property
     def _overlap_partitions(self) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
@@ -104,8 +114,9 @@ class TopView:
 
     @cached_property
     def kl_on_overlap(self) -> Floats:
-        """KL(p̄ ‖ q̄) renormalised on S_p ∩ S_q, [n]; NaN where the overlap is empty."""
-        return _kl(self.student_logprobs, self.teacher_logprobs_on_student, *self._overlap_partitions)
+        """KL(p̄ ‖ q̄) renormalised on S_p ∩ S_q, [n]; NaN where the overlap is empty or not known."""
+        kl = _kl(self.student_logprobs, self.teacher_logprobs_on_student, *self._overlap_partitions)
+        return self.where_told(kl)
 
     @cached_property
     def overlap_log_partitions(self) -> tuple[Floats, Floats]:

@@ -14,6 +14,7 @@ from typing import Any
 from opd_probe.errors import InputError, MissingError
 from opd_probe.models.formats import FORMATS, Format
 from opd_probe.models.formats.headers import Headers
+from opd_probe.models.served.endpoint import is_url, shown
 from opd_probe.types import Checkpoint
 
 _STEP_NAME = re.compile(r"(?:checkpoint-|global_step_|step_)(\d+)")
@@ -106,6 +107,8 @@ def resolve_checkpoint(
             what is accepted.
     """
     local = Path(path)
+    if is_url(path):
+        raise InputError(f"model {shown(str(path))}: is behind HTTP; expected weights here: a directory or a hub id")
     if not local.exists():
         if looks_like_hub_id(str(path)):
             name, _, revision = str(path).partition("@")

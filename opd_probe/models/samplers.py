@@ -10,7 +10,7 @@ from typing import Any
 from opd_probe.errors import InputError
 from opd_probe.types import Checkpoint
 
-_COOLEST = 0.01
+COOLEST = 0.01
 """vLLM raises lower temperatures to this one."""
 
 
@@ -53,8 +53,8 @@ def check_vllm(source: Any, *, dtype: str | None, temperature: float) -> None:
         )
     if dtype == "float64":
         raise InputError(f"sampler vllm: dtype float64 is not among vLLM's; expected a smaller --dtype, or {instead}")
-    if temperature < _COOLEST:
+    if temperature < COOLEST:
         raise InputError(
-            f"sampler vllm: sample temperature = {temperature!r}; expected at least {_COOLEST}, or {instead}"
+            f"sampler vllm: sample temperature = {temperature!r}; expected at least {COOLEST}, or {instead}"
         )
     sampler_version("vllm")

@@ -20,6 +20,7 @@ from opd_probe.models.checkpoints import (
     resolve_checkpoint,
     step_of_name,
 )
+from opd_probe.models.served.endpoint import shown
 from opd_probe.run.manifest import MANIFEST_NAME, Manifest, read_manifest
 from opd_probe.run.naming import path_parts, step_of_revision, unique_names
 from opd_probe.types import Checkpoint
@@ -103,7 +104,7 @@ def _expand(arguments: Sequence[str]) -> list[Path | str]:
         elif is_hub_id(argument):
             items.append(argument)
         else:
-            raise MissingError(f"--ckpts {argument}: no such path; expected {ACCEPTED}, or a hub id (org/name)")
+            raise MissingError(f"--ckpts {shown(argument)}: no such path; expected {ACCEPTED}, or a hub id (org/name)")
     return items
 
 

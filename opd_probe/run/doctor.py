@@ -166,7 +166,7 @@ def _examine(
     with memory_advice("checking"):
         evidence = gather(
             lambda: pool.student(plan, checkpoint),
-            lambda: pool.teacher(plan, teacher.checkpoint),
+            lambda: pool.loaded_teacher(plan, teacher.checkpoint),
             rollouts,
             options,
             stage=stage,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
+from opd_probe.models.served.model import ServedModel
 from opd_probe.rollouts.prompts import encode_prompts
 from opd_probe.run.files import Files, tokenizer_of
 from opd_probe.run.plan import Plan, RunPlan
@@ -112,13 +113,13 @@ def trace_bytes(states: int, depth: int) -> int:
     return states * BYTES_PER_VALUE * (LISTS_PER_STATE * depth + SCALARS_PER_STATE)
 
 
-def parameters_of(checkpoint: Checkpoint) -> int | None:
+def parameters_of(checkpoint: Checkpoint | ServedModel) -> int | None:
     """The number of parameters, from the headers of its files; None for a model that is not on this machine.
 
     Raises:
         InputError: a file that is not whole.
     """
-    if checkpoint.format == "hub":
+    if isinstance(checkpoint, ServedModel) or checkpoint.format == "hub":
         return None
     own = sum(header.values for header in headers_of(checkpoint).values())
     if not format_of(checkpoint).adapter or checkpoint.base is None:

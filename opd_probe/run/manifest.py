@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from opd_probe.errors import InputError, MissingError
 from opd_probe.models.checkpoints import looks_like_hub_id
+from opd_probe.models.served.endpoint import is_url, shown
 from opd_probe.run.settings import CommandOptions, Options, first_problem
 
 MANIFEST_NAME = "opd-probe.yaml"
@@ -27,7 +28,8 @@ class Manifest(Options, CommandOptions):
     """What ``opd-probe.yaml`` may say; everything else in it is an error.
 
     Attributes:
-        teacher: one or several models (path or hub id).
+        teacher: one or several models (path, hub id or URL of a server).
+        teacher_tokenizer: the tokenizer of served teachers.
         student: the model before distillation: step 0 of the run.
         rollouts, prompts: a file; at most one of them.
         teacher_template: reserved.
@@ -40,11 +42,12 @@ class Manifest(Options, CommandOptions):
     rollouts: Text | None = None
     prompts: Text | None = None
     teacher_template: Text | None = None
+    teacher_tokenizer: Text | None = None
     tokenizer: Text | None = None
     base: Text | None = None
 
 
-_MODELS = ("student", "tokenizer", "base")
+_MODELS = ("student", "teacher_tokenizer", "tokenizer", "base")
 _FILES = ("rollouts", "prompts")
 
 
@@ -114,19 +117,22 @@ def _against(manifest: Path, value: str) -> Path:
 
 
 def resolve_model(manifest: Path, key: str, value: str) -> str:
-    """A model that a manifest names: a path relative to the manifest if there is one, else a hub id.
+    """A model that a manifest names: a path relative to the manifest if there is one, a hub id, or a teacher's URL.
 
     Raises:
         MissingError: neither.
     """
+    if is_url(value) and key == "teacher":
+        return value
     local = _against(manifest, value)
     if local.exists():
         return str(local)
     is_path = value.startswith(("/", "./", "../", "~")) or value in (".", "..")
     if not is_path and looks_like_hub_id(value):
         return value
+    where = "" if is_url(value) else f" ({local})"
     kind = "" if is_path else ", and not a hub id (org/name)"
-    raise MissingError(f"manifest {manifest}: key {key!r}: {value}: no such path ({local}){kind}")
+    raise MissingError(f"manifest {manifest}: key {key!r}: {shown(value)}: no such path{where}{kind}")
 
 
 def _resolve_file(manifest: Path, key: str, value: str) -> str:

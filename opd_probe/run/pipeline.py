@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from opd_probe.engine.stored import StoredModel
-from opd_probe.errors import OpdProbeError, OutOfMemoryError
+from opd_probe.errors import OpdProbeError, OutOfMemoryError, ServerError
 from opd_probe.models.loading import LoadedModel
+from opd_probe.models.served.model import ServedModel
 from opd_probe.run.files import Files
 from opd_probe.run.memory import memory_advice, too_large_together
 from opd_probe.run.output import existing_directory
@@ -21,6 +22,7 @@ from opd_probe.run.plan import Plan, RunPlan, Teacher
 from opd_probe.run.pool import ModelPool
 from opd_probe.run.progress import Progress
 from opd_probe.run.sampling import Sampler, check_pair, step_name
+from opd_probe.run.served import options_for
 from opd_probe.run.stored import Measured
 from opd_probe.run.tracing import TraceOptions, TraceRequest, shared_student
 from opd_probe.trace import Trace, read_trace
@@ -64,7 +66,7 @@ def sequential(run: RunPlan) -> bool:
     settings = run.settings
     if settings.sequential is not None:
         return settings.sequential
-    teachers = [teacher.checkpoint for teacher in run.teachers]
+    teachers = [one.checkpoint for one in run.teachers if not isinstance(one.checkpoint, ServedModel)]
     return any(
         too_large_together([checkpoint, *teachers], settings.dtype, settings.device, settings.device_map)
         for checkpoint in run.run.checkpoints
@@ -123,6 +125,8 @@ class _Station:
             allow_special_mismatch=settings.allow_special_mismatch,
             batch_tokens=settings.batch_tokens,
         )
+        if isinstance(teacher.checkpoint, ServedModel):
+            options = options_for(teacher.checkpoint, options, settings.k)
         labels = {
             "run": self.run.run.name,
             "step": self.checkpoint.step,
@@ -171,15 +175,15 @@ def _with_labels(trace: Trace, request: TraceRequest) -> Trace:
 def _nothing_half_written(path: Path) -> Iterator[None]:
     """After bad input, remove a replay's unfinished work and the folders made for it.
 
-    What an interrupt or a lack of memory leaves behind is kept when it holds finished rollouts: the next
-    replay goes on from there.
+    What an interrupt, a lack of memory or a server leaves behind is kept when it holds finished rollouts, or what a
+    server told of one: the next replay goes on from there.
     """
     made = [folder for folder in path.parents if not folder.exists()]
     try:
         yield
     except OpdProbeError as error:
         partial = path.with_name(f".{path.name}.partial")
-        if not (isinstance(error, OutOfMemoryError) and _has_progress(partial)):
+        if not (isinstance(error, (OutOfMemoryError, ServerError)) and _has_progress(partial)):
             shutil.rmtree(partial, ignore_errors=True)
         for folder in made:
             if folder.is_dir() and not any(folder.iterdir()):
@@ -188,7 +192,8 @@ def _nothing_half_written(path: Path) -> Iterator[None]:
 
 
 def _has_progress(partial: Path) -> bool:
-    try:
-        return bool(np.load(partial / "done.npy", mmap_mode="r").any())
-    except (OSError, ValueError):
-        return False
+    for flags in ("done", "answered"):
+        with suppress(OSError, ValueError):
+            if np.load(partial / f"{flags}.npy", mmap_mode="r").any():
+                return True
+    return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,8 @@ from typing import Any, Literal
 from opd_probe.errors import InputError, MissingError, OpdProbeWarning
 from opd_probe.models.checkpoints import resolve_checkpoint, step_of_name
 from opd_probe.models.samplers import check_vllm
+from opd_probe.models.served.endpoint import is_url, parse_endpoint, shown
+from opd_probe.models.served.model import ServedModel
 from opd_probe.run.discovery import Run, discover, is_hub_id
 from opd_probe.run.manifest import MANIFEST_NAME, Manifest
 from opd_probe.run.naming import file_names, path_parts, unique_names
@@ -23,10 +25,10 @@ from opd_probe.types import Checkpoint
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """A teacher under the name that rows and figures give it."""
+    """A teacher under the name that rows and figures give it: weights, or a server that has answered."""
 
     name: str
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | ServedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,19 +164,21 @@ def _agreed(name: str, runs: Iterable[Run]) -> Any:
 
 
 def model_path(option: str, value: str | None) -> str | None:
-    """A model or tokenizer that an option names: a local path or a hub id.
+    """A model or tokenizer that an option names: a local path, a hub id, or a URL for a teacher.
 
     Raises:
         MissingError: neither.
     """
     if value is None:
         return None
+    if is_url(value) and option == "--teacher":
+        return value
     local = Path(value).expanduser()
     if local.exists():
         return str(local)
     if is_hub_id(value):
         return value
-    raise MissingError(f"{option} {value}: no such path, and not a hub id (org/name)")
+    raise MissingError(f"{option} {shown(value)}: no such path, and not a hub id (org/name)")
 
 
 def _find_teachers(request: Request, runs: Sequence[Run], *, required: bool = True) -> dict[str, tuple[Teacher, ...]]:
@@ -186,25 +190,48 @@ def _find_teachers(request: Request, runs: Sequence[Run], *, required: bool = Tr
         if required and not named:
             place = run.manifest_path or f"<run>/{MANIFEST_NAME}"
             raise MissingError(
-                f"run {run.name}: no teacher; name one with --teacher PATH_OR_HUB_ID, or with a line "
-                f"'teacher: PATH_OR_HUB_ID' in {place}"
+                f"run {run.name}: no teacher; name one with --teacher PATH_OR_HUB_ID_OR_URL, or with a line "
+                f"'teacher: PATH_OR_HUB_ID_OR_URL' in {place}"
             )
         sources[run.name] = list({_identity(value): value for value in reversed(named)}.values())[::-1]
     distinct = {_identity(value): value for values in sources.values() for value in values}
-    names = unique_names({key: _teacher_parts(key, value) for key, value in distinct.items()})
-    found = {key: Teacher(names[key], resolve_checkpoint(value, run=names[key])) for key, value in distinct.items()}
+    served = _served_teachers(request, runs, distinct)
+    names = unique_names({key: _teacher_parts(key, value, served.get(key)) for key, value in distinct.items()})
+    found = {
+        key: Teacher(names[key], served.get(key) or resolve_checkpoint(value, run=names[key]))
+        for key, value in distinct.items()
+    }
     return {
         run: tuple(sorted((found[_identity(v)] for v in values), key=lambda t: t.name))
         for run, values in sources.items()
     }
 
 
+def _served_teachers(request: Request, runs: Sequence[Run], teachers: Mapping[str, str]) -> dict[str, ServedModel]:
+    """Those teachers that are behind HTTP, asked who they are."""
+    urls = {key: value for key, value in teachers.items() if is_url(value)}
+    tokenizer = model_path("--teacher-tokenizer", request.teacher_tokenizer)
+    if tokenizer is not None and not urls:
+        raise InputError("--teacher-tokenizer: no teacher is served; weights have their tokenizer beside them, or "
+                         "take --tokenizer")  # fmt: skip
+    if not urls:
+        return {}
+    from opd_probe.run.served import served_model
+
+    tokenizer = tokenizer or _agreed("teacher_tokenizer", runs) or request.tokenizer or _agreed("tokenizer", runs)
+    return {key: served_model(value, tokenizer) for key, value in urls.items()}
+
+
 def _identity(model: str) -> str:
+    if is_url(model):
+        return str(parse_endpoint(model))
     return str(Path(model).resolve()) if Path(model).exists() else f"hub:{model}"
 
 
-def _teacher_parts(identity: str, model: str) -> tuple[str, ...]:
+def _teacher_parts(identity: str, model: str, served: ServedModel | None) -> tuple[str, ...]:
     """Path components of a teacher; a step directory's name says nothing without its run's."""
+    if served is not None:
+        return served.endpoint.url, Path(served.model).name if served.model.startswith("/") else served.model
     if identity.startswith("hub:"):
         return (model,)
     parts = path_parts(os.path.normpath(Path(model).absolute()))
@@ -236,6 +263,11 @@ def _find_source(request: Request, run: Run) -> Source:
 
 def _check_sampler(plan: RunPlan) -> None:
     settings = plan.settings
+    if is_url(settings.sampler) and plan.source.kind == "prompts":
+        from opd_probe.models.served.sampling import served_checkpoint
+
+        for checkpoint in plan.run.checkpoints:
+            served_checkpoint(parse_endpoint(settings.sampler), checkpoint, alone=len(plan.run.checkpoints) == 1)
     if settings.sampler == "vllm" and plan.source.kind == "prompts":
         for checkpoint in plan.run.checkpoints:
             check_vllm(checkpoint, dtype=settings.dtype, temperature=settings.sample_temperature)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 from collections.abc import Collection
 
+from opd_probe.errors import InputError
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.models.outline import Outline, read_outline
+from opd_probe.models.served.model import ServedModel
 from opd_probe.run.memory import memory_advice
 from opd_probe.run.plan import RunPlan
 from opd_probe.run.progress import Progress
@@ -28,28 +30,50 @@ class ModelPool:
 
     def student(self, run: RunPlan, checkpoint: Checkpoint) -> LoadedModel:
         """The student; beside it only the run's teachers stay, and in a sequential run none."""
-        teachers = [] if run.settings.sequential else [teacher.checkpoint for teacher in run.teachers]
-        return self._load(run, checkpoint, {_key(run, teacher) for teacher in teachers})
+        beside = [] if run.settings.sequential else [teacher.checkpoint for teacher in run.teachers]
+        kept = {_key(run, teacher) for teacher in beside if isinstance(teacher, Checkpoint)}
+        return self._load(run, checkpoint, kept)
 
-    def teacher(self, run: RunPlan, checkpoint: Checkpoint) -> LoadedModel:
-        """A teacher; beside it everything stays, and in a sequential run nothing."""
+    def teacher(self, run: RunPlan, checkpoint: Checkpoint | ServedModel) -> LoadedModel | ServedModel:
+        """A teacher; beside it everything stays, and in a sequential run nothing. A served one needs no loading."""
+        if isinstance(checkpoint, ServedModel):
+            return checkpoint
         return self._load(run, checkpoint, () if run.settings.sequential else self._loaded.keys())
 
-    def teachers(self, run: RunPlan) -> list[LoadedModel | Outline]:
+    def loaded_teacher(self, run: RunPlan, checkpoint: Checkpoint | ServedModel) -> LoadedModel:
+        """A teacher whose weights are needed.
+
+        Raises:
+            InputError: it is served.
+        """
+        found = self.teacher(run, checkpoint)
+        if isinstance(found, ServedModel):
+            raise InputError(
+                f"teacher {found.name}: is behind HTTP, and this command needs its weights; name a directory or a hub "
+                "id"
+            )
+        return found
+
+    def teachers(self, run: RunPlan) -> list[LoadedModel | Outline | ServedModel]:
         """All teachers of a run, to see whether they fit the student: loaded, or in outline in a sequential run."""
         checkpoints = [teacher.checkpoint for teacher in run.teachers]
-        look = self.outline if run.settings.sequential else self.teacher
+        look = self.teacher_outline if run.settings.sequential else self.teacher
         return [look(run, checkpoint) for checkpoint in checkpoints]
 
     def sampled_student(self, run: RunPlan, checkpoint: Checkpoint) -> LoadedModel | Outline:
-        """The student to sample from: loaded, or in outline for vLLM, which loads it by itself."""
-        return self.outline(run, checkpoint) if run.settings.sampler == "vllm" else self.student(run, checkpoint)
+        """The student to sample from: loaded, or in outline for vLLM and servers, which load it by themselves."""
+        own = run.settings.sampler == "transformers"
+        return self.student(run, checkpoint) if own else self.outline(run, checkpoint)
 
-    def sampled_teachers(self, run: RunPlan) -> list[LoadedModel | Outline]:
-        """All teachers, to see which ids may be sampled: as for a replay, but in outline beside vLLM."""
-        if run.settings.sampler == "vllm":
-            return [self.outline(run, teacher.checkpoint) for teacher in run.teachers]
+    def sampled_teachers(self, run: RunPlan) -> list[LoadedModel | Outline | ServedModel]:
+        """All teachers, to see which ids may be sampled: as for a replay, but in outline beside vLLM or a server."""
+        if run.settings.sampler != "transformers":
+            return [self.teacher_outline(run, teacher.checkpoint) for teacher in run.teachers]
         return self.teachers(run)
+
+    def teacher_outline(self, run: RunPlan, checkpoint: Checkpoint | ServedModel) -> Outline | ServedModel:
+        """What a teacher's files, or its server, say of it."""
+        return checkpoint if isinstance(checkpoint, ServedModel) else self.outline(run, checkpoint)
 
     def outline(self, run: RunPlan, checkpoint: Checkpoint) -> Outline:
         """What a model's files say of it."""

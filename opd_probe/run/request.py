@@ -16,7 +16,8 @@ class Request:
     Attributes:
         ckpts: checkpoints, run directories, patterns, hub ids.
         traces: trace files or directories of them; then no model is touched.
-        teachers: paths or hub ids; empty: the manifests name them.
+        teachers: paths, hub ids or URLs of servers; empty: the manifests name them.
+        teacher_tokenizer: of served teachers.
         rollouts, prompts: files; None: the manifests name them.
         options: options by name (``Options`` in ``run/settings.py``); absent or None: not given.
         out, format, dry_run: None: not given.
@@ -28,6 +29,7 @@ class Request:
     rollouts: str | None = None
     prompts: str | None = None
     tokenizer: str | None = None
+    teacher_tokenizer: str | None = None
     base: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     out: str | None = None

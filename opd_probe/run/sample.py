@@ -32,7 +32,7 @@ def sample(request: Request, progress: Progress) -> Result:
     rows = []
     for checkpoint in run.run.checkpoints:
         # Of a teacher only its vocabulary and its positions matter here, so that none is loaded.
-        teachers = [pool.outline(run, teacher.checkpoint) for teacher in run.teachers]
+        teachers = [pool.teacher_outline(run, teacher.checkpoint) for teacher in run.teachers]
         rollouts = draw(pool.sampled_student(run, checkpoint), teachers, checkpoint, prompts, run.settings, progress)
         rows.append(
             json_row(

@@ -18,6 +18,9 @@ from opd_probe.models.generation import sample_rollouts
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.outline import Outline
 from opd_probe.models.samplers import sampler_version
+from opd_probe.models.served.endpoint import is_url, parse_endpoint
+from opd_probe.models.served.model import ServedModel
+from opd_probe.models.served.sampling import sample_from_server, served_checkpoint
 from opd_probe.models.vllm_sampling import sample_with_vllm
 from opd_probe.models.vocabulary import shared_vocabulary, template_digest, tokenizer_digest
 from opd_probe.rollouts.files import read_rollouts, rollouts_digest, write_rollouts
@@ -31,6 +34,9 @@ from opd_probe.run.progress import Progress
 from opd_probe.run.selection import at_most
 from opd_probe.run.settings import Settings
 from opd_probe.types import Checkpoint, Prompt, Rollout
+
+Described = LoadedModel | Outline | ServedModel
+"""What is known of a teacher before anything is sampled: its vocabulary and its positions."""
 
 KEY_VERSION = 2
 """Raised when the same key would lead to other samples."""
@@ -73,7 +79,7 @@ def step_name(checkpoint: Checkpoint) -> str:
     return f"step-{'unknown' if checkpoint.step is None else checkpoint.step}"
 
 
-def check_pair(student: LoadedModel | Outline, teacher: LoadedModel | Outline, settings: Settings) -> None:
+def check_pair(student: LoadedModel | Outline, teacher: Described, settings: Settings) -> None:
     """Refuse a pair of models before anything is written.
 
     Raises:
@@ -90,7 +96,7 @@ def check_pair(student: LoadedModel | Outline, teacher: LoadedModel | Outline, s
 
 
 def allowed_ids(
-    student: LoadedModel | Outline, teachers: Sequence[LoadedModel | Outline], settings: Settings
+    student: LoadedModel | Outline, teachers: Sequence[Described], settings: Settings
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     """int64, ascending: what may be sampled, the ids that the student shares with every teacher.
 
@@ -103,7 +109,7 @@ def allowed_ids(
 
 def draw(
     student: LoadedModel | Outline,
-    teachers: Sequence[LoadedModel | Outline],
+    teachers: Sequence[Described],
     checkpoint: Checkpoint,
     prompts: Sequence[Prompt],
     settings: Settings,
@@ -112,7 +118,7 @@ def draw(
     """Sample ``num_rollouts`` responses to each prompt, of ids that all teachers share.
 
     Args:
-        student: loaded; in outline, vLLM samples from the checkpoint.
+        student: loaded; in outline, vLLM or the server of the settings samples from the checkpoint.
 
     Raises:
         OpdProbeError: prompts that cannot be encoded, models that do not fit, or responses that could become
@@ -135,10 +141,27 @@ def draw(
     with memory_advice("sampling"):
         if isinstance(student, LoadedModel):
             return sample_rollouts(student, encoded, batch_tokens=settings.batch_tokens, **how)
+        if is_url(settings.sampler):
+            return sample_from_server(student, _server(settings.sampler, checkpoint), encoded, **how)
         return sample_with_vllm(student, checkpoint, encoded, dtype=settings.dtype, **how)
 
 
-def _check_lengths(prompts: Sequence[Prompt], teachers: Sequence[LoadedModel | Outline], new_tokens: int) -> None:
+def _server(url: str, checkpoint: Checkpoint) -> ServedModel:
+    """The model of a server that is the checkpoint; that checkpoints can be told apart is known by now."""
+    return served_checkpoint(parse_endpoint(url), checkpoint, alone=True)
+
+
+def _made_by(settings: Settings, checkpoint: Checkpoint) -> str:
+    """What draws: a version matters but for the built-in sampler, whose draws are made of our own uniform numbers."""
+    if settings.sampler == "transformers":
+        return settings.sampler
+    if is_url(settings.sampler):
+        served = _server(settings.sampler, checkpoint)
+        return f"{served.made_by} as {served.model}"
+    return sampler_version(settings.sampler)
+
+
+def _check_lengths(prompts: Sequence[Prompt], teachers: Sequence[Described], new_tokens: int) -> None:
     longest = max((len(prompt.ids or ()) for prompt in prompts), default=0)
     for teacher in teachers:
         limit = teacher.max_positions
@@ -151,7 +174,7 @@ def _check_lengths(prompts: Sequence[Prompt], teachers: Sequence[LoadedModel | O
 
 def sampling_key(
     checkpoint: Checkpoint,
-    teachers: Sequence[Checkpoint],
+    teachers: Sequence[Checkpoint | ServedModel],
     prompts: Sequence[Prompt],
     settings: Settings,
     tokenizer: str | None,
@@ -161,11 +184,15 @@ def sampling_key(
     Teachers matter by their vocabularies alone, since only shared ids may be sampled.
     """
     own = tokenizer_of(checkpoint, tokenizer)
-    vocabularies = {(_digest_of(tokenizer_of(one, tokenizer)), _vocabulary_size(one)) for one in teachers}
+    vocabularies = {
+        (_digest_of(one.tokenizer), 0)
+        if isinstance(one, ServedModel)
+        else (_digest_of(tokenizer_of(one, tokenizer)), _vocabulary_size(one))
+        for one in teachers
+    }
     return {
         "version": KEY_VERSION,
-        # What vLLM draws depends on its version; the built-in sampler's draws are made of our own uniform numbers.
-        "sampler": settings.sampler if settings.sampler == "transformers" else sampler_version(settings.sampler),
+        "sampler": _made_by(settings, checkpoint),
         "weights": weights_digest(checkpoint),
         "tokenizer": _digest_of(own),
         "tokenizer files": tokenizer_files_digest(tokenizer or checkpoint),

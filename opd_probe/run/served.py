@@ -56,11 +56,12 @@ def options_for(teacher: ServedModel, options: TraceOptions, least: int = 1) -> 
         InputError: it tells less than ``least``, or the temperature is not 1.
     """
     refuse_temperature(options.temperature)
+    first = not teacher.asked(options.k)
     limit = teacher.allowed(options.k)
     advice = "start the server with a higher limit (vLLM: --max-logprobs)"
     if limit < least:
         raise InputError(f"k = {least}: {teacher.name} tells the top {limit} at most; lower --k, or {advice}")
-    if limit < options.k:
+    if limit < options.k and first:
         warnings.warn(
             f"{teacher.name} tells the top {limit} at most, asked for are {options.k}: the trace holds the top "
             f"{limit}; for more {advice}",

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from opd_probe.errors import InputError
 
 Count = Annotated[int, Field(ge=1)]
+Url = Annotated[str, Field(pattern=r"^https?://")]
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 TRACE_K = 64
@@ -27,7 +28,7 @@ class Options(_Strict):
     k: Count | None = None
     trace_k: Count | None = None
     temperature: Temperature | None = None
-    sampler: Literal["transformers", "vllm"] | None = None
+    sampler: Literal["transformers", "vllm"] | Url | None = None
     sample_temperature: Temperature | None = None
     max_new_tokens: Count | None = None
     num_rollouts: Count | None = None
@@ -58,7 +59,7 @@ class Settings(_Strict):
     k: int = 16
     trace_k: int = TRACE_K
     temperature: float = 1.0
-    sampler: Literal["transformers", "vllm"] = "transformers"
+    sampler: Literal["transformers", "vllm"] | Url = "transformers"
     sample_temperature: float = 1.0
     max_new_tokens: int = 1024
     num_rollouts: int = 4

@@ -49,6 +49,7 @@ def top_lists(rows: Mapping[str, Any], k: int) -> tuple[list[list[dict[str, Any]
                 [
                     {"id": int(i), "own": _known(a), "other": _known(b), "shared": bool(s)}
                     for i, a, b, s in zip(*line, strict=True)
+                    if i >= 0  # behind the end of a served teacher's list
                 ]
                 for line in zip(ids[own].tolist(), p.tolist(), q.tolist(), shared.tolist(), strict=True)
             ]

@@ -15,7 +15,7 @@ from opd_probe.curves.tokens import (
     EXTREMES,
     OverlapChange,
     Survey,
-    mean_by_rollout,
+    disagreement_by_rollout,
     overlap_change,
     response_tokens,
     spread_choice,
@@ -97,13 +97,18 @@ def tokens(
     k = settings.k if given.k is not None else min(settings.k, depth)
     missing: list[str] = []
     decoder = _decoder(measured, model_path("--tokenizer", tokenizer), missing)
-    mean_kl = mean_by_rollout(stored)
-    chosen = spread_choice(mean_kl, max_rollouts)
+    measure, apart = disagreement_by_rollout(stored)
+    chosen = spread_choice(apart, max_rollouts)
     if not chosen:
         raise InputError(f"tokens {trace}: the trace has no state; expected at least one rollout with a response")
     room = max(1, PAGE_STATES // len(chosen))
     progress.begin("read the trace")
     found = survey(stored, k, n_extremes=states, rollouts=dict.fromkeys(chosen, room), progress=progress.update)
+    if found.n_unknown:
+        missing.append(
+            f"Reverse KL: the teacher's probability is unknown at {found.n_unknown:,} entries of the student's lists, "
+            "as with a served teacher; they are left out of the tokens' contributions to it."
+        )
     change = None if earlier is None else overlap_change(earlier.trace, stored, k)
     shown = sorted({int(row["rollout"]) for rows in found.extremes.values() for row in rows} | set(chosen))
     responses = read_responses(stored, response_tokens(stored, shown), rollouts, decoder, missing)
@@ -116,7 +121,7 @@ def tokens(
         "states": _states(found, responses, decoder, k),
         "rollouts": [responses.rollout_id(index) for index in chosen],
     }
-    html = build_page(document, found, chosen, mean_kl, responses, decoder, room, change)
+    html = build_page(document, found, chosen, (measure, apart), responses, decoder, room, change)
     file = write_bytes(directory / "tokens.html", html.encode())
     return TokenReport(document, (file,))
 

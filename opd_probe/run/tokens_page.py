@@ -27,11 +27,14 @@ _SHOWN = (
 )  # fmt: skip
 
 
+_MEASURES = {"reverse_kl": "mean reverse KL", "sampled_loss": "mean log p − log q"}
+
+
 def build_page(
     document: Mapping[str, Any],
     found: Survey,
     chosen: Sequence[int],
-    mean_kl: Floats,
+    apart: tuple[str, Floats],
     responses: Responses,
     decoder: Decoder,
     room: int,
@@ -42,12 +45,15 @@ def build_page(
     Args:
         document: as the command's JSON.
         chosen: the rollouts on the page, by index, with at most ``room`` states each.
-        mean_kl: the mean reverse KL of every rollout.
+        apart: what every rollout is ordered by; see :func:`opd_probe.curves.tokens.disagreement_by_rollout`.
     """
+    measure = _MEASURES[apart[0]]
     trace, k = document["trace"], document["trace"]["k"]
     missing = list(document["missing"])
     data = PageData(decoder, k)
-    rollouts = [_rollout(index, found.rows[index], responses, data, float(mean_kl[index])) for index in chosen]
+    rollouts = [
+        _rollout(index, found.rows[index], responses, data, f"{measure} {apart[1][index]:.3g} nats") for index in chosen
+    ]
     page_data = data.finish()
     if data.unknown:
         names = ", ".join(_title(name, k) for name in data.unknown)
@@ -58,7 +64,7 @@ def build_page(
             "facts": _facts(document, responses),
             "missing": missing,
             "cards": _cards(document["summary"], k),
-            "choice": _choice(len(chosen), mean_kl, room),
+            "choice": _choice(len(chosen), measure, apart[1], room),
             "rollouts": rollouts,
             "lists": _lists(document, found, change),
             "extremes": [_extreme(kind, document["states"][kind], k) for kind in _EXTREMES],
@@ -104,27 +110,25 @@ def _cards(summary: Mapping[str, Any], k: int) -> list[dict[str, Any]]:
     return cards
 
 
-def _choice(shown: int, mean_kl: Floats, room: int) -> str:
-    there = int((~np.isnan(mean_kl)).sum())
+def _choice(shown: int, measure: str, apart: Floats, room: int) -> str:
+    there = int((~np.isnan(apart)).sum())
     if shown == there:
         which = f"All {there} responses with a state" if there > 1 else "The one response with a state"
-        which += ", from the largest mean reverse KL to the smallest."
+        which += f", from the largest {measure} to the smallest."
     else:
         which = (
-            f"{shown} of {there:,} responses, evenly spaced in rank from the largest mean reverse KL to the smallest, "
+            f"{shown} of {there:,} responses, evenly spaced in rank from the largest {measure} to the smallest, "
             "so that the worst, the usual and the best are here (--max-rollouts shows more)."
         )
     return f"{which} Of each, at most {room:,} states."
 
 
-def _rollout(
-    index: int, rows: Mapping[str, Any], responses: Responses, data: PageData, mean_kl: float
-) -> dict[str, Any]:
+def _rollout(index: int, rows: Mapping[str, Any], responses: Responses, data: PageData, apart: str) -> dict[str, Any]:
     row = responses.table[index]
     score = row["score"]
     verdict = None if score is None else ("correct" if score >= CORRECT_FROM else "wrong")
     length, n_states = row["response_length"], row["n_states"]
-    about = [f"prompt {row['prompt_id']}", f"{length:,} tokens", f"mean reverse KL {mean_kl:.3g} nats"]
+    about = [f"prompt {row['prompt_id']}", f"{length:,} tokens", apart]
     if row["finish_reason"] is not None:
         about.append({"stop": "ended by itself", "length": "cut at the limit"}.get(row["finish_reason"], "ended"))
     held = len(rows["position"])
@@ -161,7 +165,9 @@ def _pieces(index: int, rows: Mapping[str, Any], responses: Responses, first: in
 def _lists(document: Mapping[str, Any], found: Survey, change: OverlapChange | None) -> list[dict[str, Any]]:
     lists = document["tokens"]
     outside = found.reverse_kl - float(found.counts.of("kl").sum())
-    share = f"{outside / found.reverse_kl:.2%}" if found.reverse_kl > 0 else "none"
+    share = "An unknown part" if np.isnan(outside) else "None"
+    if found.reverse_kl > 0:
+        share = f"{outside / found.reverse_kl:.2%}"
     sections = [
         {
             "key": "kl-tokens",

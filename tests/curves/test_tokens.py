@@ -15,7 +15,7 @@ import opd_probe
 from opd_probe.curves import tokens as module
 from opd_probe.curves.tokens import (
     EXTREMES,
-    mean_by_rollout,
+    disagreement_by_rollout,
     overlap_change,
     response_tokens,
     same_states,
@@ -24,7 +24,7 @@ from opd_probe.curves.tokens import (
 )
 from opd_probe.errors import TraceError
 from opd_probe.trace import Trace
-from tests.samples import grouped_trace, many_prompts, random_pair
+from tests.samples import as_served, grouped_trace, many_prompts, random_pair
 
 K = 5
 
@@ -124,7 +124,8 @@ def test_rows_of_chosen_rollouts(trace: Trace) -> None:
 
 
 def test_the_choice_of_rollouts(trace: Trace) -> None:
-    means = mean_by_rollout(trace)
+    measure, means = disagreement_by_rollout(trace)
+    assert measure == "reverse_kl"
     expected = opd_probe.state_metrics(trace, K).groupby("rollout_id", sort=False)["reverse_kl"].mean()
     np.testing.assert_allclose(means, expected)
     chosen = spread_choice(means, 5)
@@ -134,6 +135,20 @@ def test_the_choice_of_rollouts(trace: Trace) -> None:
     assert spread_choice(np.array([np.nan, 2.0, 3.0]), 9) == [2, 1]
     assert spread_choice(np.array([1.0, 3.0]), 1) == [1]
     assert spread_choice(np.array([np.nan]), 3) == []
+
+
+def test_a_served_teacher_leaves_the_kl_open(trace: Trace) -> None:
+    served = as_served(trace)
+    measure, means = disagreement_by_rollout(served)
+    assert measure == "sampled_loss"
+    reward = opd_probe.state_metrics(trace, K).groupby("rollout_id", sort=False)["sampled_reward"].mean()
+    np.testing.assert_allclose(means, -reward)
+    found, full = (survey(one, K, n_extremes=2, rollouts={0: 9}) for one in (served, trace))
+    assert math.isnan(found.reverse_kl)
+    assert found.extremes["reverse_kl"] == []
+    assert found.extremes["lowest_reward"][0]["extremity"] == full.extremes["lowest_reward"][0]["extremity"]
+    assert found.n_unknown == np.isnan(served.column("teacher_logprobs_at_student_top")).sum() > 0
+    np.testing.assert_array_equal(found.counts.of("overlap"), full.counts.of("overlap"))
 
 
 def test_tokens_of_responses(trace: Trace) -> None:

@@ -115,10 +115,10 @@ class Client:
                 break
             if self._closed.is_set():
                 break
-        raise ServerError(
-            f"server {self.endpoint}: {path} {what} after {attempts} attempts; what it told before is kept, and the "
-            "same command goes on from there"
-        )
+        advice = "is it running, and is this its address?"
+        if method == "POST":
+            advice = "what it told before is kept, and the same command goes on from there"
+        raise ServerError(f"server {self.endpoint}: {path} {what}, {attempts} times; {advice}")
 
     def _refused(self, path: str, status: int, text: str) -> Refused:
         said = self._brief(text)

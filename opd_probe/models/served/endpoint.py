@@ -50,7 +50,7 @@ def parse_endpoint(text: str) -> Endpoint:
         parts = urlsplit("")
     if not host or parts.query:
         what = "has a query" if parts.query else "is not a whole URL"
-        raise InputError(f"server {_bare(text)}: {what}; expected http://host:port, or http://host:port#model-name")
+        raise InputError(f"server {shown(text)}: {what}; expected http://host:port, or http://host:port#model-name")
     place = f"[{host}]" if ":" in host else host
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     url = f"{parts.scheme.lower()}://{place}{'' if port is None else f':{port}'}{path}"
@@ -58,8 +58,10 @@ def parse_endpoint(text: str) -> Endpoint:
     return Endpoint(url, unquote(parts.fragment) or None, login)
 
 
-def _bare(text: str) -> str:
-    """A URL that may be broken, without what may be a password in front of its host."""
+def shown(text: str) -> str:
+    """What a user wrote as a model, for a message: a URL, whole or broken, without what may be a password in it."""
+    if not is_url(text):
+        return text
     scheme, _, rest = text.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}".partition("?")[0]
 

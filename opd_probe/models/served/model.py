@@ -79,17 +79,26 @@ class ServedModel:
             "source": "served",
             "url": self.endpoint.url,
             "model": self.model,
-            "server": self.dialect.name if self.version is None else f"{self.dialect.name} {self.version}",
+            "server": f"{self.dialect.name} {self.version or 'of unknown version'}",
             "root": self.entry.get("root"),
             **self.details,
             "normalised_over": "its whole vocabulary, not the shared one",
         }
 
     @property
+    def made_by(self) -> str:
+        """What a rollout that it samples records as its sampler."""
+        return f"{self.dialect.name} {self.version or 'of unknown version'}, served"
+
+    @property
     def digest(self) -> str:
         """sha256 over what the server says the model is, wherever it is served: names, not weights."""
         stated = [self.model, self.entry.get("root"), self.entry.get("parent"), sorted(self.details.items())]
         return "served:" + hashlib.sha256(json.dumps(stated, default=str).encode()).hexdigest()
+
+    def asked(self, k: int) -> bool:
+        """Whether the server has been asked for lists of depth ``k`` already."""
+        return k in self._limits
 
     def allowed(self, k: int) -> int:
         """How deep a top list the server gives of the ``k`` that are wanted. Asks it once.
@@ -112,7 +121,7 @@ class ServedModel:
                 raise
             self._probe(client, limit)
             return limit
-        self._read(lambda: self.dialect.told(answer, ids, [1], k))
+        self.read(lambda: self.dialect.told(answer, ids, [1], k))
         return k
 
     def scores(
@@ -133,12 +142,16 @@ class ServedModel:
             def ask(item: tuple[Sequence[int], Sequence[int]]) -> Told:
                 ids, places = item
                 answer = client.post(self.dialect.path, self.dialect.score_request(self.entry, ids, k))
-                return self._read(lambda: self.dialect.told(answer, ids, places, k))
+                return self.read(lambda: self.dialect.told(answer, ids, places, k))
 
             yield from few_at_a_time(ask, sequences, at_once, client.close)
 
-    def _read(self, read: Callable[[], _Answer]) -> _Answer:
-        """What an answer says; one of another layout in a line."""
+    def read(self, read: Callable[[], _Answer]) -> _Answer:
+        """What an answer says.
+
+        Raises:
+            ServerError: it is of another layout.
+        """
         try:
             return read()
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
@@ -209,6 +222,16 @@ def connect(
         entry = chosen(endpoint, models)
         dialect, details, version = _kind(client, endpoint, entry)
     return ServedModel(endpoint, dialect, entry, details, version, tokenizer, patience)
+
+
+def list_models(endpoint: Endpoint, patience: Patience | None = None) -> list[Mapping[str, Any]]:
+    """What a server has, as ``/v1/models`` says.
+
+    Raises:
+        ServerError: it cannot be reached, or lists nothing.
+    """
+    with Client(endpoint, patience) as client:
+        return _models(client, endpoint)
 
 
 def _models(client: Client, endpoint: Endpoint) -> list[Mapping[str, Any]]:

@@ -1,0 +1,174 @@
+"""Sampling responses from a server: token ids in and out, by the rules of our own sampler."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opd_probe.errors import InputError, ServerError
+from opd_probe.models.samplers import COOLEST
+from opd_probe.models.served.client import Client, Patience
+from opd_probe.models.served.dialects import Draw, Drawn
+from opd_probe.models.served.endpoint import Endpoint
+from opd_probe.models.served.model import ServedModel, connect, few_at_a_time, list_models
+from opd_probe.types import Checkpoint, Prompt, Rollout
+
+if TYPE_CHECKING:
+    from opd_probe.models.outline import Outline
+
+LONGEST_LIST = 1024
+"""vLLM takes no more ids in one list of a request."""
+
+STEP = "{step}"
+"""In the model's name behind ``#``: the step of the checkpoint, for a server that has one model for each."""
+
+AT_ONCE = 16
+"""Responses that are sampled at a time: a server batches them, and each takes little of its memory."""
+
+
+def served_checkpoint(
+    endpoint: Endpoint, checkpoint: Checkpoint, *, alone: bool, patience: Patience | None = None
+) -> ServedModel:
+    """The model of a server that is a checkpoint: the one that was loaded from it, or that the user names.
+
+    Args:
+        alone: whether it is the only checkpoint that is sampled from. A name without :data:`STEP` is right for one.
+
+    Raises:
+        ServerError: as :func:`opd_probe.models.served.model.connect`.
+        InputError: nothing says which model of the server it is, or several checkpoints would be the same one.
+    """
+    named = endpoint.model
+    if named is not None and STEP not in named and not alone:
+        raise InputError(
+            f"sampler {endpoint}: one model for several checkpoints; give each its own, as in "
+            f"{endpoint.url}#{named}-{STEP}, or sample from one checkpoint at a time"
+        )
+    if named is not None and STEP in named and checkpoint.step is None:
+        raise InputError(f"sampler {endpoint}: the step of {checkpoint.path} is unknown, which the name asks for")
+    name = None if named is None else named.replace(STEP, str(checkpoint.step))
+    if name is None:
+        entries = list_models(endpoint, patience)
+        name = next((str(entry["id"]) for entry in entries if _is(entry, checkpoint)), None)
+        if name is None:
+            names = ", ".join(str(entry["id"]) for entry in entries)
+            raise InputError(
+                f"sampler {endpoint}: none of its models ({names}) says that it was loaded from {checkpoint.path}; "
+                f"name the one that is it, {endpoint.url}#NAME, or #NAME-{STEP} for several checkpoints"
+            )
+    return connect(dataclasses.replace(endpoint, model=name), patience=patience)
+
+
+def _is(entry: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
+    """Whether a server says that it loaded a model from a checkpoint."""
+    stated = {str(entry.get(key)) for key in ("root", "id") if entry.get(key)}
+    place = Path(checkpoint.path)
+    if not place.exists():
+        return checkpoint.path in stated
+    return any(Path(name).is_absolute() and Path(name).resolve() == place.resolve() for name in stated)
+
+
+def sample_from_server(
+    student: Outline,
+    served: ServedModel,
+    prompts: Sequence[Prompt],
+    *,
+    allowed_ids: NDArray[np.int64] | None = None,
+    num_rollouts: int = 4,
+    max_new_tokens: int = 1024,
+    temperature: float = 1.0,
+    seed: int = 0,
+    step: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Rollout]:
+    """Sample as :func:`opd_probe.models.generation.sample_rollouts` does, from a server that has the student.
+
+    Each rollout has a seed of its own, from (seed, prompt id, sample), of which the server makes what its version and
+    its batches do. ``logprobs`` are the server's own; a server may report them before or after the temperature, which
+    is the same at 1, and at any other they are left out as unknown.
+
+    Args:
+        student: the outline of the checkpoint.
+        served: the model that is the checkpoint.
+
+    Raises:
+        ServerError: no usable answer, or an id outside ``allowed_ids``.
+        InputError: as ``sample_rollouts``; or what the server cannot be asked for.
+    """
+    from opd_probe.models.generation import check_sampling, make_rollout
+    from opd_probe.models.vllm_sampling import rollout_seed
+
+    check_sampling(student, prompts, num_rollouts, max_new_tokens, temperature)
+    _check(served, prompts, max_new_tokens, temperature)
+    allowed, banned = _restriction(served, allowed_ids, student.width)
+    wanted = [(prompt, sample) for prompt in prompts for sample in range(num_rollouts)]
+    made_by = served.made_by
+    rollouts: dict[int, Rollout] = {}
+    with Client(served.endpoint, served.patience) as client:
+
+        def ask(item: tuple[Prompt, int]) -> Drawn:
+            prompt, sample = item
+            how = Draw(
+                max_new_tokens, temperature, rollout_seed(seed, prompt.id, sample), student.eos_ids, allowed, banned
+            )
+            ids = list(prompt.ids or ())
+            answer = client.post(served.dialect.path, served.dialect.draw_request(served.entry, ids, how))
+            return served.read(lambda: served.dialect.drawn(answer, ids))
+
+        for index, drawn in few_at_a_time(ask, wanted, AT_ONCE, client.close):
+            prompt, sample = wanted[index]
+            rollout = make_rollout(student, prompt, sample, drawn.ids, drawn.logprobs, sampler=made_by, step=step)
+            _check_drawn(served, rollout, drawn, allowed_ids, max_new_tokens)
+            told = temperature == 1.0 and all(map(math.isfinite, drawn.logprobs))
+            rollouts[index] = rollout if told else dataclasses.replace(rollout, logprobs=None)
+            if progress is not None:
+                progress(len(rollouts), len(wanted))
+    return [rollouts[index] for index in range(len(wanted))]
+
+
+def _check(served: ServedModel, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float) -> None:
+    if temperature < COOLEST:
+        raise InputError(f"sampler {served.name}: sample temperature = {temperature!r}; expected at least {COOLEST}")
+    limit = served.entry.get("max_model_len")
+    longest = max(len(prompt.ids or ()) for prompt in prompts)
+    if isinstance(limit, int) and longest + max_new_tokens > limit:
+        raise InputError(
+            f"sampler {served.name}: prompts of up to {longest} tokens and {max_new_tokens} new ones need more than "
+            f"its context of {limit}; lower --max-new-tokens"
+        )
+
+
+def _restriction(
+    served: ServedModel, allowed_ids: NDArray[np.int64] | None, width: int
+) -> tuple[list[int] | None, list[int]]:
+    """The ids that a request names as allowed (None: all), and those that it names as banned."""
+    if allowed_ids is None or len(allowed_ids) == width:
+        return None, []
+    others = np.setdiff1d(np.arange(width), allowed_ids)
+    if len(others) <= LONGEST_LIST:
+        return None, others.tolist()
+    if served.dialect.name == "vllm" and len(allowed_ids) <= LONGEST_LIST:
+        return allowed_ids.tolist(), []
+    raise InputError(
+        f"sampler {served.name}: {len(others)} of the student's {width} ids are not shared with the teachers; a server "
+        f"can leave out {LONGEST_LIST} at most; use --sampler transformers"
+    )
+
+
+def _check_drawn(
+    served: ServedModel, rollout: Rollout, drawn: Drawn, allowed: NDArray[np.int64] | None, max_new_tokens: int
+) -> None:
+    where = f"sampler {served.name}, rollout {rollout.id!r}"
+    if allowed is not None and not np.isin(drawn.ids, allowed).all():
+        raise ServerError(f"{where}: holds an id that was not to be sampled; use --sampler transformers")
+    if rollout.finish_reason == "length" and len(drawn.ids) != max_new_tokens:
+        raise ServerError(
+            f"{where}: ended after {len(drawn.ids)} tokens without EOS (the server says {drawn.reason}); expected "
+            f"{max_new_tokens}; does the server have this checkpoint?"
+        )
