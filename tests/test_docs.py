@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from opd_probe.checks import CHECKS
 from opd_probe.lab.experiments import EXPERIMENTS
 from opd_probe.lab.signatures import PUBLISHED, RULES
 from opd_probe.metrics import METRICS, TRACE_METRICS
@@ -23,6 +24,12 @@ def page(name: str) -> str:
 @pytest.mark.parametrize("metric", [*METRICS.values(), *TRACE_METRICS.values()], ids=lambda metric: metric.name)
 def test_every_metric_has_its_row(metric) -> None:  # type: ignore[no-untyped-def]
     assert f"| `{metric.name}` | {metric.unit} | {metric.source} | {metric.definition} |" in page("docs/metrics.md")
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS.keys())
+def test_every_check_has_its_row(check) -> None:  # type: ignore[no-untyped-def]
+    row = f"| `{check.name}` | {check.measures} | {check.rule} | {check.advice} | {check.known_from} |"
+    assert row in page("docs/doctor.md")
 
 
 @pytest.mark.parametrize("column", [*STATE_COLUMNS, *ROLLOUT_COLUMNS], ids=lambda column: column.name)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.checks.evidence import Evidence, Side
+from opd_probe.checks.evidence import Columns, Evidence, Floats, Side
 from opd_probe.checks.registry import Skip, Verdict, grade, register
-from opd_probe.checks.stored import FIELD
+from opd_probe.checks.stored import FIELD, numbers
 from opd_probe.errors import OpdProbeError
 from opd_probe.models.vocabulary import special_ids
 from opd_probe.rollouts.prompts import encode_messages
@@ -80,9 +80,9 @@ def mask_zeros(evidence: Evidence) -> Verdict:
     where = ""
     for index, columns in states.items():
         rollout, positions = evidence.rollouts[index], columns["position"]
-        for values, own in _stored(rollout, columns):
+        for stored, own in _stored(rollout, columns):
             checked += 1
-            bad = (values[positions] == 0.0) & (own < PLACEHOLDER)
+            bad = (stored[positions] == 0.0) & (own < PLACEHOLDER)
             zeros += int(bad.sum())
             run = _longest_run(positions[bad])
             if run > longest:
@@ -94,12 +94,13 @@ def mask_zeros(evidence: Evidence) -> Verdict:
     return Verdict("fail" if zeros else "ok", figure, values)
 
 
-def _stored(rollout: Rollout, columns: Any) -> Iterator[tuple[Any, Any]]:
+def _stored(rollout: Rollout, columns: Columns) -> Iterator[tuple[Floats, Floats]]:
     """Stored log-probabilities by response token, with the replayed ones by state."""
     given = ((rollout.logprobs, "student_logprob"), (rollout.extra.get(FIELD), "teacher_logprob"))
-    for stored, own in given:
-        if isinstance(stored, Sequence) and len(stored) == len(rollout.response_ids):
-            yield np.array([np.nan if value is None else value for value in stored], dtype=np.float64), columns[own]
+    for values, own in given:
+        stored = numbers(values, len(rollout.response_ids))
+        if stored is not None:
+            yield stored, columns[own]
 
 
 def _longest_run(positions: Any) -> int:
@@ -143,7 +144,8 @@ def mask_tokens(evidence: Evidence) -> Verdict:
 def turn_markers(tokenizer: Any) -> tuple[set[int], set[int]]:
     """Special and added tokens that the chat template writes in assistant turns, and those that it writes in other
     turns alone. EOS counts to the former."""
-    marks = special_ids(tokenizer) | set(tokenizer.added_tokens_decoder)
+    contents = set(tokenizer("a b c", add_special_tokens=False)["input_ids"])
+    marks = (special_ids(tokenizer) | set(tokenizer.added_tokens_decoder)) - contents
     user, assistant = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
     opened = _rendering(tokenizer, [user], prompt=True)
     answered = _rendering(tokenizer, [user, assistant], prompt=False)

@@ -80,8 +80,8 @@ def self_score_stored(evidence: Evidence) -> Verdict:
 
 @register(
     "scoring_noise",
-    measures="median |Δ r| between two scorings in different batches, against the median |r|",
-    rule="fail: as large as the signal; warn: a tenth of it, or a signal of exactly 0 (both models are the same)",
+    measures="noise floor (mean |Δr| between two scorings in different batches) against the signal (median |r|)",
+    rule="fail: as large as the signal; warn: above a tenth of it, or a signal of exactly 0 (both models say the same)",
     advice="score with --dtype float32, or do not read differences of this size as a signal",
     known_from="SkyRL PR#2256",
 )
@@ -92,10 +92,10 @@ def scoring_noise(evidence: Evidence) -> Verdict:
     known = np.isfinite(batched) & np.isfinite(single)
     if not known.any():
         raise Skip("no token has a finite reward in both scorings")
-    noise = float(np.median(np.abs(batched[known] - single[known])))
+    noise = float(np.mean(np.abs(batched[known] - single[known])))
     signal = float(np.median(np.abs(batched[known])))
     values = {"noise": noise, "signal": signal, "n_tokens": int(known.sum())}
-    figure = f"noise {noise:.2g} nats (median |Δ r|) against a signal of {signal:.2g} (median |r|)"
+    figure = f"noise {noise:.2g} nats (mean |Δr|) against a signal of {signal:.2g} (median |r|)"
     if not np.any(batched[known]):
         return Verdict("warn", f"{figure}: both models say the same everywhere", values)
     return Verdict(grade(fail=noise >= signal > 0, warn=noise > NOISE_SHARE * signal), figure, values)

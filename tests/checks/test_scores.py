@@ -1,0 +1,129 @@
+"""Two paths to one log-probability that do not agree, and noise as large as the signal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import opd_probe
+from opd_probe.checks import CheckOptions, examine, gather
+from opd_probe.checks.registry import Skip
+from opd_probe.checks.scores import compare_paths
+from opd_probe.types import Rollout
+from tests.checks.clinic import Clinic, edit_weights, sampled
+
+
+def noisy(rollout: Rollout, size: float) -> Rollout:
+    generator = np.random.default_rng(len(rollout.id))
+    values = np.asarray(rollout.extra["teacher_logprobs"]) + generator.normal(0.0, size, len(rollout.response_ids))
+    return replace(rollout, extra={**rollout.extra, "teacher_logprobs": values.tolist()})
+
+
+@pytest.mark.parametrize(("size", "status"), [(0.005, "ok"), (0.3, "fail")])
+def test_noisy_stored_scores(clinic: Clinic, size: float, status: str) -> None:
+    line = clinic.findings(clinic.altered(lambda rollout: noisy(rollout, size)))["self_score_stored"]
+    assert line.status == status
+    assert line.values["p50"] == pytest.approx(0.6745 * size, rel=0.2)  # the median of |N(0, 1)|
+    assert line.values["p99"] == pytest.approx(2.576 * size, rel=0.2)
+    assert "stored against replayed" in line.figure
+
+
+def test_a_few_scores_that_are_off(clinic: Clinic) -> None:
+    def off(rollout: Rollout) -> Rollout:
+        first, *others = rollout.extra["teacher_logprobs"]
+        return replace(rollout, extra={**rollout.extra, "teacher_logprobs": [first - 2.0, *others]})
+
+    line = clinic.findings(clinic.altered(off))["self_score_stored"]
+    assert line.status == "warn"
+    assert (line.values["p50"] < 1e-3, line.values["p99"]) == (True, pytest.approx(2.0, abs=1e-3))
+
+
+def test_scores_of_another_teacher(clinic: Clinic) -> None:
+    assert clinic.findings(teacher=clinic.models["stranger"])["self_score_stored"].status == "fail"
+
+
+def test_scores_of_masked_tokens_are_not_compared(clinic: Clinic) -> None:
+    def tooled(rollout: Rollout) -> Rollout:
+        values = [-9.0, -9.0, *list(rollout.extra["teacher_logprobs"])[2:]]
+        mask = [0, 0] + [1] * (len(rollout.response_ids) - 2)
+        return replace(rollout, response_mask=mask, extra={**rollout.extra, "teacher_logprobs": values})
+
+    line = clinic.findings(clinic.altered(tooled))["self_score_stored"]
+    assert line.status == "ok"
+    assert line.values["n_tokens"] == sum(len(r.response_ids) - 2 for r in clinic.rollouts)
+
+
+def test_a_batch_that_changes_the_scores(clinic: Clinic) -> None:
+    """No model of ours does so, so that the fault is planted between both scorings."""
+    models = clinic.models
+    evidence = gather(lambda: models["student"], lambda: models["teacher"], clinic.rollouts, CheckOptions(k=32))
+    generator = np.random.default_rng(0)
+    other = {
+        index: {
+            **columns,
+            "teacher_logprob": columns["teacher_logprob"] + generator.normal(0, 0.5, len(columns["position"])),
+        }
+        for index, columns in evidence.alone.items()
+    }
+    found = {finding.check: finding for finding in examine(replace(evidence, alone=other))}
+    assert found["self_score_batched"].status == "fail"
+    assert found["scoring_noise"].status == "fail"
+    assert found["self_score_stored"].status == "ok"
+
+
+def test_the_paths_are_compared_token_by_token() -> None:
+    first = {0: np.array([-1.0, -2.0, np.nan]), 1: np.array([-3.0])}
+    second = {0: np.array([-1.1, -2.0, -5.0]), 2: np.array([0.0])}
+    line = compare_paths(first, second, ("one", "other"))
+    assert line.values["n_tokens"] == 2
+    assert (line.values["p50"], line.values["p99"]) == (pytest.approx(0.05), pytest.approx(0.099))
+    with pytest.raises(Skip, match="no token in common"):
+        compare_paths({1: first[1]}, second, ("one", "other"))
+
+
+def test_a_signal_below_the_noise(clinic: Clinic, tmp_path: Path) -> None:
+    """A teacher that is the student with its neurons in another order: what tells them apart is rounding."""
+
+    def reorder(model: Any) -> None:
+        for layer in model.model.layers:
+            order = torch.randperm(layer.mlp.gate_proj.weight.shape[0], generator=torch.Generator().manual_seed(0))
+            for inner in (layer.mlp.gate_proj, layer.mlp.up_proj):
+                inner.weight.copy_(inner.weight[order])
+            layer.mlp.down_proj.weight.copy_(layer.mlp.down_proj.weight[:, order])
+
+    # Responses of one prompt share its computation in a batch, so that their numbers differ from those of one alone.
+    rollouts = sampled(clinic.models["student"], count=4, num_rollouts=4, max_new_tokens=40)
+    teacher = edit_weights(clinic.copy("student", tmp_path), reorder)
+    line = clinic.findings(rollouts, teacher=teacher)["scoring_noise"]
+    assert line.status in ("warn", "fail")
+    assert line.values["noise"] > 0.1 * line.values["signal"] > 0
+    assert "against a signal of" in line.figure
+
+
+def test_a_teacher_that_is_the_student(clinic: Clinic) -> None:
+    line = clinic.findings(teacher=clinic.models["student"])["scoring_noise"]
+    assert line.status == "warn"
+    assert line.values["signal"] == 0.0
+    assert "both models say the same everywhere" in line.figure
+
+
+def test_a_sampler_at_another_temperature(clinic: Clinic) -> None:
+    cool = sampled(clinic.models["student"], max_new_tokens=40, temperature=0.7)
+    line = clinic.findings(cool)["sampler_logprobs"]
+    trace = opd_probe.replay(clinic.models["student"], clinic.models["teacher"], cool, k=1)
+    change = trace.column("sampler_logprob").astype(np.float64) - trace.column("student_logprob")
+    assert line.status == "warn"
+    assert line.values["mean_absolute_difference"] == pytest.approx(np.abs(change).mean(), rel=1e-4)
+    assert line.values["mean_difference"] > 0.05
+    assert "--temperature" in line.advice
+    assert clinic.findings(cool, temperature=0.7)["sampler_logprobs"].status == "ok"
+
+
+def test_no_sampler_logprobs(clinic: Clinic) -> None:
+    line = clinic.findings(clinic.altered(lambda rollout: replace(rollout, logprobs=None)))["sampler_logprobs"]
+    assert line.status == "skip"

@@ -1,0 +1,182 @@
+"""``opd-probe doctor``: the checklist on stdout, and an exit code that a script can go by."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+import yaml
+
+from opd_probe.checks import CHECKS
+from opd_probe.cli.main import main
+from opd_probe.lab.demo import write_prompts
+from opd_probe.rollouts.files import write_rollouts
+from opd_probe.run.doctor import handful
+from opd_probe.types import Rollout
+from tests.checks.clinic import Clinic, edit_json
+from tests.checks.conftest import clinic as clinic  # the same fixture
+from tests.checks.test_tokenizers import swap
+from tests.cli.workspace import Caller, Outcome, files_below, write_lines
+
+SHORT = ("--k", "32", "--repetition-length", "100")
+
+
+@pytest.fixture
+def examine(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Caller:
+    """Calls the command from an empty directory."""
+    (tmp_path / "here").mkdir()
+    return Caller(capsys, tmp_path / "here", monkeypatch)
+
+
+def pair(clinic: Clinic, *, teacher: Path | None = None, rollouts: Path | None = None) -> list[str | Path]:
+    return ["doctor", "--student", clinic.root / "student", "--teacher", teacher or clinic.root / "teacher",
+            "--rollouts", rollouts or clinic.root / "rollouts.jsonl"]  # fmt: skip
+
+
+def lines(done: Outcome) -> dict[str, dict[str, object]]:
+    return {str(row["check"]): row for row in done.rows}
+
+
+def test_a_healthy_pair(clinic: Clinic, examine: Caller) -> None:
+    done = examine(*pair(clinic), *SHORT)
+    assert done.code == 0, done.err
+    header, *rows = done.out.splitlines()
+    assert header.split() == ["status", "check", "figure"]  # no line has advice
+    assert [row.split()[:2] for row in rows] == [["ok", name] for name in CHECKS]
+    assert files_below(examine.directory) == set()
+
+
+def test_json_is_what_python_gets(clinic: Clinic, examine: Caller) -> None:
+    found = lines(examine(*pair(clinic), *SHORT, "--format", "json"))
+    same = clinic.findings(clinic.root / "rollouts.jsonl")  # type: ignore[arg-type]
+    for name, finding in same.items():
+        assert (found[name]["status"], found[name]["figure"]) == (finding.status, finding.figure)
+        assert found[name]["advice"] is None
+    assert found["lengths"]["values"] == dict(same["lengths"].values)
+    assert {(row["run"], row["step"], row["teacher"]) for row in found.values()} == {
+        (clinic.root.name, None, "teacher")
+    }
+
+
+def test_csv_has_a_row_for_each_check(clinic: Clinic, examine: Caller) -> None:
+    table = list(csv.DictReader(io.StringIO(examine(*pair(clinic), *SHORT, "--format", "csv").out)))
+    assert [row["check"] for row in table] == list(CHECKS)
+    assert "values" not in table[0]
+
+
+def test_a_pair_that_a_replay_refuses_is_a_failed_line(clinic: Clinic, examine: Caller, tmp_path: Path) -> None:
+    teacher = clinic.copy("teacher", tmp_path)
+    edit_json(teacher / "tokenizer.json", swap("7", "8"))
+    done = examine(*pair(clinic, teacher=teacher), *SHORT, "--format", "json")
+    assert done.code == 1
+    assert done.errors == []
+    found = lines(done)
+    assert found["tokenizers"]["status"] == "fail"
+    assert found["tokenizers"]["advice"] == CHECKS["tokenizers"].advice
+    assert found["shift_replayed"]["status"] == "skip"
+
+
+def test_a_warning_is_no_failure(clinic: Clinic, examine: Caller) -> None:
+    done = examine(*pair(clinic), "--k", "1", "--format", "json")
+    assert done.code == 0
+    found = lines(done)
+    assert found["top_k"]["status"] == "warn"
+    assert found["repetition"]["status"] == "skip"
+    assert found["repetition"]["advice"] is None
+
+
+def test_prompts_are_sampled(clinic: Clinic, examine: Caller, tmp_path: Path) -> None:
+    talks = [{"id": str(rollout.prompt_id), "messages": rollout.extra["messages"]} for rollout in clinic.rollouts[::2]]
+    prompts = write_lines(tmp_path / "prompts.jsonl", talks)
+    done = examine("doctor", "--student", clinic.root / "student", "--teacher", clinic.root / "teacher", "--prompts",
+                   prompts, "--max-new-tokens", "40", "--num-rollouts", "2", "--max-rollouts", "12", *SHORT,
+                   "--format", "json")  # fmt: skip
+    assert done.code == 0, done.err
+    found = lines(done)
+    skipped = {name for name, row in found.items() if row["status"] == "skip"}
+    assert skipped == {"shift_stored", "self_score_stored"}  # a sampler knows nothing of the teacher
+    assert all(row["status"] in ("ok", "skip") for row in found.values())
+    assert found["token_source"]["values"] == {"share_retokenized": 0.0, "n": 12}
+    assert files_below(examine.directory) == set()
+
+
+def test_prompts_are_sampled_for_a_teacher_that_does_not_fit(clinic: Clinic, examine: Caller, tmp_path: Path) -> None:
+    teacher = clinic.copy("teacher", tmp_path)
+    edit_json(teacher / "tokenizer.json", swap("7", "8"))
+    write_prompts(tmp_path / "prompts.jsonl", 3, 0)
+    done = examine("doctor", "--student", clinic.root / "student", "--teacher", teacher, "--prompts",
+                   tmp_path / "prompts.jsonl", "--max-new-tokens", "30", "--format", "json")  # fmt: skip
+    assert done.code == 1, done.err
+    found = lines(done)
+    assert found["tokenizers"]["status"] == "fail"
+    assert found["truncation"]["status"] == "ok"
+
+
+def test_a_run_with_a_manifest_and_two_teachers(clinic: Clinic, examine: Caller, tmp_path: Path) -> None:
+    run = tmp_path / "mine"
+    clinic.copy("student", run)
+    (run / "student").rename(run / "checkpoint-20")
+    manifest = {
+        "teacher": [str(clinic.root / "teacher"), str(clinic.root / "stranger")],
+        "rollouts": str(clinic.root / "rollouts.jsonl"),
+        "k": 32,
+    }
+    (run / "opd-probe.yaml").write_text(yaml.safe_dump(manifest))
+    done = examine("doctor", "--ckpts", run, "--repetition-length", "100", "--max-rollouts", "8", "--format", "json")
+    assert done.code == 1  # the stored scores are not the stranger's
+    rows = {(row["teacher"], row["check"]): row for row in done.rows}
+    assert {(row["run"], row["step"]) for row in done.rows} == {("mine", 20)}
+    assert len(rows) == 2 * len(CHECKS)
+    assert rows["teacher", "self_score_stored"]["status"] == "ok"
+    assert rows["stranger", "self_score_stored"]["status"] == "fail"
+    assert rows["teacher", "replay"]["values"]["n_rollouts"] == 8
+    table = examine("doctor", "--ckpts", run, "--max-rollouts", "2").out
+    assert table.splitlines()[0].split()[:3] == ["run", "step", "teacher"]
+
+
+def test_progress_is_said_on_stderr(clinic: Clinic, examine: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opd_probe.cli.progress.INTERVAL", 0.0)
+    done = examine(*pair(clinic), *SHORT)
+    said = {line.split(":")[1].strip() for line in done.err.splitlines() if line.startswith("check ")}
+    assert said == {"student, in batches", "student, one rollout at a time", "teacher, in batches",
+                    "teacher, one rollout at a time"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--student", "nowhere", "--teacher", "x"], "--ckpts nowhere: no such path"),
+        (["--teacher", "x"], "no checkpoints; give --ckpts"),
+        (["--student", "{root}/student", "--rollouts", "{root}/rollouts.jsonl"], "no teacher"),
+        (["--student", "{root}/student", "--teacher", "{root}/teacher"], "neither rollouts nor prompts"),
+        (["--student", "{root}/student", "--max-rollouts", "0"], "--max-rollouts"),
+        (["--student", "{root}/student", "--teacher", "{root}/teacher", "--rollouts", "{root}/student/config.json"],
+         "line 1: not valid JSON"),
+        (["--student", "{root}/student", "--teacher", "{root}/teacher", "--rollouts", "{root}/rollouts.jsonl", "--k",
+          "0"], "option --k"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(clinic: Clinic, examine: Caller, words: list[str], part: str) -> None:
+    done = examine("doctor", *(word.format(root=clinic.root) for word in words))
+    assert (done.code, done.out) == (2, "")
+    (line,) = done.errors
+    assert line.startswith("error: ")
+    assert part in line
+
+
+def test_exit_code_of_the_process(clinic: Clinic, tmp_path: Path) -> None:
+    longer = [Rollout("r", clinic.rollouts[0].prompt_ids, (12,) * 200)]
+    write_rollouts(tmp_path / "long.jsonl", longer)
+    assert main([str(word) for word in pair(clinic, rollouts=tmp_path / "long.jsonl")]) == 1
+
+
+def test_a_handful_is_a_seeded_sample_in_order(clinic: Clinic) -> None:
+    chosen = handful(clinic.rollouts, 5, 3)
+    places = [clinic.rollouts.index(rollout) for rollout in chosen]
+    assert len(set(places)) == 5
+    assert places == sorted(places)
+    assert chosen == handful(clinic.rollouts, 5, 3)
+    assert chosen != handful(clinic.rollouts, 5, 4)
+    assert handful(clinic.rollouts, 99, 0) == list(clinic.rollouts)
