@@ -30,9 +30,7 @@ def training_log(measured: Sequence[Measured], given: Mapping[str, str]) -> pd.D
     """
     runs = list(dict.fromkeys(one.run for one in measured))
     if "" in given and len(runs) > 1:
-        raise InputError(
-            f"--training-log {given['']}: expected RUN=FILE, since there are several runs: {', '.join(runs)}"
-        )
+        raise InputError(f"--training-log {given['']}: expected RUN=FILE, since the runs are {', '.join(runs)}")
     files = {run or runs[0]: file for run, file in given.items()}
     for run in files:
         if run not in runs:
@@ -48,10 +46,10 @@ def training_log(measured: Sequence[Measured], given: Mapping[str, str]) -> pd.D
 def with_log(rows: Sequence[dict[str, Any]], log: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows with what their run logged at their step; NaN where it logged nothing then."""
     names = [name for name in QUANTITIES if name in log and log[name].notna().any()]
-    known = {(row["run"], row["step"]): row for row in log.to_dict("records")}
-    return [
-        {**row, **{name: known.get((row["run"], row["step"]), {}).get(name, NAN) for name in names}} for row in rows
-    ]
+    logged = {(row["run"], row["step"]): row for row in log.to_dict("records")}
+    unknown: dict[str, Any] = dict.fromkeys(names, NAN)
+    at = [logged.get((row["run"], row["step"]), unknown) for row in rows]
+    return [{**row, **{name: known[name] for name in names}} for row, known in zip(rows, at, strict=True)]
 
 
 def log_files(texts: Sequence[str]) -> dict[str, str]:

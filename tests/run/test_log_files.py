@@ -117,7 +117,7 @@ def test_logs_that_cannot_be_used(tmp_path: Path, name: str, text: str, message:
 
 
 def test_what_was_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match="no such file; expected trainer_state.json"):
+    with pytest.raises(MissingError, match=r"no such file; expected trainer_state\.json"):
         read_log(tmp_path / "nowhere")
     assert log_files(["a=x", "b=y=z"]) == {"a": "x", "b": "y=z"}
     assert log_files(["x"]) == {"": "x"}
