@@ -22,16 +22,7 @@ def figures(
             "--only", metavar="NAME...", show_default=False, help="Figures to draw (default: every one that can be)."
         ),
     ] = None,
-    training_log: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--training-log",
-            metavar="RUN=FILE",
-            show_default=False,
-            help="A run's training log: trainer_state.json, or .jsonl or .csv with step, loss, grad_norm; repeat it "
-            "for several runs (default: trainer_state.json beside the checkpoints).",
-        ),
-    ] = None,
+    training_log: options.TrainingLog = None,
     teacher_accuracy: Annotated[
         list[str] | None,
         typer.Option(

@@ -257,6 +257,16 @@ DryRun = Annotated[
         help="Say how many states, bytes and how much time it would take; run no model.",
     ),
 ]
+TrainingLog = Annotated[
+    list[str] | None,
+    _option(
+        "--training-log",
+        panel=_RESULT,
+        metavar="[RUN=]FILE",
+        help="A run's training log: trainer_state.json, .jsonl or .csv (of verl and wandb too), or verl's console log; "
+        "RUN= when there are several runs, each with its own.",
+    ),
+]
 
 
 def build_request(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from opd_probe import plots
-from opd_probe.curves import reward_by_depth, signal_by_depth, summarize
+from opd_probe.curves import join_training_log, reward_by_depth, signal_by_depth, summarize
 from opd_probe.errors import InputError
+from opd_probe.run.kinds import TRAINING_SHEET
+from opd_probe.run.log_files import QUANTITIES, read_log
+from opd_probe.run.logs import log_files, training_log, with_log
 from opd_probe.run.measures import Gathered, curves, in_order, mass_table, position_curves, summaries
 from opd_probe.run.output import check_writable, save_figure
 from opd_probe.run.plan import make_plan
@@ -58,17 +62,39 @@ DRY_RUN_COLUMNS = (
 )  # fmt: skip
 
 
-def overlap(request: Request, progress: Progress) -> Result:
+def overlap(request: Request, progress: Progress, *, training_logs: Sequence[str] = ()) -> Result:
     """Overlap and everything beside it, by checkpoint: ``overlap.csv`` and a figure.
+
+    With training logs (``RUN=FILE`` each, or ``FILE`` for the only run) rows also have what was logged at their step,
+    and ``overlap-training`` shows the curves beside every logged step, as a table and as a figure.
 
     Raises:
         OpdProbeError: bad input, in one line.
     """
+    logs = log_files(training_logs)
+    for file in logs.values():
+        read_log(Path(file).expanduser())  # a mistake shows before models run
     gathered = _gather(request, progress)
     if isinstance(gathered, Result):
         return gathered
+    log = training_log(gathered.measured, logs) if logs else pd.DataFrame()
     rows = summaries(gathered, whole=True)
-    return _finish(gathered, "overlap", rows, OVERLAP_COLUMNS, _by_k(rows, plots.plot_overlap))
+    result = _finish(
+        gathered, "overlap", with_log(rows, log), (*OVERLAP_COLUMNS, *QUANTITIES), _by_k(rows, plots.plot_overlap)
+    )
+    if not logs:
+        return result
+    logged = log.assign(step=log["step"].astype("Int64")).dropna(axis="columns", how="all")
+    table = as_table(rows)
+    known = [name for name in TRAINING_SHEET if name in logged or (name in table and table[name].notna().any())]
+
+    def draw(part: pd.DataFrame) -> Figure:
+        joined = join_training_log(part, logged)
+        return plots.plot_alignment(joined, metrics=known, title="Overlap and the training log")
+
+    joined = pd.concat([join_training_log(part, logged) for _, part in table.groupby("k", sort=True)])
+    files = _write(gathered, "overlap-training", joined, _by_k(rows, draw))
+    return replace(result, files=result.files + files)
 
 
 def mass(request: Request, progress: Progress) -> Result:

@@ -8,6 +8,7 @@ from typing import Any
 
 from opd_probe.errors import InputError
 from opd_probe.run.kinds import KINDS, Tables
+from opd_probe.run.logs import log_files
 from opd_probe.run.measures import Gathered, in_order
 from opd_probe.run.output import check_writable, save_figure
 from opd_probe.run.progress import Progress
@@ -31,7 +32,7 @@ def figures(
     """Draw the figures of these names (none: every one) from the traces of a request into ``OUT/figures``.
 
     Args:
-        training_logs: ``RUN=FILE`` each. teacher_accuracies: ``TEACHER=SHARE`` each.
+        training_logs: ``RUN=FILE`` each, or ``FILE`` for the only run. teacher_accuracies: ``TEACHER=SHARE`` each.
         group_seeds: runs whose names differ only in a seed are the seeds of one run.
 
     Returns:
@@ -42,8 +43,8 @@ def figures(
         OpdProbeError: bad input, or not one figure can be drawn; in one line.
     """
     names = _chosen(only)
-    logs = dict(_pair("--training-log", "RUN=FILE", text) for text in training_logs)
-    shares = {teacher: _share(teacher, text) for teacher, text in _pairs_of_accuracy(teacher_accuracies)}
+    logs = log_files(training_logs)
+    shares = {teacher: _share(teacher, text) for teacher, text in map(_pair, teacher_accuracies)}
     out = Path(request.out or DEFAULT_OUT)
     check_writable(out)
     measured = in_order(find_traces(request.traces, parse_options(request.options)))
@@ -72,15 +73,11 @@ def _chosen(only: Sequence[str]) -> list[str]:
     return [name for name in KINDS if name in only or not only]
 
 
-def _pair(option: str, form: str, text: str) -> tuple[str, str]:
+def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals and value):
-        raise InputError(f"{option} {text}: expected {form}")
+        raise InputError(f"--teacher-accuracy {text}: expected TEACHER=SHARE, a share from 0 to 1")
     return name, value
-
-
-def _pairs_of_accuracy(texts: Sequence[str]) -> list[tuple[str, str]]:
-    return [_pair("--teacher-accuracy", "TEACHER=SHARE, a share from 0 to 1", text) for text in texts]
 
 
 def _share(teacher: str, text: str) -> float:

@@ -14,7 +14,8 @@ import pandas as pd
 from opd_probe import plots
 from opd_probe.curves import join_training_log, rollout_table
 from opd_probe.metrics.recovery import gap_recovery
-from opd_probe.run.logs import QUANTITIES, training_log
+from opd_probe.run.log_files import QUANTITIES
+from opd_probe.run.logs import training_log
 from opd_probe.run.measures import Gathered, curves, mass_curves, position_curves, summaries
 from opd_probe.run.tables import as_table
 
@@ -29,6 +30,11 @@ _LOG = "a training log (trainer_state.json beside the checkpoints, or --training
 _TEACHER = "the teacher's own accuracy (--teacher-accuracy TEACHER=SHARE), scores, and step 0 of a run"
 NEEDS = {"accuracy": _SCORES, "reward_auroc": _SCORES, "loss": _LOG, "grad_norm": _LOG, "gap_recovery": _TEACHER}
 """What a metric needs that traces need not hold."""
+
+TRAINING_SHEET = (
+    "overlap_ratio", "student_overlap_mass", "teacher_overlap_mass", "overlap_advantage", "accuracy", *QUANTITIES,
+)  # fmt: skip
+"""What a sheet with a training log shows, as far as it is known."""
 
 _SEED = re.compile(r"[-_./ ]?(?:seed|s)[-_=]?(\d+)(?=$|[-_./ ])")
 
@@ -140,6 +146,13 @@ def _over_steps(tables: Tables, metrics: Sequence[str], title: str) -> Drawn:
     return plots.plot_alignment(table, metrics=metrics, title=title), "; ".join(missing)
 
 
+def _log_sheet(tables: Tables) -> Drawn:
+    if len(_absent(tables.steps, QUANTITIES)) == len(QUANTITIES):
+        return None, f"needs {_LOG}"
+    known = [name for name in TRAINING_SHEET if not _absent(tables.steps, [name])]
+    return plots.plot_alignment(tables.steps, metrics=known, title="Overlap and the training log"), ""
+
+
 def _accuracy(tables: Tables) -> Drawn:
     table = tables.ends(last=True)
     if _absent(table, ["accuracy"]):
@@ -227,6 +240,8 @@ KINDS: dict[str, Kind] = {
         "19", "training loss, gradient norm and extreme advantage gap by step", "Training signal",
         "loss", "grad_norm", "extreme_advantage_gap",
     ),
+    "training-log": Kind("", "overlap beside what the trainer logged: loss, gradient norm, reward, accuracy, length",
+                         _log_sheet),
     "mass": Kind("", "cumulative mass by rank, and the k that 97 and 99 % need",
                  lambda t: (plots.plot_mass(t.mass, t.traces), "")),
     "positions": Kind("", "alignment metrics by position in the response",

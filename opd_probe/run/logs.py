@@ -1,87 +1,95 @@
-"""Training logs: a trainer's state beside its checkpoints, or a file that the user names."""
+"""The training logs of measured runs: a trainer's state beside its checkpoints, or files that the user names."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from opd_probe.errors import InputError, MissingError
+from opd_probe.errors import InputError
+from opd_probe.models.checkpoints import step_of_name
+from opd_probe.run.log_files import QUANTITIES, STATE, read_log
 from opd_probe.run.plan import warn
 from opd_probe.run.stored import Measured
 
-QUANTITIES = ("loss", "grad_norm")
-STATE = "trainer_state.json"
+NAN = float("nan")
 
 
 def training_log(measured: Sequence[Measured], given: Mapping[str, str]) -> pd.DataFrame:
-    """The logs of the runs that have one: ``run``, ``step``, ``loss``, ``grad_norm``; empty when none has.
+    """The logs of the runs that have one: ``run``, ``step`` and :data:`QUANTITIES`; empty when none has.
 
     Args:
-        given: run → file. The log of another run is the ``trainer_state.json`` of its last checkpoint, where the trace
-            says it lies, if it is still there.
+        given: run → file; under "" the file of the one run that there is. The log of another run is the
+            ``trainer_state.json`` of its last checkpoint, where the trace says it lies, if it is still there.
 
     Raises:
         MissingError: a given file is not there.
         InputError: a given file holds no log, or names a run that no trace is of.
     """
     runs = list(dict.fromkeys(one.run for one in measured))
-    for run in given:
+    if "" in given and len(runs) > 1:
+        raise InputError(f"--training-log {given['']}: expected RUN=FILE, since the runs are {', '.join(runs)}")
+    files = {run or runs[0]: file for run, file in given.items()}
+    for run in files:
         if run not in runs:
             raise InputError(f"--training-log {run}=…: no trace of run {run!r}; the runs are {', '.join(runs)}")
     parts = []
     for run in runs:
-        rows = _given(Path(given[run]).expanduser()) if run in given else _beside_checkpoints(measured, run)
+        rows = read_log(Path(files[run]).expanduser()) if run in files else _beside_checkpoints(measured, run)
         parts.append(pd.DataFrame(rows, columns=["step", *QUANTITIES]).assign(run=run))
     table = pd.concat(parts, ignore_index=True)
     return table.astype(dict.fromkeys(QUANTITIES, "float64"))
 
 
+def with_log(rows: Sequence[dict[str, Any]], log: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows with what their run logged at their step; NaN where it logged nothing then."""
+    names = [name for name in QUANTITIES if name in log and log[name].notna().any()]
+    logged = {(row["run"], row["step"]): row for row in log.to_dict("records")}
+    unknown: dict[str, Any] = dict.fromkeys(names, NAN)
+    at = [logged.get((row["run"], row["step"]), unknown) for row in rows]
+    return [{**row, **{name: known[name] for name in names}} for row, known in zip(rows, at, strict=True)]
+
+
+def log_files(texts: Sequence[str]) -> dict[str, str]:
+    """``RUN=FILE`` or ``FILE`` of each ``--training-log``, by run.
+
+    Raises:
+        InputError: another form, or two files for one run.
+    """
+    files: dict[str, str] = {}
+    for text in texts:
+        run, equals, file = text.partition("=")
+        if not equals or Path(text).expanduser().is_file():
+            run, file = "", text
+        if not file or (equals and not run and file != text):
+            raise InputError(f"--training-log {text}: expected RUN=FILE, or FILE when there is one run")
+        if run in files or (files and "" in (run, *files)):
+            raise InputError(f"--training-log {text}: a second file for one run; expected RUN=FILE once for each run")
+        files[run] = file
+    return files
+
+
 def _beside_checkpoints(measured: Sequence[Measured], run: str) -> list[dict[str, Any]]:
-    steps = [(one.step, one) for one in measured if one.run == run and one.step is not None]
-    for _, one in sorted(steps, key=lambda pair: pair[0], reverse=True):
-        path = Path(str(one.trace.provenance.get("student", {}).get("path", ""))) / STATE
+    for path in _states(measured, run):
         if path.is_file():
             try:
-                return _logged(_rows(path))
+                return read_log(path, required=False)
             except InputError as error:
                 warn(f"{error}; drawn without it")
                 return []
     return []
 
 
-def _given(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise MissingError(f"training log {path}: no such file; expected {STATE}, or .jsonl or .csv with step and loss")
-    rows = _rows(path)
-    kept = _logged(rows)
-    if not kept:
-        found = ", ".join(dict.fromkeys(str(name) for row in rows for name in row)) or "no rows"
-        raise InputError(f"training log {path}: expected rows with step and {' or '.join(QUANTITIES)}, got {found}")
-    return kept
-
-
-def _logged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows that log a step, one per step, in order; of two the later, as after a run was resumed."""
-    kept = {
-        int(row["step"]): {name: row.get(name) for name in QUANTITIES}
-        for row in rows
-        if row.get("step") is not None and any(row.get(name) is not None for name in QUANTITIES)
-    }
-    return [{"step": step, **kept[step]} for step in sorted(kept)]
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        if path.suffix == ".csv":
-            table = pd.read_csv(path)
-            return [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in table.to_dict("records")]
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            return [dict(json.loads(line)) for line in text.splitlines() if line.strip()]
-        return [dict(row) for row in json.loads(text)["log_history"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"training log {path}: cannot be read ({str(error).splitlines()[0]})") from None
+def _states(measured: Sequence[Measured], run: str) -> list[Path]:
+    """Where the trainer's state may lie: with the student of each trace, or in the directory of a run that was measured
+    while it trained; latest step first."""
+    known = [one for one in measured if one.run == run and one.step is not None]
+    places = []
+    for one in sorted(known, key=lambda one: one.step or 0, reverse=True):
+        places.append(Path(str(one.trace.provenance.get("student", {}).get("path", ""))))
+        if directory := one.trace.provenance.get("labels", {}).get("directory"):
+            steps = {step_of_name(path.name): path for path in Path(directory).glob("*") if path.is_dir()}
+            places += [steps[step] for step in sorted((s for s in steps if s is not None), reverse=True)]
+    return [place / STATE for place in dict.fromkeys(places)]

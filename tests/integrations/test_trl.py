@@ -19,6 +19,9 @@ import opd_probe
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.integrations.trl import OverlapCallback
 from opd_probe.integrations.undisturbed import undisturbed
+from opd_probe.run.logs import training_log
+from opd_probe.run.settings import Options
+from opd_probe.run.stored import find_traces
 from tests.cli.workspace import Caller, files_below
 from tests.integrations.conftest import OPTIONS, PROMPTS, Training, make_trainer
 from tests.tiny import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
@@ -186,3 +189,10 @@ def test_sharded_parameters_are_refused_when_training_starts(models: Path, tmp_p
             callback.on_train_begin(trainer.args, trainer.state, trainer.control)
     finally:
         destroy_process_group()
+
+
+def test_the_trainers_own_log_is_found_from_the_traces(watched: Training) -> None:
+    measured = find_traces([str(watched.directory / "opd-probe")], Options(k=4))
+    log = training_log(measured, {}).set_index("step")
+    assert log["loss"].dropna().to_dict() == watched.logged("loss")
+    assert log["training_response_length"].dropna().to_dict() == watched.logged("completions/mean_length")
