@@ -23,6 +23,7 @@ from opd_probe.models.loading import LoadedModel
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, special_ids, template_digest
 from opd_probe.rollouts.files import prompt_key, rollouts_digest
 from opd_probe.rollouts.grading import grade
+from opd_probe.rollouts.teacher_prompts import TeacherPrompts
 from opd_probe.run.memory import memory_advice
 from opd_probe.trace import Trace, TraceSpool, read_trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, array_columns
@@ -69,6 +70,7 @@ class TraceRequest:
         student, teacher: as for :func:`opd_probe.replay`.
         path: the file to write; None keeps the trace in memory.
         labels: JSON values to keep with it.
+        teacher_prompts: what the teacher reads before each response; None: what the student read.
     """
 
     student: Any
@@ -76,6 +78,7 @@ class TraceRequest:
     path: Path | None
     options: TraceOptions
     labels: Mapping[str, Any]
+    teacher_prompts: TeacherPrompts | None = None
 
     def fingerprint(self, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         """Everything that a stored trace must agree on, flat, so that the first difference can be named.
@@ -91,6 +94,7 @@ class TraceRequest:
             "student tokenizer": tokenizer_files_digest(options.tokenizer or self.student),
             "teacher tokenizer": tokenizer_files_digest(options.tokenizer or self.teacher),
             "rollouts": rollouts_digest(rollouts),
+            "teacher prompts": None if self.teacher_prompts is None else self.teacher_prompts.sha256,
             "temperature": options.temperature,
             "dtype": options.dtype,
             "allow_special_mismatch": options.allow_special_mismatch,
@@ -129,7 +133,7 @@ class TraceRequest:
         vocabulary = shared_vocabulary(student, teacher, allow_special_mismatch=options.allow_special_mismatch)
         k = min(options.k, vocabulary.size)
         settings = ReplaySettings(k, options.temperature, options.jsd, options.batch_tokens, options.chunk)
-        return _Job((student, teacher), vocabulary, rollouts, settings).run(
+        return _Job((student, teacher), vocabulary, rollouts, settings, self.teacher_prompts).run(
             self.path, fingerprint, self.labels, progress
         )
 
@@ -194,6 +198,7 @@ class _Job:
     vocabulary: SharedVocabulary
     rollouts: Sequence[Rollout]
     settings: ReplaySettings
+    teacher_prompts: TeacherPrompts | None
 
     def run(
         self,
@@ -202,7 +207,9 @@ class _Job:
         labels: Mapping[str, Any],
         progress: Progress | None,
     ) -> Trace:
-        engine = Replay(*self.models, self.rollouts, self.vocabulary.ids, self.settings)
+        read = self.teacher_prompts
+        prompts = None if read is None else read.ids
+        engine = Replay(*self.models, self.rollouts, self.vocabulary.ids, self.settings, prompts)
         counts = engine.state_counts
         columns = array_columns(jsd=self.settings.jsd, sampler=any(r.logprobs is not None for r in self.rollouts))
         key = _digest({**fingerprint, "K": self.settings.k, "columns": [c.name for c in columns]})
@@ -229,13 +236,15 @@ class _Job:
 
     def _rows(self, counts: Sequence[int]) -> list[dict[str, Any]]:
         rows = []
-        for rollout, n_states in zip(self.rollouts, counts, strict=True):
+        read = self.teacher_prompts
+        for index, (rollout, n_states) in enumerate(zip(self.rollouts, counts, strict=True)):
             rows.append(
                 {
                     "rollout_id": rollout.id,
                     "prompt_id": prompt_key(rollout),
                     "step": rollout.step,
                     "prompt_length": len(rollout.prompt_ids),
+                    "teacher_prompt_length": None if read is None else len(read.ids[index]),
                     "response_length": len(rollout.response_ids),
                     "n_states": n_states,
                     "finish_reason": rollout.finish_reason,
@@ -273,6 +282,7 @@ class _Job:
                 "special_ids": None if student.tokenizer is None else sorted(special_ids(student.tokenizer)),
             },
             "template_sha256": template_digest(student.tokenizer) if student.tokenizer is not None else None,
+            "teacher_prompt": None if self.teacher_prompts is None else dict(self.teacher_prompts.made),
             "labels": {"states": "unknown", **labels},
             "fingerprint": dict(fingerprint),
             "software": software(),
