@@ -39,13 +39,23 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A problem for the student: token ids once they are known, else text or chat messages."""
+    """A problem for the student: token ids once they are known, else text or chat messages.
+
+    Attributes:
+        extra: other fields of its row, such as a solution that only a teacher may see.
+    """
 
     id: str
     text: str | None = None
     messages: Sequence[Mapping[str, Any]] | None = None
     ids: Sequence[int] | None = None
     answer: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def carried(self) -> dict[str, Any]:
+        """What a rollout of this prompt has as its ``extra``: the other fields, and the messages."""
+        return {**self.extra, **({} if self.messages is None else {"messages": list(self.messages)})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,7 @@ class Rollout:
         finish_reason: ``"stop"`` (EOS was sampled), ``"length"``, or None when unknown.
         token_source: whether the ids are what was sampled.
         sampler: what sampled it, with its version (``"vllm 0.32.0"``); None when unknown.
+        extra: other fields of its row; ``messages`` among them are the chat messages that its prompt was made of.
     """
 
     id: str

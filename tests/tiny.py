@@ -14,6 +14,13 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
+QUESTION_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}Q: {% endif %}{{ message['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}A: {% if enable_thinking is defined and not enable_thinking %}<think> </think> "
+    "{% endif %}{% endif %}"
+)
+"""Another one, with a thinking mode that is switched off as in Qwen3."""
+
 
 def tiny_tokenizer(
     vocab_size: int = 64, *, words: list[str] | None = None, chat_template: str | None = None

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from opd_probe.run.request import DEFAULT_OUT, Request
+from opd_probe.run.request import DEFAULT_OUT, PromptOptions, Request
 
 
 class Format(StrEnum):
@@ -46,7 +46,7 @@ class DeviceMap(StrEnum):
     sequential = "sequential"
 
 
-_INPUT, _SAMPLING, _REPLAY, _RESULT = "Input", "Sampling", "Replay", "Result"
+_INPUT, _TEACHER, _SAMPLING, _REPLAY, _RESULT = "Input", "What the teacher reads", "Sampling", "Replay", "Result"
 
 
 def _option(*names: str, panel: str, help: str, metavar: str | None = None) -> Any:
@@ -79,6 +79,41 @@ Teacher = Annotated[
         panel=_INPUT,
         metavar="MODEL",
         help="Path, hub id, or http://host:port[#model] of a vLLM or SGLang server; repeat it for several teachers.",
+    ),
+]
+TeacherTemplate = Annotated[
+    list[str] | None,
+    _option(
+        "--teacher-template",
+        panel=_TEACHER,
+        metavar="TEMPLATE",
+        help="The chat template of the teacher's prompt: own (its tokenizer's), a Jinja file, or a model's; student is "
+        "the default. Repeat these four to compare: every combination is a teacher of its own.",
+    ),
+]
+TeacherSystem = Annotated[
+    list[str] | None,
+    _option(
+        "--teacher-system",
+        panel=_TEACHER,
+        metavar="TEXT|FILE",
+        help="The teacher's system message, in place of the prompt's; empty: none.",
+    ),
+]
+TeacherThinking = Annotated[
+    list[str] | None,
+    _option(
+        "--teacher-thinking", panel=_TEACHER, metavar="on|off", help="The thinking mode of the teacher's template."
+    ),
+]
+TeacherContext = Annotated[
+    list[str] | None,
+    _option(
+        "--teacher-context",
+        panel=_TEACHER,
+        metavar="FIELD",
+        help="What the teacher knows beyond the student: a field of prompts or rollouts, such as answer or "
+        "extra_info.solution, or a text with such fields in braces.",
     ),
 ]
 Rollouts = Annotated[
@@ -280,6 +315,10 @@ def build_request(
     base: Base = None,
     step_offset: StepOffset = None,
     allow_special_mismatch: AllowSpecialMismatch = None,
+    teacher_template: TeacherTemplate = None,
+    teacher_system: TeacherSystem = None,
+    teacher_thinking: TeacherThinking = None,
+    teacher_context: TeacherContext = None,
     sampler: SamplerOption = None,
     sample_temperature: SampleTemperature = None,
     max_new_tokens: MaxNewTokens = None,
@@ -305,6 +344,12 @@ def build_request(
         ckpts=tuple(ckpts or ()),
         traces=tuple(traces or ()),
         teachers=tuple(teacher or ()),
+        teacher_prompt=PromptOptions(
+            template=tuple(teacher_template or ()),
+            system=tuple(teacher_system or ()),
+            thinking=tuple(teacher_thinking or ()),
+            context=tuple(teacher_context or ()),
+        ),
         rollouts=rollouts,
         prompts=prompts,
         tokenizer=tokenizer,

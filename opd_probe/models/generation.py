@@ -304,4 +304,5 @@ def make_rollout(
         logprobs=tuple(logprobs),
         finish_reason="stop" if ids[-1] in student.eos_ids else "length",
         sampler=sampler,
+        extra=prompt.carried,
     )

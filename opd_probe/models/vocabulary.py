@@ -149,7 +149,18 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """sha256 of the chat template, None when there is none."""
     template = getattr(tokenizer, "chat_template", None)
-    return None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest()
+    return None if template is None else text_digest(template)
+
+
+def text_digest(template: Any) -> str:
+    """sha256 of a chat template, or of several by name."""
+    return hashlib.sha256(json.dumps(template).encode()).hexdigest()
+
+
+def chat_template_of(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    """The chat template that a tokenizer uses, the default one of several; None where there is none."""
+    template = getattr(tokenizer, "chat_template", None)
+    return template.get("default") if isinstance(template, dict) else template
 
 
 def load_tokenizer(place: Any, *, required: bool, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:

@@ -70,10 +70,16 @@ def _row(rollout: Rollout) -> dict[str, Any]:
         row["prompt_ids"] = row["response_ids"] = None  # text that waits for a tokenizer
     if rollout.logprobs is not None:
         row["logprobs"] = [None if math.isnan(value) else float(value) for value in rollout.logprobs]
-    extra = {name: value for name, value in rollout.extra.items() if name != "messages"}
-    row["messages"] = rollout.extra.get("messages")
+    extra = dict(rollout.extra)
+    if not row["response_ids"] or _plain_messages(extra.get("messages")):
+        row["messages"] = extra.pop("messages", None)
     row["extra"] = json.dumps(extra, sort_keys=True, default=str) if extra else None
     return row
+
+
+def _plain_messages(messages: Any) -> bool:
+    """Whether a Parquet column can hold them whatever the others look like; parts and tool calls go into JSON."""
+    return all(isinstance(value, str) for message in messages or () for value in message.values())
 
 
 def prompt_key(rollout: Rollout) -> str:
@@ -91,7 +97,10 @@ def rollouts_digest(rollouts: Iterable[Rollout]) -> str:
     digest = hashlib.sha256()
     for rollout in rollouts:
         row = _row(rollout)
-        del row["sampler"]  # what a trace says of states does not depend on it
+        del row["sampler"]  # what a trace says of states does not depend on it, nor on what is carried along
+        row["extra"] = None
+        if row["response_ids"]:
+            row["messages"] = None
         row["prompt_id"] = prompt_key(rollout)
         digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from opd_probe.errors import InputError
 from opd_probe.rollouts.rows import absent, read_rows
 from opd_probe.types import Prompt
 
+FIELDS = ("id", "prompt", "messages", "prompt_ids", "answer")
+
 
 def read_prompts(path: str | Path) -> list[Prompt]:
     """Read prompts: JSONL or Parquet rows with ``prompt`` or ``messages``, and optional ``id`` and ``answer``.
 
     In verl's layout ``prompt`` is a list of chat messages and the answer is ``reward_model.ground_truth``. Without an
-    ``id`` a prompt is named by the number of its row.
+    ``id`` a prompt is named by the number of its row. Other fields are kept in ``extra``, but for what JSON cannot
+    hold, such as images.
 
     Raises:
         MissingError, InputError: names the file, the line or row, and the field.
@@ -56,7 +60,16 @@ def _prompt(place: str, given: Mapping[str, Any], number: int) -> Prompt:
         messages=None if messages is None else tuple(messages),
         ids=None if ids is None else tuple(ids),
         answer=None if answer is None else str(answer),
+        extra={name: value for name, value in row.items() if name not in FIELDS and _in_json(value)},
     )
+
+
+def _in_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def check_messages(place: str, messages: Any) -> None:
@@ -104,20 +117,56 @@ def encode_text(text: str, tokenizer: Any) -> list[int]:
 
 
 def encode_messages(
-    place: str, messages: Sequence[Mapping[str, Any]], tokenizer: Any, *, generation_prompt: bool = True
+    place: str,
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    *,
+    template: str | None = None,
+    variables: Mapping[str, Any] | None = None,
+    generation_prompt: bool = True,
 ) -> list[int]:
-    """Chat messages through the tokenizer's template, with the generation prompt unless told otherwise.
+    """Chat messages as token ids: rendered, and encoded without what a tokenizer puts before every text.
+
+    Raises:
+        InputError: as :func:`render_messages`.
+    """
+    text = render_messages(
+        place, messages, tokenizer, template=template, variables=variables, generation_prompt=generation_prompt
+    )
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def render_messages(
+    place: str,
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    *,
+    template: str | None = None,
+    variables: Mapping[str, Any] | None = None,
+    generation_prompt: bool = True,
+) -> str:
+    """Chat messages through a chat template, with the generation prompt unless told otherwise.
+
+    Args:
+        template: Jinja source; None: the tokenizer's own.
+        variables: more that the template may use, such as ``enable_thinking``.
 
     Raises:
         InputError: the tokenizer has no chat template, or the template refuses the messages.
     """
     from jinja2 import TemplateError
 
-    if getattr(tokenizer, "chat_template", None) is None:
+    if template is None and getattr(tokenizer, "chat_template", None) is None:
         raise InputError(f"{place}: chat messages, and the tokenizer has no chat template; give prompts as text")
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation_prompt)
+        text: str = tokenizer.apply_chat_template(
+            list(messages),
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
+            **(variables or {}),
+        )
     except (TemplateError, ValueError, TypeError) as error:
         raise InputError(f"{place}: the chat template refuses the messages ({' '.join(str(error).split())})") from None
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +187,7 @@ def _refuse_inputs_beside_traces(request: Request) -> None:
     given = {
         "--ckpts": request.ckpts,
         "--teacher": request.teachers,
+        **{f"--teacher-{name}": value for name, value in asdict(request.teacher_prompt).items()},
         "--rollouts": request.rollouts,
         "--prompts": request.prompts,
     }

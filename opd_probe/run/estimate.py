@@ -12,7 +12,8 @@ from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoi
 from opd_probe.models.served.model import ServedModel
 from opd_probe.rollouts.prompts import encode_prompts
 from opd_probe.run.files import Files, tokenizer_of
-from opd_probe.run.plan import Plan, RunPlan
+from opd_probe.run.plan import Plan, RunPlan, Teacher
+from opd_probe.run.prompting import Prompter
 from opd_probe.run.selection import count_states
 from opd_probe.run.settings import Settings
 from opd_probe.types import Checkpoint
@@ -34,13 +35,15 @@ class Work:
 
     Attributes:
         states: rows of one trace.
-        tokens: tokens that the student and each teacher read, prompts included.
+        tokens: tokens that the student reads, prompts included.
+        responses: those among them that a teacher reads too, whatever its prompts are.
         sampled: tokens that the student would read and sample before.
         upper_bound: whether the numbers are bounds, because nothing has been sampled yet.
     """
 
     states: int
     tokens: int
+    responses: int
     sampled: int = 0
     upper_bound: bool = False
 
@@ -55,8 +58,9 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
     Raises:
         OpdProbeError: a file of rollouts or prompts that cannot be used.
     """
-    files = Files(plan.runs)
+    files, prompter = Files(plan.runs), Prompter()
     files.check()
+    prompter.check(plan.runs, files)
     rows: list[dict[str, Any]] = []
     for run in plan.runs:
         speed = throughput(run.settings)
@@ -65,6 +69,8 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
             student = parameters_of(checkpoint)
             for number, teacher in enumerate(run.teachers):
                 first = number == 0  # all teachers score the same samples, and the student runs once for them
+                read = _read_by(teacher, run, checkpoint, files, prompter, work)
+                sizes = student, parameters_of(teacher.checkpoint)
                 rows.append(
                     {
                         "run": run.run.name,
@@ -72,9 +78,9 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
                         "teacher": teacher.name,
                         "states": work.states,
                         "states_are": "at most" if work.upper_bound else "exact",
-                        "tokens": work.tokens,
+                        "tokens": read,
                         "bytes": trace_bytes(work.states, run.settings.trace_k),
-                        "seconds": seconds(work, student, parameters_of(teacher.checkpoint), speed, first=first),
+                        "seconds": seconds(work, read, *sizes, speed, first=first),
                     }
                 )
     return [*rows, _total(rows)]
@@ -102,10 +108,24 @@ def _work(run: RunPlan, checkpoint: Checkpoint, files: Files) -> Work:
         sampled = len(prompts) * settings.num_rollouts * settings.max_new_tokens
         read = sum(len(prompt.ids or ()) for prompt in prompts) * settings.num_rollouts
         states = min(sampled, max(settings.max_states or sampled, settings.max_new_tokens))
-        return Work(states, read + states, read + sampled, upper_bound=True)
+        return Work(states, read + states, states, read + sampled, upper_bound=True)
     rollouts, _ = files.replayed(run, checkpoint)
     tokens = sum(len(rollout.prompt_ids) + len(rollout.response_ids) for rollout in rollouts)
-    return Work(sum(count_states(rollout) for rollout in rollouts), tokens)
+    responses = sum(len(rollout.response_ids) for rollout in rollouts)
+    return Work(sum(count_states(rollout) for rollout in rollouts), tokens, responses)
+
+
+def _read_by(
+    teacher: Teacher, run: RunPlan, checkpoint: Checkpoint, files: Files, prompter: Prompter, work: Work
+) -> int:
+    """Tokens that a teacher reads, its own prompts included."""
+    if teacher.prompt is None:
+        return work.tokens
+    if run.source.kind == "prompts":
+        lengths = prompter.lengths(run, checkpoint, teacher, files.prompts(run.source.path)) or []
+        return work.responses + sum(lengths) * run.settings.num_rollouts
+    made = prompter.read(run, checkpoint, teacher, files.replayed(run, checkpoint)[0])
+    return work.responses + sum(map(len, made.ids if made else ()))
 
 
 def trace_bytes(states: int, depth: int) -> int:
@@ -145,13 +165,19 @@ def throughput(settings: Settings, size: int = 1024) -> float:
     return 2.0 * size**3 * rounds / spent
 
 
-def seconds(work: Work, student: int | None, teacher: int | None, speed: float, *, first: bool) -> float | None:
+def seconds(
+    work: Work, read: int, student: int | None, teacher: int | None, speed: float, *, first: bool
+) -> float | None:
     """Seconds for one checkpoint and one teacher; None when a model's size is unknown.
 
     Two operations per parameter and token; sampling reads the student once more. The student's work counts with the
     ``first`` teacher.
+
+    Args:
+        read: tokens that the teacher reads.
+        student, teacher: their parameters.
     """
     if student is None or teacher is None:
         return None
-    operations = work.tokens * teacher + ((work.tokens + work.sampled) * student if first else 0)
+    operations = read * teacher + ((work.tokens + work.sampled) * student if first else 0)
     return 2.0 * operations / (speed * EFFICIENCY)

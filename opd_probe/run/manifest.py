@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError
@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from opd_probe.errors import InputError, MissingError
 from opd_probe.models.checkpoints import looks_like_hub_id
 from opd_probe.models.served.endpoint import is_url, shown
+from opd_probe.run.request import PromptOptions
 from opd_probe.run.settings import CommandOptions, Options, first_problem
 
 MANIFEST_NAME = "opd-probe.yaml"
@@ -21,7 +22,16 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    return value if isinstance(value, list) or value is None else [value]
+
+
+def _as_modes(value: Any) -> Any:
+    """YAML reads on and off as true and false."""
+    words = {True: "on", False: "off"}
+    return _as_list(value) and [words[one] if isinstance(one, bool) else one for one in _as_list(value)]
+
+
+Texts = Annotated[Annotated[list[Text], Field(min_length=1)] | None, BeforeValidator(_as_list)]
 
 
 class Manifest(Options, CommandOptions):
@@ -32,23 +42,36 @@ class Manifest(Options, CommandOptions):
         teacher_tokenizer: the tokenizer of served teachers.
         student: the model before distillation: step 0 of the run.
         rollouts, prompts: a file; at most one of them.
-        teacher_template: reserved.
+        teacher_template, teacher_system, teacher_thinking, teacher_context: what the teachers read, see
+            :class:`opd_probe.run.request.PromptOptions`; one or several of each.
         tokenizer: the tokenizer of checkpoints that were saved without one.
         base: the model under an adapter, when the adapter's own record of it is wrong.
     """
 
-    teacher: Annotated[list[Text] | None, BeforeValidator(_as_list), Field(min_length=1)] = None
+    teacher: Texts = None
     student: Text | None = None
     rollouts: Text | None = None
     prompts: Text | None = None
-    teacher_template: Text | None = None
+    teacher_template: Texts = None
+    teacher_system: Annotated[Annotated[list[str], Field(min_length=1)] | None, BeforeValidator(_as_list)] = None
+    teacher_thinking: Annotated[
+        Annotated[list[Literal["on", "off", "student"]], Field(min_length=1)] | None, BeforeValidator(_as_modes)
+    ] = None
+    teacher_context: Texts = None
     teacher_tokenizer: Text | None = None
     tokenizer: Text | None = None
     base: Text | None = None
 
+    @property
+    def teacher_prompt(self) -> PromptOptions:
+        """What the teachers read."""
+        values = (self.teacher_template, self.teacher_system, self.teacher_thinking, self.teacher_context)
+        return PromptOptions(*(tuple(value or ()) for value in values))
+
 
 _MODELS = ("student", "teacher_tokenizer", "tokenizer", "base")
 _FILES = ("rollouts", "prompts")
+_WORDS = ("student", "own")
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -65,14 +88,19 @@ def read_manifest(path: Path) -> Manifest:
         raise _explain(path, content, error) from None
     if manifest.rollouts and manifest.prompts:
         raise InputError(f"manifest {path}: both 'rollouts' and 'prompts' are given; keep one of them")
-    if manifest.teacher_template:
-        raise InputError(f"manifest {path}: key 'teacher_template' is not supported yet; both models read the same ids")
     resolved: dict[str, Any] = {}
     if manifest.teacher:
         resolved["teacher"] = [resolve_model(path, "teacher", value) for value in manifest.teacher]
     for key in _MODELS:
         if value := getattr(manifest, key):
             resolved[key] = resolve_model(path, key, value)
+    if manifest.teacher_template:
+        resolved["teacher_template"] = [
+            value if value in _WORDS else resolve_model(path, "teacher_template", value)
+            for value in manifest.teacher_template
+        ]
+    if manifest.teacher_system:
+        resolved["teacher_system"] = [_file_or_text(path, value) for value in manifest.teacher_system]
     for key in _FILES:
         if value := getattr(manifest, key):
             resolved[key] = _resolve_file(path, key, value)
@@ -133,6 +161,12 @@ def resolve_model(manifest: Path, key: str, value: str) -> str:
     where = "" if is_url(value) else f" ({local})"
     kind = "" if is_path else ", and not a hub id (org/name)"
     raise MissingError(f"manifest {manifest}: key {key!r}: {shown(value)}: no such path{where}{kind}")
+
+
+def _file_or_text(manifest: Path, value: str) -> str:
+    """A text, or the file that holds it, which is then named by its whole path."""
+    one_word = len(value.split()) == 1
+    return str(_against(manifest, value)) if one_word and _against(manifest, value).is_file() else value
 
 
 def _resolve_file(manifest: Path, key: str, value: str) -> str:

@@ -21,6 +21,7 @@ from opd_probe.run.output import existing_directory
 from opd_probe.run.plan import Plan, RunPlan, Teacher
 from opd_probe.run.pool import ModelPool
 from opd_probe.run.progress import Progress
+from opd_probe.run.prompting import Prompter
 from opd_probe.run.sampling import Sampler, check_pair, step_name
 from opd_probe.run.served import options_for
 from opd_probe.run.stored import Measured
@@ -41,15 +42,17 @@ def measure(plan: Plan, progress: Progress) -> list[Measured]:
     files.check()
     # Decided while nothing is loaded yet, which would not be free to be used.
     runs = [replace(run, settings=run.settings.model_copy(update={"sequential": sequential(run)})) for run in plan.runs]
-    pool = ModelPool(progress)
-    sampler = Sampler(plan.out / "rollouts", pool, files, progress)
+    pool, prompter = ModelPool(progress), Prompter()
+    prompter.check(runs, files)
+    sampler = Sampler(plan.out / "rollouts", pool, files, prompter, progress)
     _sample_with_vllm(runs, sampler)
     measured: list[Measured] = []
     # Runs with the same teachers follow one another, so that these stay loaded.
     for run in sorted(runs, key=lambda one: [teacher.name for teacher in one.teachers]):
         for checkpoint in run.run.checkpoints:
             rollouts, states = _rollouts(run, checkpoint, files, sampler)
-            measured += _Station(plan.out / "traces", run, checkpoint, rollouts, states, pool, progress).measured()
+            station = _Station(plan.out / "traces", run, checkpoint, rollouts, states, pool, prompter, progress)
+            measured += station.measured()
     return measured
 
 
@@ -91,6 +94,7 @@ class _Station:
     rollouts: Sequence[Rollout]
     states: StateOrigin
     pool: ModelPool
+    prompter: Prompter
     progress: Progress
 
     def measured(self) -> list[Measured]:
@@ -134,7 +138,8 @@ class _Station:
             "states": self.states,
         }
         path = folder / f"{step_name(self.checkpoint)}.parquet"
-        return TraceRequest(self.checkpoint, teacher.checkpoint, path, options, labels)
+        prompts = self.prompter.read(self.run, self.checkpoint, teacher, self.rollouts)
+        return TraceRequest(self.checkpoint, teacher.checkpoint, path, options, labels, prompts)
 
     def _student(self, replays: int, options: TraceOptions) -> LoadedModel | StoredModel:
         """The student, once every teacher is known to fit it; in a sequential run it has run then and may go."""

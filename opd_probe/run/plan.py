@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,21 +14,29 @@ from opd_probe.models.checkpoints import resolve_checkpoint, step_of_name
 from opd_probe.models.samplers import check_vllm
 from opd_probe.models.served.endpoint import is_url, parse_endpoint, shown
 from opd_probe.models.served.model import ServedModel
+from opd_probe.rollouts.teacher_prompts import TeacherPrompt
 from opd_probe.run.discovery import Run, discover, is_hub_id
 from opd_probe.run.manifest import MANIFEST_NAME, Manifest
 from opd_probe.run.naming import file_names, path_parts, unique_names
 from opd_probe.run.output import check_file_writable, check_writable
-from opd_probe.run.request import DEFAULT_OUT, Request
+from opd_probe.run.request import DEFAULT_OUT, PromptOptions, Request
 from opd_probe.run.settings import Settings, agree, parse_options, settle
+from opd_probe.run.variants import variant_names, variants
 from opd_probe.types import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """A teacher under the name that rows and figures give it: weights, or a server that has answered."""
+    """A teacher under the name that rows and figures give it.
+
+    Attributes:
+        checkpoint: its weights, or a server that has answered.
+        prompt: what it reads before a response; None: what the student read.
+    """
 
     name: str
     checkpoint: Checkpoint | ServedModel
+    prompt: TeacherPrompt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,14 +205,26 @@ def _find_teachers(request: Request, runs: Sequence[Run], *, required: bool = Tr
     distinct = {_identity(value): value for values in sources.values() for value in values}
     served = _served_teachers(request, runs, distinct)
     names = unique_names({key: _teacher_parts(key, value, served.get(key)) for key, value in distinct.items()})
-    found = {
-        key: Teacher(names[key], served.get(key) or resolve_checkpoint(value, run=names[key]))
-        for key, value in distinct.items()
+    checkpoints = {key: served.get(key) or resolve_checkpoint(value, run=names[key]) for key, value in distinct.items()}
+    wanted = {
+        run.name: [(_identity(value), prompt) for value in sources[run.name] for prompt in _find_prompts(request, run)]
+        for run in runs
     }
+    called = variant_names(names, [pair for pairs in wanted.values() for pair in pairs])
     return {
-        run: tuple(sorted((found[_identity(v)] for v in values), key=lambda t: t.name))
-        for run, values in sources.items()
+        run: tuple(
+            sorted((Teacher(called[pair], checkpoints[pair[0]], pair[1]) for pair in pairs), key=lambda t: t.name)
+        )
+        for run, pairs in wanted.items()
     }
+
+
+def _find_prompts(request: Request, run: Run) -> list[TeacherPrompt | None]:
+    """What a run's teachers read: for each option the command line's values, else the manifest's."""
+    given = request.teacher_prompt
+    stated = run.manifest.teacher_prompt if run.manifest else PromptOptions()
+    chosen = {name: value or getattr(stated, name) for name, value in asdict(given).items()}
+    return variants(PromptOptions(**chosen), lambda value: model_path("--teacher-template", value) or value)
 
 
 def _served_teachers(request: Request, runs: Sequence[Run], teachers: Mapping[str, str]) -> dict[str, ServedModel]:

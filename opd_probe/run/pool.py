@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Collection
+from pathlib import Path
 
 from opd_probe.errors import InputError
 from opd_probe.models.loading import LoadedModel, load_model
@@ -115,4 +116,6 @@ class ModelPool:
 def _key(run: RunPlan, checkpoint: Checkpoint) -> _Key:
     settings = run.settings
     place = settings.dtype, settings.device, settings.device_map, run.tokenizer
-    return checkpoint.path, checkpoint.revision, checkpoint.base, *place
+    path = Path(checkpoint.path)
+    # One model under two spellings of its path, as in self-distillation, is loaded once.
+    return str(path.resolve()) if path.exists() else checkpoint.path, checkpoint.revision, checkpoint.base, *place

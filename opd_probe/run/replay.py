@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace as with_changes
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from opd_probe.engine.replay import BATCH_TOKENS, Progress
 from opd_probe.errors import InputError
-from opd_probe.models.loading import load_model
+from opd_probe.models.checkpoints import resolve_checkpoint
+from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.models.placement import DeviceMap
 from opd_probe.models.served.model import ServedModel
+from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
 from opd_probe.rollouts.files import read_rollouts, rollouts_from_dicts
+from opd_probe.rollouts.teacher_prompts import TeacherPrompts, given_prompts
+from opd_probe.run.files import tokenizer_of
 from opd_probe.run.memory import too_large_together
 from opd_probe.run.naming import file_names
 from opd_probe.run.output import check_file_writable, existing_directory
 from opd_probe.run.served import options_for, served_model
 from opd_probe.run.tracing import TRACE_K, TraceOptions, TraceRequest, shared_student
 from opd_probe.trace import Trace
-from opd_probe.types import Rollout
+from opd_probe.types import Checkpoint, Rollout
 
 RolloutsSource = str | Path | Iterable[Mapping[str, Any]] | Sequence[Rollout]
 
@@ -64,6 +68,7 @@ def replay(
     teacher_tokenizer: Any = None,
     allow_special_mismatch: bool = False,
     trust_remote_code: bool = False,
+    teacher_prompts: Sequence[Any] | None = None,
     labels: Mapping[str, Any] | None = None,
     reuse: bool = True,
     sequential: bool | None = None,
@@ -92,6 +97,9 @@ def replay(
             are on this machine, else it is assumed to be the student's.
         allow_special_mismatch: accept an id whose two strings differ when both tokenizers call it special.
         trust_remote_code: let a model directory run its own code. Off unless you say so.
+        teacher_prompts: for each rollout, in their order, what the teacher reads before the response in place of the
+            student's prompt: token ids, or chat messages, which go through the teacher's chat template. The response
+            is the same ids for both, so that states stay aligned.
         labels: JSON values to keep with the trace, such as ``run``, ``step``, ``teacher`` and ``states``.
         reuse: whether a fitting trace at ``out`` is used again.
         sequential: load the student, run it, let it go, and only then load the teacher; the student's hidden states
@@ -108,7 +116,7 @@ def replay(
     request = TraceRequest(student, teacher, None if out is None else Path(out), shape, labels or {})
     place: dict[str, Any] = {"device": device, "device_map": device_map, "trust_remote_code": trust_remote_code}
     how: dict[str, Any] = {"reuse": reuse, "sequential": sequential, "progress": progress}
-    (trace,) = _traces([request], rollouts, place, teacher_tokenizer=teacher_tokenizer, **how)
+    (trace,) = _traces([request], rollouts, place, [teacher_prompts], teacher_tokenizer=teacher_tokenizer, **how)
     return trace
 
 
@@ -118,6 +126,7 @@ def replay_teachers(
     rollouts: RolloutsSource,
     out: str | Path | None = None,
     *,
+    teacher_prompts: Mapping[str, Sequence[Any]] | None = None,
     labels: Mapping[str, Any] | None = None,
     **options: Unpack[ReplayOptions],
 ) -> dict[str, Trace]:
@@ -128,6 +137,7 @@ def replay_teachers(
 
     Args:
         teachers: by name, each as for :func:`replay`. The name becomes the label ``teacher`` and the file's name.
+        teacher_prompts: by the names of the teachers that read other prompts than the student, as for :func:`replay`.
         out: the directory for the trace files, ``<name>.parquet``; None keeps the traces in memory.
         options: as for :func:`replay`.
 
@@ -139,6 +149,11 @@ def replay_teachers(
     """
     if not teachers:
         raise InputError("teachers: empty; expected at least one model, by name")
+    unknown = [name for name in teacher_prompts or {} if name not in teachers]
+    if unknown:
+        raise InputError(
+            f"teacher_prompts: no teacher is called {unknown[0]!r}; expected some of {', '.join(teachers)}"
+        )
     given: dict[str, Any] = dict(options)
     own = ("reuse", "sequential", "progress", "teacher_tokenizer")
     how = {name: given.pop(name) for name in own if name in given}
@@ -156,20 +171,26 @@ def replay_teachers(
         )
         for name, teacher in teachers.items()
     ]
-    return dict(zip(teachers, _traces(requests, rollouts, place, **how), strict=True))
+    prompts = [(teacher_prompts or {}).get(name) for name in teachers]
+    return dict(zip(teachers, _traces(requests, rollouts, place, prompts, **how), strict=True))
 
 
 def _traces(
     requests: Sequence[TraceRequest],
     rollouts: RolloutsSource,
     place: Mapping[str, Any],
+    prompts: Sequence[Sequence[Any] | None],
     *,
     reuse: bool = True,
     sequential: bool | None = None,
     progress: Progress | None = None,
     teacher_tokenizer: Any = None,
 ) -> list[Trace]:
-    """The traces of one student against several teachers, with the same options: stored ones, and those that lack."""
+    """The traces of one student against several teachers, with the same options: stored ones, and those that lack.
+
+    Args:
+        prompts: for each request what its teacher reads, None where it is what the student reads.
+    """
     student, options = requests[0].student, requests[0].options
     options.check()
     requests = [_served(request, teacher_tokenizer) for request in requests]
@@ -177,6 +198,10 @@ def _traces(
     for request in requests:
         if request.path is not None:
             check_file_writable(request.path)
+    requests = [
+        request if read is None else replace(request, teacher_prompts=_prompts(request, read, given))
+        for request, read in zip(requests, prompts, strict=True)
+    ]
     fingerprints = [request.fingerprint(given) for request in requests]
     traces = {n: one.stored(fingerprints[n]) if reuse else None for n, one in enumerate(requests)}
     lacking = [number for number, trace in traces.items() if trace is None]
@@ -184,20 +209,25 @@ def _traces(
         return [trace for trace in traces.values() if trace is not None]
     load = {"dtype": options.dtype, "tokenizer": options.tokenizer, **place}
     if sequential is None:
-        pairs = ([student, requests[number].teacher] for number in lacking)
+        others = [requests[number].teacher for number in lacking]
+        pairs = ([student, teacher] for teacher in others if not _same(student, teacher))
         sequential = any(too_large_together(pair, options.dtype, **_device(place)) for pair in pairs)
     loaded = load_model(student, **load)
     given = encode_rollouts(given, loaded.tokenizer)
     warn_of_text(given, "rollouts")
     disk = existing_directory(requests[0].path.parent) if requests[0].path is not None else None
     first = shared_student(loaded, given, options, disk, replays=len(lacking), alone=sequential, progress=progress)
+    kept = None if sequential else loaded
     del loaded  # when it has run alone, nothing holds it any more
     for number in lacking:
         gc.collect()  # modules hold reference cycles: without it the model before would stay beside this one
         request = requests[number]
         served = isinstance(request.teacher, ServedModel)
-        teacher = request.teacher if served else load_model(request.teacher, **load)
+        # In self-distillation one model stands on both sides.
+        itself = kept if _same(student, request.teacher) else None
+        teacher = request.teacher if served else itself or load_model(request.teacher, **load)
         traces[number] = request.make(first, teacher, given, fingerprints[number], progress)
+        del teacher
     return [trace for trace in traces.values() if trace is not None]
 
 
@@ -206,7 +236,28 @@ def _served(request: TraceRequest, tokenizer: Any) -> TraceRequest:
     teacher = served_model(request.teacher, tokenizer if tokenizer is not None else request.options.tokenizer)
     if not isinstance(teacher, ServedModel):
         return request
-    return with_changes(request, teacher=teacher, options=options_for(teacher, request.options))
+    return replace(request, teacher=teacher, options=options_for(teacher, request.options))
+
+
+def _same(student: Any, teacher: Any) -> bool:
+    """Whether two sources are one model."""
+    if isinstance(student, (str, Path)) and isinstance(teacher, (str, Path)):
+        return Path(student).expanduser().resolve() == Path(teacher).expanduser().resolve()
+    return student is teacher or (isinstance(student, Checkpoint) and student == teacher)
+
+
+def _prompts(request: TraceRequest, prompts: Sequence[Any], rollouts: Sequence[Rollout]) -> TeacherPrompts:
+    teacher, tokenizer = request.teacher, request.options.tokenizer
+
+    def load() -> Any:
+        if tokenizer is not None:
+            return load_tokenizer(tokenizer, required=True)
+        if isinstance(teacher, (LoadedModel, ServedModel)):
+            return teacher.tokenizer
+        source = resolve_checkpoint(teacher) if isinstance(teacher, (str, Path)) else teacher
+        return tokenizer_of(source, None) if isinstance(source, Checkpoint) else None
+
+    return given_prompts(prompts, rollouts, load)
 
 
 def _device(place: Mapping[str, Any]) -> dict[str, Any]:

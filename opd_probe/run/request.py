@@ -10,6 +10,21 @@ DEFAULT_OUT = "opd-probe-out"
 
 
 @dataclass(frozen=True, slots=True)
+class PromptOptions:
+    """What teachers read before a response, by option; several values are compared. Empty: not given.
+
+    Attributes:
+        template, system, thinking, context: see :class:`opd_probe.rollouts.teacher_prompts.TeacherPrompt`;
+            ``"student"`` leaves that part as the student read it.
+    """
+
+    template: tuple[str, ...] = ()
+    system: tuple[str, ...] = ()
+    thinking: tuple[str, ...] = ()
+    context: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """The arguments of ``overlap``, ``mass``, ``align`` and ``rollout``.
 
@@ -17,6 +32,7 @@ class Request:
         ckpts: checkpoints, run directories, patterns, hub ids.
         traces: trace files or directories of them; then no model is touched.
         teachers: paths, hub ids or URLs of servers; empty: the manifests name them.
+        teacher_prompt: what they read; an option that is not given is the manifests'.
         teacher_tokenizer: of served teachers.
         rollouts, prompts: files; None: the manifests name them.
         options: options by name (``Options`` in ``run/settings.py``); absent or None: not given.
@@ -26,6 +42,7 @@ class Request:
     ckpts: tuple[str, ...] = ()
     traces: tuple[str, ...] = ()
     teachers: tuple[str, ...] = ()
+    teacher_prompt: PromptOptions = PromptOptions()
     rollouts: str | None = None
     prompts: str | None = None
     tokenizer: str | None = None

@@ -31,6 +31,7 @@ from opd_probe.run.output import write_bytes
 from opd_probe.run.plan import RunPlan, warn
 from opd_probe.run.pool import ModelPool
 from opd_probe.run.progress import Progress
+from opd_probe.run.prompting import Prompter
 from opd_probe.run.selection import at_most
 from opd_probe.run.settings import Settings
 from opd_probe.types import Checkpoint, Prompt, Rollout
@@ -53,6 +54,7 @@ class Sampler:
     directory: Path
     pool: ModelPool
     files: Files
+    prompter: Prompter
     progress: Progress
 
     def sampled(self, plan: RunPlan, checkpoint: Checkpoint) -> list[Rollout]:
@@ -68,9 +70,16 @@ class Sampler:
         rollouts = stored_samples(path, key)
         if rollouts is None:
             others = self.pool.sampled_teachers(plan)
+            for teacher, model in zip(plan.teachers, others, strict=True):
+                read = self.prompter.lengths(plan, checkpoint, teacher, prompts)
+                if read is not None:
+                    _check_positions(max(read), model, plan.settings.max_new_tokens)
             student = self.pool.sampled_student(plan, checkpoint)
             rollouts = draw(student, others, checkpoint, prompts, plan.settings, self.progress)
             store_samples(path, rollouts, key)
+        # What rollouts carry along decides no draw: it is as the prompts say today, whenever they were drawn.
+        carried = {prompt.id: prompt.carried for prompt in prompts}
+        rollouts = [replace(rollout, extra=carried[rollout.prompt_id or ""]) for rollout in rollouts]
         return at_most(rollouts, plan.settings.max_states, plan.settings.seed)
 
 
@@ -127,7 +136,9 @@ def draw(
     for teacher in teachers:
         check_pair(student, teacher, settings)
     encoded = encode_prompts(prompts, student.tokenizer)
-    _check_lengths(encoded, teachers, settings.max_new_tokens)
+    longest = max((len(prompt.ids or ()) for prompt in encoded), default=0)
+    for teacher in teachers:
+        _check_positions(longest, teacher, settings.max_new_tokens)
     progress.begin(f"sample {checkpoint.run or checkpoint.path} {step_name(checkpoint)}")
     how: dict[str, Any] = {
         "allowed_ids": allowed_ids(student, teachers, settings),
@@ -161,15 +172,13 @@ def _made_by(settings: Settings, checkpoint: Checkpoint) -> str:
     return sampler_version(settings.sampler)
 
 
-def _check_lengths(prompts: Sequence[Prompt], teachers: Sequence[Described], new_tokens: int) -> None:
-    longest = max((len(prompt.ids or ()) for prompt in prompts), default=0)
-    for teacher in teachers:
-        limit = teacher.max_positions
-        if limit is not None and longest + new_tokens > limit:
-            raise InputError(
-                f"prompts of up to {longest} tokens and {new_tokens} new ones need more than the {limit} positions "
-                f"of {teacher.name}; lower --max-new-tokens"
-            )
+def _check_positions(longest: int, model: Described, new_tokens: int) -> None:
+    limit = model.max_positions
+    if limit is not None and longest + new_tokens > limit:
+        raise InputError(
+            f"prompts of up to {longest} tokens and {new_tokens} new ones need more than the {limit} positions "
+            f"of {model.name}; lower --max-new-tokens"
+        )
 
 
 def sampling_key(
@@ -253,8 +262,8 @@ def _record_path(path: Path) -> Path:
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """sha256 over the content of prompts in order."""
-    content = [asdict(prompt) for prompt in prompts]
+    """sha256 over what decides the draws from prompts, in order."""
+    content = [{name: value for name, value in asdict(prompt).items() if name != "extra"} for prompt in prompts]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()
 
 

@@ -25,6 +25,7 @@ from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, special_ids, template_digest
 from opd_probe.rollouts.files import prompt_key, rollouts_digest
 from opd_probe.rollouts.grading import grade
+from opd_probe.rollouts.teacher_prompts import TeacherPrompts
 from opd_probe.run.memory import memory_advice
 from opd_probe.run.served import served_states, tokenizer_of_served, warn_foreign
 from opd_probe.trace import Trace, TraceSpool, read_trace, rollout_table
@@ -72,6 +73,7 @@ class TraceRequest:
         student, teacher: as for :func:`opd_probe.replay`.
         path: the file to write; None keeps the trace in memory.
         labels: JSON values to keep with it.
+        teacher_prompts: what the teacher reads before each response; None: what the student read.
     """
 
     student: Any
@@ -79,6 +81,7 @@ class TraceRequest:
     path: Path | None
     options: TraceOptions
     labels: Mapping[str, Any]
+    teacher_prompts: TeacherPrompts | None = None
 
     def fingerprint(self, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         """Everything that a stored trace must agree on, flat, so that the first difference can be named.
@@ -96,6 +99,7 @@ class TraceRequest:
             if isinstance(self.teacher, ServedModel)
             else tokenizer_files_digest(options.tokenizer or self.teacher),
             "rollouts": rollouts_digest(rollouts),
+            "teacher prompts": None if self.teacher_prompts is None else self.teacher_prompts.sha256,
             "temperature": options.temperature,
             "dtype": options.dtype,
             "allow_special_mismatch": options.allow_special_mismatch,
@@ -134,7 +138,7 @@ class TraceRequest:
         vocabulary = shared_vocabulary(student, teacher, allow_special_mismatch=options.allow_special_mismatch)
         k = min(options.k, vocabulary.size)
         settings = ReplaySettings(k, options.temperature, options.jsd, options.batch_tokens, options.chunk)
-        return _Job((student, teacher), vocabulary, rollouts, settings).run(
+        return _Job((student, teacher), vocabulary, rollouts, settings, self.teacher_prompts).run(
             self.path, fingerprint, self.labels, progress
         )
 
@@ -199,6 +203,7 @@ class _Job:
     vocabulary: SharedVocabulary
     rollouts: Sequence[Rollout]
     settings: ReplaySettings
+    teacher_prompts: TeacherPrompts | None
 
     def run(
         self,
@@ -208,7 +213,8 @@ class _Job:
         progress: Progress | None,
     ) -> Trace:
         student, teacher = self.models
-        given = self.rollouts, self.vocabulary.ids, self.settings
+        prompts = None if self.teacher_prompts is None else self.teacher_prompts.ids
+        given = self.rollouts, self.vocabulary.ids, self.settings, prompts
         engine: Replay | ServedReplay
         if isinstance(teacher, ServedModel):
             engine = ServedReplay(student, teacher, *given)
@@ -248,13 +254,15 @@ class _Job:
 
     def _rows(self, counts: Sequence[int]) -> list[dict[str, Any]]:
         rows = []
-        for rollout, n_states in zip(self.rollouts, counts, strict=True):
+        read = self.teacher_prompts
+        for index, (rollout, n_states) in enumerate(zip(self.rollouts, counts, strict=True)):
             rows.append(
                 {
                     "rollout_id": rollout.id,
                     "prompt_id": prompt_key(rollout),
                     "step": rollout.step,
                     "prompt_length": len(rollout.prompt_ids),
+                    "teacher_prompt_length": None if read is None else len(read.ids[index]),
                     "response_length": len(rollout.response_ids),
                     "n_states": n_states,
                     "finish_reason": rollout.finish_reason,
@@ -292,6 +300,7 @@ class _Job:
                 "special_ids": None if student.tokenizer is None else sorted(special_ids(student.tokenizer)),
             },
             "template_sha256": template_digest(student.tokenizer) if student.tokenizer is not None else None,
+            "teacher_prompt": None if self.teacher_prompts is None else dict(self.teacher_prompts.made),
             "labels": {"states": "unknown", **labels},
             "fingerprint": dict(fingerprint),
             "software": software(),

@@ -156,12 +156,13 @@ def _to_numpy(values: pa.Array, column: Column, depth: int) -> Array:
 
 
 def rollout_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """The rollout table from one mapping per rollout; absent keys are null."""
+    """The rollout table from one mapping per rollout; absent keys are null, an optional column of nulls is left out."""
     kinds = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64()}
     return pa.table(
         {
             column.name: pa.array([row.get(column.name) for row in rows], type=kinds[column.dtype])
             for column in ROLLOUT_COLUMNS
+            if not column.optional or any(row.get(column.name) is not None for row in rows)
         }
     )
 

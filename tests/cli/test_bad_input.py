@@ -148,7 +148,7 @@ CASES: dict[str, tuple[Make, list[str]]] = {
     "truncated weights": (truncated, ["model.safetensors", "not a whole safetensors file"]),
     "unknown key": (manifest("techer: x"), ["opd-probe.yaml", "'techer'", "accepted keys", "teacher_template"]),
     "bad value": (manifest("teacher: ../none/x/y"), ["opd-probe.yaml", "'teacher'", "no such path"]),
-    "template": (manifest("teacher: a/b\nteacher_template: t.jinja"), ["'teacher_template'", "not supported yet"]),
+    "template": (manifest("teacher: a/b\nteacher_template: t.jinja"), ["'teacher_template'", "no such path"]),
     "device": (lambda _: [*overlap(), "--device", "cuda:9"], ["cuda:9"]),
     "prompts too long for the models": (
         lambda _: ["overlap", "--ckpts", RUN, "--teacher", "teacher", "--prompts", "prompts.jsonl"],

@@ -6,6 +6,7 @@ import pytest
 
 from opd_probe.errors import InputError, MissingError, OpdProbeError
 from opd_probe.run.manifest import MANIFEST_NAME, Manifest, read_manifest
+from opd_probe.run.request import PromptOptions
 
 
 def write(directory: Path, text: str) -> Path:
@@ -46,6 +47,23 @@ def test_options_and_one_teacher(tmp_path: Path) -> None:
     assert manifest.sampler == "vllm"
 
 
+def test_what_the_teachers_read(tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text("x")
+    (tmp_path / "system.txt").write_text("Be brief.")
+    text = (
+        "teacher_template: [student, own, chat.jinja]\nteacher_system: ['', system.txt, Be brief.]\n"
+        "teacher_thinking: [off, on, student]\nteacher_context: extra_info.solution\n"
+    )
+    assert read_manifest(write(tmp_path, text)).teacher_prompt == PromptOptions(
+        template=("student", "own", str(tmp_path / "chat.jinja")),
+        system=("", str(tmp_path / "system.txt"), "Be brief."),
+        thinking=("off", "on", "student"),
+        context=("extra_info.solution",),
+    )
+    assert read_manifest(write(tmp_path, "teacher_thinking: off")).teacher_prompt == PromptOptions(thinking=("off",))
+    assert read_manifest(write(tmp_path, "teacher_thinking:")).teacher_prompt == PromptOptions()
+
+
 def test_an_empty_manifest_says_nothing(tmp_path: Path) -> None:
     assert read_manifest(write(tmp_path, "# later\n")) == Manifest()
 
@@ -66,7 +84,11 @@ def test_an_empty_manifest_says_nothing(tmp_path: Path) -> None:
         ("student: ../a/b", ["'student'", "no such path"]),
         ("rollouts: r.jsonl", ["'rollouts'", "no such file"]),
         ("prompts: .", ["'prompts'", "is a directory"]),
-        ("teacher_template: t.jinja", ["'teacher_template'", "not supported yet"]),
+        ("teacher_template: t.jinja", ["'teacher_template'", "t.jinja", "no such path"]),
+        ("teacher_template: []", ["'teacher_template'"]),
+        ("teacher_thinking: maybe", ["'teacher_thinking'", "'on', 'off' or 'student'", "got 'maybe'"]),
+        ("teacher_context: 3", ["'teacher_context'", "got 3"]),
+        ("teacher_system: [3]", ["'teacher_system'", "got 3"]),
         ("k: [", ["line", "not YAML"]),
         ("- a", ["expected lines of 'key: value'", "list"]),
     ],
