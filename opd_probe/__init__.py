@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         plot_overview,
         plot_rewards,
     )
+    from opd_probe.run.discovery import find_checkpoints
     from opd_probe.run.replay import replay, replay_teachers
     from opd_probe.trace import Trace, read_trace
     from opd_probe.types import Checkpoint, Prompt, Rollout
@@ -56,6 +57,7 @@ _HOME = {
     "Trace": "opd_probe.trace",
     "compare": "opd_probe.curves",
     "diagnose": "opd_probe.curves",
+    "find_checkpoints": "opd_probe.run.discovery",
     "gap_recovery": "opd_probe.metrics.recovery",
     "join_training_log": "opd_probe.curves",
     "mass_curve": "opd_probe.curves",
@@ -90,6 +92,7 @@ __all__ = [
     "Trace",
     "compare",
     "diagnose",
+    "find_checkpoints",
     "gap_recovery",
     "join_training_log",
     "mass_curve",

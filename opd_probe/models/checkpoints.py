@@ -18,6 +18,9 @@ from opd_probe.types import Checkpoint
 
 _STEP_NAME = re.compile(r"(?:checkpoint-|global_step_|step_)(\d+)")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?$")
+_LEVELS = 3
+"""Directories between a step's own and that of its weights, as in ``global_step_5/actor/model/huggingface``."""
+
 _STATES = ("trainer_state.json", "ckpt_contents.json")
 """Files beside the weights whose ``global_step`` is the step."""
 
@@ -80,9 +83,8 @@ def is_checkpoint(path: str | Path) -> bool:
 def outermost(path: Path) -> Path:
     """The directory that stands for a checkpoint: ``global_step_5`` for ``global_step_5/actor/huggingface``."""
     found = locate(path)
-    while found is not None and path.parent != path and locate(path.parent) == found:
-        path = path.parent
-    return path
+    above = [place for place in path.parents[:_LEVELS] if found is not None and locate(place) == found]
+    return above[-1] if above else path
 
 
 def looks_like_hub_id(name: str) -> bool:
@@ -117,7 +119,7 @@ def resolve_checkpoint(
     if found is None:
         raise InputError(f"checkpoint {path}: {describe(local)}; expected {accepted()}")
     known, place = found.format, found.path
-    needs_another = known.adapter or known.home(place) is None
+    needs_another = known.adapter(place) or known.home(place) is None
     return Checkpoint(
         str(place),
         run=run,
@@ -226,7 +228,7 @@ def _checkpoint_digest(checkpoint: Checkpoint) -> str:
         if file.is_file():
             state = file.stat()
             digest.update(_file_digest(file.resolve(), state.st_size, state.st_mtime_ns))
-    if known.adapter and checkpoint.base is not None:
+    if checkpoint.base is not None and known.adapter(path):
         digest.update(weights_digest(checkpoint.base).encode())
     return digest.hexdigest()
 
