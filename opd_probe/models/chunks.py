@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -138,5 +139,8 @@ def read_chunks(path: Path, names: Sequence[str], dtype: torch.dtype | None) -> 
         wanted[name] = torch.empty(entries[name].size, dtype=dtype if cast else stored)
     with one_line(f"checkpoint {path}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is one process alone
-        load(wanted, storage_reader=_Reader(path, metadata), no_dist=True)
+        try:
+            load(wanted, storage_reader=_Reader(path, metadata), no_dist=True)
+        except CheckpointException as error:  # no Exception: torch wraps whatever happened, an interrupt too
+            raise next(iter(error.failures.values()))[0] from None
     return wanted
