@@ -24,6 +24,18 @@ _LEVELS = 3
 _STATES = ("trainer_state.json", "ckpt_contents.json")
 """Files beside the weights whose ``global_step`` is the step."""
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+"""Whatever of them lies beside a checkpoint makes its tokenizer and its chat template."""
+
 
 @dataclass(frozen=True, slots=True)
 class Located:
@@ -155,6 +167,13 @@ def home_of(checkpoint: Checkpoint) -> Path:
     return home_of(resolve_checkpoint(local.base))
 
 
+def tokenizer_home(path: Path) -> Path:
+    """Where the tokenizer of a directory lies: in it, or else at the home of the checkpoint that it is or holds."""
+    found = None if any((path / name).is_file() for name in TOKENIZER_FILES) else locate(path)
+    home = found.format.home(found.path) if isinstance(found, Located) else None
+    return home or path
+
+
 def headers_of(checkpoint: Checkpoint) -> Headers:
     """Shapes and types of the weights of a local checkpoint, without those of its base.
 
@@ -241,18 +260,6 @@ def _file_digest(file: Path, size: int, mtime_ns: int) -> bytes:
         return hashlib.file_digest(handle, "sha256").digest()
 
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
-
-
 def tokenizer_files_digest(place: Any) -> str | None:
     """sha256 over the tokenizer and template files at a directory or of a checkpoint; None where there are none."""
     place = getattr(place, "checkpoint", place)  # of a loaded model
@@ -260,7 +267,7 @@ def tokenizer_files_digest(place: Any) -> str | None:
         place = home_of(place)
     if not isinstance(place, (str, Path)):
         return None
-    files = [Path(place) / name for name in TOKENIZER_FILES]
+    files = [tokenizer_home(Path(place)) / name for name in TOKENIZER_FILES]
     digest = hashlib.sha256()
     for file in files:
         if file.is_file():
