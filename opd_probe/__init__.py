@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         plot_overview,
         plot_rewards,
     )
+    from opd_probe.run.discovery import find_checkpoints
     from opd_probe.run.doctor import doctor
     from opd_probe.run.replay import replay, replay_teachers
     from opd_probe.trace import Trace, read_trace
@@ -60,6 +61,7 @@ _HOME = {
     "compare": "opd_probe.curves",
     "diagnose": "opd_probe.curves",
     "doctor": "opd_probe.run.doctor",
+    "find_checkpoints": "opd_probe.run.discovery",
     "gap_recovery": "opd_probe.metrics.recovery",
     "join_training_log": "opd_probe.curves",
     "mass_curve": "opd_probe.curves",
@@ -96,6 +98,7 @@ __all__ = [
     "compare",
     "diagnose",
     "doctor",
+    "find_checkpoints",
     "gap_recovery",
     "join_training_log",
     "mass_curve",

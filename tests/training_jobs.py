@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp import ShardedStateDictConfig, ShardingStrategy, StateDictType, fully_shard
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from transformers import Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
@@ -94,6 +95,28 @@ def fsdp1(root: Path, mesh: Any, model: Any, strategy: ShardingStrategy) -> None
         verl_save(root, sharded.state_dict(), model, 1)
 
 
+def odd_shards(root: Path, flat: Any, hybrid: Any) -> None:
+    """Placements one by one, each in a directory of its own."""
+    rank, ones = dist.get_rank(), torch.ones(2, 2)
+    rows, columns = torch.arange(10.0).view(5, 2), torch.arange(14.0).view(2, 7)
+    tail = FSDP(torch.nn.Linear(3, 5), device_id=torch.device("cpu"))  # without a mesh: torch's older kind of shards
+    with FSDP.state_dict_type(tail, StateDictType.SHARDED_STATE_DICT, ShardedStateDictConfig(offload_to_cpu=False)):
+        older = tail.state_dict()
+    states: dict[str, dict[str, Any]] = {
+        "rows": {"w": distribute_tensor(rows, flat, [Shard(0)])},  # 2, 2, 1 and 0 of them
+        "columns": {"w": distribute_tensor(columns, flat, [Shard(1)])},
+        "repeated": {"w": distribute_tensor(rows, flat, [Replicate()])},
+        "plain": {"w": torch.arange(2.0) + 2 * rank, "scalar": torch.tensor(3.0)},
+        "buffers": {"w": distribute_tensor(rows, flat, [Shard(0)]), "b": columns},
+        "partial": {"w": DTensor.from_local(ones, flat, [Partial()])},
+        "two": {"w": DTensor.from_local(ones, hybrid, [Shard(0), Shard(1)])},
+        "older": older,
+    }
+    for name, state in states.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        torch.save(state, root / name / f"model_world_size_{WORLD}_rank_{rank}.pt")
+
+
 def work(rank: int, root: Path) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE=str(WORLD))
     dist.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=WORLD)
@@ -111,6 +134,7 @@ def work(rank: int, root: Path) -> None:
         if rank == 0:
             (actor / "lora_train_meta.json").write_text('{"r": 3, "lora_alpha": 12, "task_type": "CAUSAL_LM"}')
     fsdp2(root / "prime/step_5/trainer", flat, model_of(5), prime_save, everything)
+    odd_shards(root / "odd", flat, hybrid)
     dist.barrier()
     dist.destroy_process_group()
 

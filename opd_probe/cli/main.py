@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from opd_probe.cli import align, compare, doctor, figures, ingest, lab, mass, overlap, rollout, show, tokens
+from opd_probe.cli import align, ckpts, compare, doctor, figures, ingest, lab, mass, overlap, rollout, show, tokens
 from opd_probe.cli.arguments import spread
 from opd_probe.cli.session import progress
 from opd_probe.errors import OpdProbeError, OpdProbeWarning
@@ -44,7 +44,7 @@ def _root(
 ) -> None: ...
 
 
-for module in (overlap, mass, align, figures, compare, tokens, rollout, ingest, doctor, show, lab):
+for module in (overlap, mass, align, figures, compare, tokens, rollout, ckpts, ingest, doctor, show, lab):
     module.register(app)
 
 

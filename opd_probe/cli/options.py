@@ -60,7 +60,8 @@ Ckpts = Annotated[
         panel=_INPUT,
         metavar="PATH...",
         help="Checkpoints or run directories (checkpoint-N, global_step_N, step_N), as many as follow: "
-        "--ckpts runs/*, also a quoted pattern, or hub ids. A run directory may hold opd-probe.yaml.",
+        "--ckpts runs/*, also a quoted pattern, or hub ids; opd-probe ckpts lists what is there. A run directory may "
+        "hold opd-probe.yaml.",
     ),
 ]
 Traces = Annotated[
@@ -155,7 +156,8 @@ Base = Annotated[
         "--base",
         panel=_INPUT,
         metavar="MODEL",
-        help="The model under PEFT adapters (default: as the adapter says).",
+        help="The model under adapters, or the one with the configuration and tokenizer of weights that were saved "
+        "without (default: as the adapter or the manifest says).",
     ),
 ]
 K = Annotated[int | None, _option("--k", panel=_RESULT, metavar="N", help="Size of the top-k sets (default: 16).")]

@@ -19,8 +19,23 @@ from opd_probe.types import Checkpoint
 
 _STEP_NAME = re.compile(r"(?:checkpoint-|global_step_|step_)(\d+)")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?$")
+_LEVELS = 3
+"""Directories between a step's own and that of its weights, as in ``global_step_5/actor/model/huggingface``."""
+
 _STATES = ("trainer_state.json", "ckpt_contents.json")
 """Files beside the weights whose ``global_step`` is the step."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+"""Whatever of them lies beside a checkpoint makes its tokenizer and its chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +96,8 @@ def is_checkpoint(path: str | Path) -> bool:
 def outermost(path: Path) -> Path:
     """The directory that stands for a checkpoint: ``global_step_5`` for ``global_step_5/actor/huggingface``."""
     found = locate(path)
-    while found is not None and path.parent != path and locate(path.parent) == found:
-        path = path.parent
-    return path
+    above = [place for place in path.parents[:_LEVELS] if found is not None and locate(place) == found]
+    return above[-1] if above else path
 
 
 def looks_like_hub_id(name: str) -> bool:
@@ -120,7 +134,7 @@ def resolve_checkpoint(
     if found is None:
         raise InputError(f"checkpoint {path}: {describe(local)}; expected {accepted()}")
     known, place = found.format, found.path
-    needs_another = known.adapter or known.home(place) is None
+    needs_another = known.adapter(place) or known.home(place) is None
     return Checkpoint(
         str(place),
         run=run,
@@ -154,6 +168,13 @@ def home_of(checkpoint: Checkpoint) -> Path:
             "--base MODEL, or copy its config.json and tokenizer there"
         )
     return home_of(resolve_checkpoint(local.base))
+
+
+def tokenizer_home(path: Path) -> Path:
+    """Where the tokenizer of a directory lies: in it, or else at the home of the checkpoint that it is or holds."""
+    found = None if any((path / name).is_file() for name in TOKENIZER_FILES) else locate(path)
+    home = found.format.home(found.path) if isinstance(found, Located) else None
+    return home or path
 
 
 def headers_of(checkpoint: Checkpoint) -> Headers:
@@ -233,7 +254,7 @@ def _checkpoint_digest(checkpoint: Checkpoint) -> str:
         if file.is_file():
             state = file.stat()
             digest.update(_file_digest(file.resolve(), state.st_size, state.st_mtime_ns))
-    if known.adapter and checkpoint.base is not None:
+    if checkpoint.base is not None and known.adapter(path):
         digest.update(weights_digest(checkpoint.base).encode())
     return digest.hexdigest()
 
@@ -246,18 +267,6 @@ def _file_digest(file: Path, size: int, mtime_ns: int) -> bytes:
         return hashlib.file_digest(handle, "sha256").digest()
 
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
-
-
 def tokenizer_files_digest(place: Any) -> str | None:
     """sha256 over the tokenizer and template files at a directory or of a checkpoint; None where there are none."""
     place = getattr(place, "checkpoint", place)  # of a loaded model
@@ -265,7 +274,7 @@ def tokenizer_files_digest(place: Any) -> str | None:
         place = home_of(place)
     if not isinstance(place, (str, Path)):
         return None
-    files = [Path(place) / name for name in TOKENIZER_FILES]
+    files = [tokenizer_home(Path(place)) / name for name in TOKENIZER_FILES]
     digest = hashlib.sha256()
     for file in files:
         if file.is_file():

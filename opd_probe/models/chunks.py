@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -71,10 +72,21 @@ def read_metadata(path: Path) -> Metadata:
         raise InputError(
             f"{file}: holds a {type(found).__name__}; expected the metadata of torch.distributed.checkpoint"
         )
-    for place in found.storage_data.values():
-        if not (path / str(place.relative_path)).is_file():
-            raise InputError(f"{file}: names {place.relative_path}, which is not there; copy the whole checkpoint")
+    with one_line(str(file), "cannot be used"):
+        _check_chunks(path, found.storage_data)
     return found
+
+
+def _check_chunks(path: Path, places: Mapping[Any, Any]) -> None:
+    ends: dict[str, int] = {}
+    for place in places.values():
+        ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+    for name, end in ends.items():
+        chunk = path / name
+        if not chunk.is_file():
+            raise InputError(f"{path / '.metadata'}: names {name}, which is not there; copy the whole checkpoint")
+        if (size := chunk.stat().st_size) < end:
+            raise InputError(f"{chunk}: has {size} of at least {end} bytes; copy the whole checkpoint")
 
 
 def _tensors(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
@@ -127,5 +139,8 @@ def read_chunks(path: Path, names: Sequence[str], dtype: torch.dtype | None) -> 
         wanted[name] = torch.empty(entries[name].size, dtype=dtype if cast else stored)
     with one_line(f"checkpoint {path}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is one process alone
-        load(wanted, storage_reader=_Reader(path, metadata), no_dist=True)
+        try:
+            load(wanted, storage_reader=_Reader(path, metadata), no_dist=True)
+        except CheckpointException as error:  # no Exception: torch wraps whatever happened, an interrupt too
+            raise next(iter(error.failures.values()))[0] from None
     return wanted

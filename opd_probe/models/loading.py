@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_probe.errors import InputError, OutOfMemoryError
-from opd_probe.models.checkpoints import home_of, resolve_checkpoint
+from opd_probe.models.checkpoints import headers_of, home_of, resolve_checkpoint
+from opd_probe.models.formats.headers import stored_dtype
 from opd_probe.models.guards import brief
 from opd_probe.models.hub import hub_snapshot as hub_snapshot
 from opd_probe.models.hub import localized
@@ -182,7 +183,9 @@ def load_model(
         model = read_model(
             local, None if dtype is None else getattr(torch, dtype), place, trust_remote_code=trust_remote_code
         )
-        return _wrap(model, source, tokenizer_for(local, tokenizer, trust_remote_code=trust_remote_code))
+        loaded = _wrap(model, source, tokenizer_for(local, tokenizer, trust_remote_code=trust_remote_code))
+        loaded.identity["stored_dtype"] = stored_dtype(headers_of(local))
+        return loaded
     if not hasattr(source, "get_output_embeddings"):
         raise InputError(f"model of type {type(source).__name__}: expected a path, a hub id or a transformers model")
     return _wrap(source, None, load_tokenizer(tokenizer, required=True) if tokenizer is not None else None)

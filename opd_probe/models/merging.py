@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     Raises:
         InputError: not a whole file, or one that holds anything but tensors by name: nothing else is unpickled.
     """
+    if not zipfile.is_zipfile(file):
+        raise InputError(f"{file}: not a whole file of torch.save; copy it again")
     try:
         with _silent_meshes():
             found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -52,7 +55,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
                 "name, as FSDP with a device mesh saves them; merge it with the trainer's own tool"
             ) from None
         raise InputError(
-            f"{file}: not a whole file of torch.save ({type(error).__name__}: {brief(error)}); copy it again"
+            f"{file}: cannot be read as torch.save writes it ({type(error).__name__}: {brief(error)})"
         ) from None
     if not isinstance(found, dict):
         raise InputError(f"{file}: holds a {type(found).__name__}; expected tensors by name")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from opd_probe.errors import MissingError, VocabularyError
+from opd_probe.models.checkpoints import tokenizer_home
 from opd_probe.models.guards import one_line, quiet
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -164,7 +165,7 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
 
 
 def load_tokenizer(place: Any, *, required: bool, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
-    """The tokenizer at a path or hub id; a tokenizer is returned as it is.
+    """The tokenizer at a path (of a checkpoint in any format) or hub id; a tokenizer is returned as it is.
 
     Args:
         required: whether its absence is an error, or None.
@@ -176,6 +177,8 @@ def load_tokenizer(place: Any, *, required: bool, trust_remote_code: bool = Fals
         return place
     path = Path(str(place))
     local = path.is_dir()
+    if local:
+        path = tokenizer_home(path)
     if local and not any((path / name).is_file() for name in _TOKENIZER_FILES):
         if required:
             raise MissingError(f"tokenizer {path}: the directory has no tokenizer files")
@@ -183,7 +186,7 @@ def load_tokenizer(place: Any, *, required: bool, trust_remote_code: bool = Fals
     loader: Any = PreTrainedTokenizerFast if _says_it_all(path) else AutoTokenizer
     with one_line(f"tokenizer {place}"), quiet():
         tokenizer: PreTrainedTokenizerBase = loader.from_pretrained(
-            str(place), local_files_only=local, trust_remote_code=trust_remote_code
+            str(path) if local else str(place), local_files_only=local, trust_remote_code=trust_remote_code
         )
     return tokenizer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def read_model(
     if checkpoint.format == "peft":
         return _read_adapter(checkpoint, path, dtype, place, trust_remote_code)
     known = format_of(checkpoint)
-    if known.adapter:
+    if known.name == "verl-lora":
         return _read_wrapped(checkpoint, dtype, place, trust_remote_code)
     if known.read is not None:
         headers = headers_of(checkpoint)
@@ -82,7 +82,11 @@ def _from_weights(
     config = read_config(home, trust_remote_code)
     with one_line(f"checkpoint {checkpoint.path}"), quiet(), torch.device("meta"):
         plan = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    weights = read(frozenset(plan.state_dict()))
+    expected = plan.state_dict()
+    weights = read(frozenset(expected))
+    for name, weight in sorted(weights.items()):  # before transformers stumbles over tied weights of other shapes
+        if name in expected and tuple(weight.shape) != tuple(expected[name].shape):
+            raise _misfit(Path(checkpoint.path), name, weight.shape, expected[name].shape)
     load = type(plan).from_pretrained
     model = _finish(checkpoint, load, None, place=place, dtype=dtype, config=config, state_dict=weights)
     model.generation_config = read_generation_config(home, config)
@@ -128,11 +132,14 @@ def _check_complete(path: Path, config: Any, info: dict[str, Any]) -> None:
             "no layer; weights and config.json do not belong together"
         )
     if info["mismatched_keys"]:
-        key, stored, expected = min(info["mismatched_keys"], key=lambda entry: str(entry[0]))
-        raise InputError(
-            f"checkpoint {path}: {key} has shape {list(stored)}, config.json asks for {list(expected)}; "
-            "weights and config.json do not belong together"
-        )
+        raise _misfit(path, *min(info["mismatched_keys"], key=lambda entry: str(entry[0])))
+
+
+def _misfit(path: Path, name: str, stored: Iterable[int], expected: Iterable[int]) -> InputError:
+    return InputError(
+        f"checkpoint {path}: {name} has shape {list(stored)}, config.json asks for {list(expected)}; "
+        "weights and config.json do not belong together"
+    )
 
 
 def _read_adapter(
@@ -205,7 +212,7 @@ def _read_wrapped(
 ) -> PreTrainedModel:
     """The model of shards that hold an adapter: its base from among them too, or else another checkpoint."""
     path = Path(checkpoint.path)
-    weights = verl_fsdp.read(path)
+    weights = verl_fsdp.merged(path)
     adapter = {name: value for name, value in weights.items() if verl_lora.is_adapter_weight(name)}
     own = {verl_lora.base_name(name): value for name, value in weights.items() if name not in adapter}
     if own:

@@ -73,7 +73,7 @@ def discover(arguments: Sequence[str], *, base: str | None = None) -> list[Run]:
     groups: dict[str, _Group] = {}
     files: list[Path] = []
     empty: list[str] = []
-    for item in _expand(arguments):
+    for item in expand_paths(arguments):
         if isinstance(item, str):
             _add_hub(groups, item)
         elif not item.is_dir():
@@ -89,8 +89,12 @@ def discover(arguments: Sequence[str], *, base: str | None = None) -> list[Run]:
     return sorted(_name_runs(list(groups.values()), base), key=lambda run: run.name)
 
 
-def _expand(arguments: Sequence[str]) -> list[Path | str]:
-    """Paths as they were given or matched, and hub ids as text."""
+def expand_paths(arguments: Sequence[str], option: str = "--ckpts", *, hub: bool = True) -> list[Path | str]:
+    """Paths as they were given or matched, and, where ``hub`` allows them, hub ids as text.
+
+    Raises:
+        MissingError: a path that does not exist, or a pattern that matches nothing.
+    """
     items: list[Path | str] = []
     for argument in arguments:
         path = Path(argument).expanduser()
@@ -99,12 +103,13 @@ def _expand(arguments: Sequence[str]) -> list[Path | str]:
         elif glob.has_magic(argument):
             matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
             if not matches:
-                raise MissingError(f"--ckpts {argument}: the pattern matches nothing; expected {ACCEPTED}")
+                raise MissingError(f"{option} {argument}: the pattern matches nothing; expected {ACCEPTED}")
             items.extend(Path(match) for match in matches)
-        elif is_hub_id(argument):
+        elif hub and is_hub_id(argument):
             items.append(argument)
         else:
-            raise MissingError(f"--ckpts {shown(argument)}: no such path; expected {ACCEPTED}, or a hub id (org/name)")
+            beside = ", or a hub id (org/name)" if hub else ""
+            raise MissingError(f"{option} {shown(argument)}: no such path; expected {ACCEPTED}{beside}")
     return items
 
 
@@ -131,13 +136,15 @@ def _add_directory(groups: dict[str, _Group], path: Path) -> str | None:
     children = sorted(child for child in absolute.iterdir() if child.is_dir()) if os.access(path, os.R_OK) else []
     steps = [child for child in children if step_of_name(child.name) is not None]
     usable = [child for child in steps if is_checkpoint(child)]
-    unfinished = set(_unfinished(absolute, usable))
     if usable:
+        late = unfinished(absolute, usable)
         group = _group(groups, absolute)
         group.whole = True
         resolved = {child.resolve() for child in usable}
         for child in usable:
-            if child not in unfinished:
+            if child in late:
+                _warn(f"skipped {child}: {late[child]}")
+            else:
                 _add_member(group, child)
         for child in steps:
             if child not in usable:
@@ -155,22 +162,19 @@ def _add_directory(groups: dict[str, _Group], path: Path) -> str | None:
     return describe(path)
 
 
-def _unfinished(run: Path, steps: Sequence[Path]) -> list[Path]:
-    """Steps beyond the last one that verl, which writes that down when a save is complete, says to have finished."""
+def unfinished(run: Path, steps: Sequence[Path]) -> dict[Path, str]:
+    """Steps beyond the last one that was saved whole, which verl writes down after every save, and why they are left.
+
+    None are when it is a record of another run, which has none of the steps.
+    """
     record = run / "latest_checkpointed_iteration.txt"
     try:
         last = int(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return []
+        return {}
     later = [step for step in steps if (step_of_name(step.name) or 0) > last]
-    if len(later) == len(steps):
-        return []
-    for step in later:
-        _warn(
-            f"skipped {step}: {record.name} has {last} as the last step that was saved whole; give the directory by "
-            "itself to use it"
-        )
-    return later
+    reason = f"{record.name} has {last} as the last step that was saved whole; give the directory by itself to use it"
+    return dict.fromkeys(later, reason) if len(later) < len(steps) else {}
 
 
 def _group(groups: dict[str, _Group], directory: Path) -> _Group:
@@ -278,3 +282,20 @@ def _refuse_equal_steps(name: str, checkpoints: Sequence[Checkpoint]) -> None:
 
 def _warn(message: str) -> None:
     warnings.warn(message, OpdProbeWarning, stacklevel=3)
+
+
+def find_checkpoints(*paths: str | Path, base: str | None = None) -> list[Checkpoint]:
+    """The checkpoints that ``--ckpts`` would take from these paths, ordered by run and step. Nothing is loaded.
+
+    Args:
+        paths: checkpoints or run directories of any format (see the table in docs/formats.md), patterns, or hub ids.
+        base: the model under adapters, or the one with the configuration of weights that were saved without.
+
+    Returns:
+        For :func:`opd_probe.replay`; what was skipped is said in an :class:`OpdProbeWarning`.
+
+    Raises:
+        MissingError: a path that does not exist, or a pattern that matches nothing.
+        InputError: no checkpoint that can be used, or two of one step in a run.
+    """
+    return [checkpoint for run in discover([str(path) for path in paths], base=base) for checkpoint in run.checkpoints]

@@ -142,7 +142,7 @@ def parameters_of(checkpoint: Checkpoint | ServedModel) -> int | None:
     if isinstance(checkpoint, ServedModel) or checkpoint.format == "hub":
         return None
     own = sum(header.values for header in headers_of(checkpoint).values())
-    if not format_of(checkpoint).adapter or checkpoint.base is None:
+    if checkpoint.base is None or not format_of(checkpoint).adapter(Path(checkpoint.path)):
         return own
     if not Path(checkpoint.base).is_dir():
         return None

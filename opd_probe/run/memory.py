@@ -70,7 +70,8 @@ def _bytes_needed(source: Any, dtype: str | None) -> int | None:
     except InputError:  # loading it will say what is wrong, once what comes before it is done
         return None
     own = sum(header.values * BYTES.get(dtype or header.dtype, 1) for header in headers.values())
-    base = _bytes_needed(local.base, dtype) if format_of(local).adapter and local.base is not None else 0
+    adapter = local.base is not None and format_of(local).adapter(Path(local.path))
+    base = _bytes_needed(local.base, dtype) if adapter else 0
     return None if base is None else own + base
 
 

@@ -6,14 +6,15 @@ import json
 from pathlib import Path
 
 from datasets import Dataset
+from peft import LoraConfig
 from trl import DistillationConfig, DistillationTrainer
 
 from tests.cli.workspace import Caller, write_lines
 from tests.tiny import CHAT_TEMPLATE, save_checkpoint, tiny_model, tiny_tokenizer
 
 
-def train(root: Path, run: Path) -> None:
-    """Two optimiser steps of on-policy distillation, each saved."""
+def train(root: Path, run: Path, adapter: LoraConfig | None = None) -> None:
+    """Two optimiser steps of on-policy distillation, each saved; of a whole model, or of an adapter."""
     tokenizer = tiny_tokenizer(64, chat_template=CHAT_TEMPLATE)
     teacher = tiny_model(64, seed=1)
     save_checkpoint(root / "student", tiny_model(64, seed=0), tokenizer)
@@ -39,6 +40,7 @@ def train(root: Path, run: Path) -> None:
         args=settings,
         train_dataset=prompts,
         processing_class=tokenizer,
+        peft_config=adapter,
     ).train()
 
 
@@ -59,3 +61,29 @@ def test_a_run_of_the_distillation_trainer(call: Caller, tmp_path: Path) -> None
     ]
     assert len({row["reverse_kl"] for row in done.rows}) == 3
     assert all(0 < row["overlap_ratio"] <= 1 for row in done.rows)
+    done = call("ckpts", tmp_path, "--format", "json")
+    assert (done.code, done.err) == (0, "")
+    listed = [(row["run"], row["step"], row["format"], row["tokenizer"]) for row in done.rows]
+    whole = [(model, None, "huggingface", True) for model in ("student", "teacher")]
+    assert listed == [whole[0], whole[1], *(("trl", step, "huggingface", True) for step in (1, 2))]
+
+
+def test_a_run_that_trains_an_adapter(call: Caller, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "lora"
+    train(tmp_path, run, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    done = call("ckpts", tmp_path / "runs", "--format", "json")
+    assert (done.code, done.err) == (0, "")
+    base = str(tmp_path / "student")
+    assert [(row["run"], row["step"], row["format"], row["base"]) for row in done.rows] == [
+        ("lora", step, "peft", base) for step in (1, 2)
+    ]
+    write_lines(tmp_path / "prompts.jsonl", [{"prompt": f"{i} {i + 1}"} for i in range(2)])
+    words = ["overlap", "--ckpts", run, "--teacher", tmp_path / "teacher", "--prompts", tmp_path / "prompts.jsonl"]
+    done = call(*words, "--max-new-tokens", "4", "--out", tmp_path / "out", "--format", "json")
+    assert done.code == 0, done.err
+    assert len({row["reverse_kl"] for row in done.rows}) == 2
+    (tmp_path / "student").rename(tmp_path / "elsewhere")
+    done = call("ckpts", tmp_path / "runs", "--format", "json")
+    assert done.code == 2
+    assert all(row["refused"] == f"its base model {base} is not there; name it with --base MODEL" for row in done.rows)
+    assert call("ckpts", tmp_path / "runs", "--base", tmp_path / "elsewhere").code == 0

@@ -22,7 +22,7 @@ class Format:
         weight_files: the files that hold the weights, in name order.
         headers: shapes and types of the weights by name; values are not read.
         base: the model that the weights change (a path or a hub id), or None.
-        adapter: whether the weights change those of a base model.
+        adapter: whether the weights change those of a base model, without which they are none.
         home: the directory with config.json and the tokenizer; None: it has to be that of a base model.
         settings: files beside the weights, config.json aside, that shape a model's numbers.
         inside: the directory below this one that holds the checkpoint, or None.
@@ -38,7 +38,7 @@ class Format:
     weight_files: Callable[[Path], list[Path]]
     headers: Callable[[Path], Headers]
     base: Callable[[Path], str | None] = lambda _: None
-    adapter: bool = False
+    adapter: Callable[[Path], bool] = lambda _: False
     home: Callable[[Path], Path | None] = lambda path: path
     settings: tuple[str, ...] = ()
     inside: Callable[[Path], Path | None] = lambda _: None
@@ -63,7 +63,7 @@ FORMATS: tuple[Format, ...] = (
         peft.weight_files,
         of_weight_files(peft.weight_files),
         base=peft.base,
-        adapter=True,
+        adapter=lambda _: True,
         settings=(peft.CONFIG,),
     ),
     Format(
@@ -78,14 +78,13 @@ FORMATS: tuple[Format, ...] = (
         verl_lora.ACCEPTED,
         verl_lora.recognises,
         verl_fsdp.weight_files,
-        verl_fsdp.headers,
+        verl_lora.headers,
         base=verl_lora.base,
-        adapter=True,
+        adapter=verl_lora.adapter,
         home=verl_fsdp.home,
         settings=(verl_lora.META, f"{verl_lora.ADAPTER}/{peft.CONFIG}"),
         inside=verl_lora.inside,
         refuses=verl_lora.refuses,
-        read=verl_fsdp.read,
     ),
     Format(
         "verl-fsdp",

@@ -10,7 +10,7 @@ from typing import Any
 from opd_probe.errors import InputError
 from opd_probe.models.formats.headers import Headers
 
-ACCEPTED = "a torch distributed checkpoint (.metadata with .distcp files; config.json beside it or --base)"
+ACCEPTED = "torch's .metadata with .distcp files"
 METADATA = ".metadata"
 _CONFIG_PLACES = (".", "huggingface", "..", "../huggingface", "../weights", "../weight")
 _OPTIMISER = re.compile(r"(^|\.)optim\w*\.|\.(exp_avg\w*|max_exp_avg_sq|momentum_buffer|step)$")

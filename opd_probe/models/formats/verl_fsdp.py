@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from opd_probe.errors import InputError
 from opd_probe.models.formats import huggingface
 from opd_probe.models.formats.headers import Headers, TensorHeader, read_json_object
 
-ACCEPTED = "verl's actor directory (model_world_size_W_rank_R.pt of every rank, config.json in huggingface/)"
+ACCEPTED = "verl's model_world_size_W_rank_R.pt of every rank"
 _SHARD = re.compile(r"(model|optim|extra_state)_world_size_(\d+)_rank_(\d+)\.pt")
 
 
@@ -68,21 +69,38 @@ def headers(path: Path) -> Headers:
     """Shapes and types of the merged weights.
 
     Raises:
-        InputError: a file that cannot be read, or shards that do not make a whole.
+        InputError: as :func:`read`.
     """
-    return {name: TensorHeader(pieces.shape, pieces.dtype) for name, pieces in read(path).items()}
+    return headers_of(read(path))
+
+
+def headers_of(weights: Mapping[str, Any]) -> Headers:
+    """Shapes and types of weights that wait to be merged."""
+    return {name: TensorHeader(pieces.shape, pieces.dtype) for name, pieces in weights.items()}
 
 
 def read(path: Path, dtype: Any = None, names: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The weights by name, each merged only when it is sliced: at no time is there a second copy of the model.
 
     Raises:
-        InputError: as :func:`headers`.
+        InputError: a file that cannot be read, shards that do not make a whole, or an adapter of unknown scale.
     """
     del dtype, names  # who slices a weight turns it into the type that is asked for
+    weights = merged(path)
+    adapter = [name for name in weights if "lora_" in name]
+    if adapter:
+        raise InputError(
+            f"checkpoint {path}: holds a LoRA adapter ({adapter[0]}) whose lora_alpha nothing states; expected verl's "
+            "lora_train_meta.json or lora_adapter/adapter_config.json beside the shards"
+        )
+    return weights
+
+
+def merged(path: Path) -> dict[str, Any]:
+    """As :func:`read`, an adapter's weights included."""
     from opd_probe.models.merging import merge_ranks
 
-    return merge_ranks(weight_files(path))
+    return dict(merge_ranks(weight_files(path)))
 
 
 def _ranks(path: Path) -> dict[tuple[int, int], Path]:

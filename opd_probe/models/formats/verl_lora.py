@@ -7,7 +7,7 @@ from typing import Any
 
 from opd_probe.errors import InputError
 from opd_probe.models.formats import peft, verl_fsdp
-from opd_probe.models.formats.headers import read_json_object
+from opd_probe.models.formats.headers import Headers, read_json_object
 
 META = "lora_train_meta.json"
 ADAPTER = "lora_adapter"
@@ -30,14 +30,30 @@ def inside(path: Path) -> Path | None:
     return adapter if peft.recognises(adapter) and not verl_fsdp.recognises(path) else None
 
 
-def base(path: Path) -> str | None:
-    """The base model, when the shards hold the adapter alone.
+def adapter(path: Path) -> bool:
+    """Whether the shards hold the adapter alone, as ``save_lora_only`` makes verl do it.
 
     Raises:
-        InputError: shards or adapter_config.json that cannot be read.
+        InputError: shards that cannot be read.
     """
-    if any(not is_adapter_weight(name) for name in verl_fsdp.read(path)):
-        return None
+    return all(is_adapter_weight(name) for name in verl_fsdp.merged(path))
+
+
+def headers(path: Path) -> Headers:
+    """Shapes and types of the merged weights.
+
+    Raises:
+        InputError: shards that cannot be read.
+    """
+    return verl_fsdp.headers_of(verl_fsdp.merged(path))
+
+
+def base(path: Path) -> str | None:
+    """The base model, as the adapter's own configuration names it.
+
+    Raises:
+        InputError: adapter_config.json cannot be read.
+    """
     return peft.base(path / ADAPTER) if (path / ADAPTER / peft.CONFIG).is_file() else None
 
 

@@ -1,0 +1,62 @@
+"""``opd-probe ckpts``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from opd_probe.cli import options, printing
+from opd_probe.cli.session import progress, quieten_libraries
+
+COLUMNS = ("run", "step", "format", "dtype", "parameters", "size", "base", "tokenizer")
+
+
+def ckpts(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Directories, or quoted patterns.", show_default=False)
+    ],
+    base: options.Base = None,
+    format: options.FormatOption = None,
+) -> None:
+    """List the checkpoints below a path, and what a trainer left there that cannot be used, and why.
+
+    Only names, headers and small JSON files are read. The exit code is 2 when no checkpoint can be used.
+
+    Example: opd-probe ckpts runs
+    """
+    quieten_libraries()
+    from opd_probe.run.inventory import check_usable, inventory
+
+    rows = inventory(paths, base=base)
+    progress.close()
+    if format in (options.Format.json, options.Format.csv):
+        printing.print_rows(rows, (), str(format))
+    else:
+        _print_lists(rows)
+    check_usable(rows)
+
+
+def _print_lists(rows: list[dict[str, Any]]) -> None:
+    usable = [row for row in rows if row["refused"] is None]
+    if usable:
+        shown = [
+            {**row, "size": _size(row["bytes"]), "tokenizer": "yes" if row["tokenizer"] else "no"} for row in usable
+        ]
+        printing.print_rows(shown, COLUMNS, "table")
+    for place, row in enumerate(row for row in rows if row["refused"] is not None):
+        printing.write(f"{chr(10) if usable and not place else ''}refused {row['path']}: {row['refused']}\n")
+
+
+def _size(count: int) -> str:
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.3g} {unit}"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("ckpts")(ckpts)

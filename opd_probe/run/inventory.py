@@ -1,0 +1,180 @@
+"""``opd-probe ckpts``: what is below a path, what of it can be used, and why the rest cannot. No model is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from opd_probe.errors import InputError, MissingError, OpdProbeError
+from opd_probe.models.checkpoints import (
+    Located,
+    Refused,
+    accepted,
+    format_of,
+    headers_of,
+    home_of,
+    locate,
+    looks_like_hub_id,
+    outermost,
+    resolve_checkpoint,
+    step_of_name,
+    tokenizer_files_digest,
+)
+from opd_probe.models.formats.headers import stored_dtype
+from opd_probe.run.discovery import expand_paths, unfinished
+from opd_probe.run.manifest import MANIFEST_NAME, Manifest, read_manifest
+from opd_probe.run.naming import path_parts, unique_names
+from opd_probe.types import Checkpoint
+
+_DEEPEST = 6
+"""Levels of directories below a path that are looked into."""
+
+
+_Found = Located | Refused | str
+"""A checkpoint, one that its format refuses, or why it cannot be looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One checkpoint that was found, or a directory that a trainer wrote and that cannot be used.
+
+    Attributes:
+        run, step: as ``--ckpts`` would have them.
+        format: the name of the checkpoint format.
+        dtype: of the stored weights, the widest where they differ.
+        parameters: stored values, those of a base model not among them; tied weights count as often as they are stored.
+        bytes: of the files that hold the weights (of a torch distributed checkpoint, optimiser state included).
+        base: the model that an adapter changes, or that has the configuration.
+        tokenizer: whether a tokenizer lies with the checkpoint.
+        path: the directory that stands for it.
+        refused: why it cannot be used, in one line; None: it can.
+    """
+
+    run: str
+    step: int | None
+    format: str | None
+    dtype: str | None
+    parameters: int | None
+    bytes: int | None
+    base: str | None
+    tokenizer: bool | None
+    path: str
+    refused: str | None = None
+
+
+def inventory(paths: Sequence[str], *, base: str | None = None) -> list[dict[str, Any]]:
+    """A row for every checkpoint below the paths, ordered by run and step; the values are JSON types.
+
+    Args:
+        paths: directories, or patterns.
+        base: the model under adapters, or the one with the configuration of weights that were saved without.
+
+    Raises:
+        MissingError: a path that does not exist, or a pattern that matches nothing.
+        InputError: there is nothing of a trainer below the paths.
+    """
+    places: dict[Path, _Found] = {}
+    for item in expand_paths(paths, "ckpts", hub=False):
+        places.update(_walk(Path(os.path.normpath(Path(item).absolute())), _DEEPEST))
+    if not places:
+        raise InputError(f"ckpts {' '.join(paths)}: no checkpoint there or below; expected {accepted()}")
+    runs = {place: place.parent if step_of_name(place.name) is not None else place for place in places}
+    names = unique_names({str(run): path_parts(run) for run in runs.values()})
+    late: dict[Path, str] = {}
+    for run in set(runs.values()):
+        late |= unfinished(run, [place for place in places if runs[place] == run])
+    entries = [
+        _refusal(place, found, names[str(runs[place])])
+        if not isinstance(found := late.get(place) or known, Located)
+        else _entry(place, found, names[str(runs[place])], base)
+        for place, known in places.items()
+    ]
+    return [asdict(e) for e in sorted(entries, key=lambda e: (e.run, e.step is not None, e.step or 0, e.path))]
+
+
+def check_usable(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Whether any row is of a checkpoint that can be used.
+
+    Raises:
+        InputError: none is; names the first.
+    """
+    if all(row["refused"] is not None for row in rows):
+        raise InputError(
+            f"ckpts: none of {len(rows)} can be used; the first is {rows[0]['path']}: {rows[0]['refused']}"
+        )
+
+
+def _walk(path: Path, depth: int) -> Iterator[tuple[Path, _Found]]:
+    """What there is at a directory, and below it unless that is a checkpoint; step directories in one are looked at."""
+    try:
+        found: _Found | None = locate(path)
+    except OpdProbeError as error:
+        found = str(error)
+    if found is not None:
+        yield outermost(path) if isinstance(found, (Located, Refused)) else path, found
+    if depth == 0 or isinstance(found, (str, Refused)) or not os.access(path, os.R_OK | os.X_OK):
+        return
+    for child in sorted(path.iterdir()) if path.is_dir() else ():
+        followed = found is None or (found.path == path and step_of_name(child.name) is not None)
+        if followed and child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
+            yield from _walk(child, depth - 1)
+
+
+def _refusal(place: Path, found: Refused | str, run: str) -> Entry:
+    if isinstance(found, str):
+        return Entry(
+            run,
+            step_of_name(place.name),
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            str(place),
+            found.removeprefix(f"checkpoint {place}: ").replace(f"{place}/", ""),
+        )
+    where = "" if found.path == place else f"{os.path.relpath(found.path, place)}: "
+    return Entry(
+        run, step_of_name(place.name), found.format, None, None, None, None, None, str(place), where + found.reason
+    )
+
+
+def _entry(place: Path, found: Located, run: str, base: str | None) -> Entry:
+    """A checkpoint with what its headers say; or, where something is wrong with it, what."""
+    try:
+        manifest = _manifest_of(place)
+        checkpoint = resolve_checkpoint(place, run=run, base=base or manifest.base, student=manifest.student)
+        headers = headers_of(checkpoint)
+        _check_base(checkpoint)
+        home_of(checkpoint)
+    except OpdProbeError as error:
+        return replace(_refusal(place, str(error), run), format=found.format.name)
+    return Entry(
+        run,
+        checkpoint.step,
+        checkpoint.format,
+        stored_dtype(headers),
+        sum(header.values for header in headers.values()),
+        sum(file.stat().st_size for file in found.format.weight_files(found.path)),
+        checkpoint.base,
+        tokenizer_files_digest(checkpoint) is not None,
+        str(place),
+    )
+
+
+def _manifest_of(place: Path) -> Manifest:
+    files = (directory / MANIFEST_NAME for directory in (place.parent, place))
+    return next((read_manifest(file) for file in files if file.is_file()), Manifest())
+
+
+def _check_base(checkpoint: Checkpoint) -> None:
+    base = checkpoint.base
+    if format_of(checkpoint).adapter(Path(checkpoint.path)):
+        if base is None:
+            raise MissingError("an adapter that names no base model; name it with --base MODEL")
+        if not Path(base).exists() and not looks_like_hub_id(base):
+            raise MissingError(f"its base model {base} is not there; name it with --base MODEL")
