@@ -28,9 +28,9 @@ def test_what_was_recognised_is_said(call: Caller, tmp_path: Path) -> None:
     done = call("ingest", source, "-o", tmp_path / "r.parquet", "--format", "json")
     assert done.code == 0, done.err
     assert json.loads(done.out) == {
-        "kind": "slime", "files": 2, "rollouts": 4, "prompts": 1, "steps": [9, 10], "without_step": 0,
-        "token_source": "sampled_ids", "tokens": 16, "masked_tokens": 2, "with_score": 4, "with_answer": 4, "graded": 0,
-        "with_logprobs": 4, "with_teacher_logprobs": 2, "truncated": 2, "skipped": {"aborted": 2},
+        "kind": "slime", "files": 2, "rollouts": 4, "prompts": 1, "steps": [9, 10], "steps_are": None,
+        "without_step": 0, "token_source": "sampled_ids", "tokens": 16, "masked_tokens": 2, "with_score": 4,
+        "with_answer": 4, "graded": 0, "with_logprobs": 4, "with_teacher_logprobs": 2, "truncated": 2, "skipped": {"aborted": 2},
     }  # fmt: skip
     assert done.err.splitlines() == [
         f"warning: rollouts {source}: left out 2 of 6 (2 aborted)",
@@ -202,6 +202,7 @@ def test_completions_of_trls_distillation_trainer(call: Caller, trained: Path, t
     said = json.loads(done.out)
     assert (said["kind"], said["files"], said["rollouts"], said["steps"]) == ("trl", 2, 4, [1, 2])
     assert (said["token_source"], said["with_score"]) == ("retokenized", 0)
+    assert said["steps_are"].endswith("replay them with --step-offset 1")
     over = call("overlap", "--ckpts", trained / "distilled" / "checkpoint-2", "--teacher", trained / "student",
                 "--rollouts", tmp_path / "r.parquet", "--out", tmp_path / "o", "--format", "json")  # fmt: skip
     assert over.code == 0, over.err
