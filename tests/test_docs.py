@@ -12,6 +12,7 @@ from opd_probe.checks import CHECKS
 from opd_probe.lab.experiments import EXPERIMENTS
 from opd_probe.lab.signatures import PUBLISHED, RULES
 from opd_probe.metrics import METRICS, TRACE_METRICS
+from opd_probe.rollouts.sources import SOURCES
 from opd_probe.trace.schema import FORMAT_VERSION, ROLLOUT_COLUMNS, STATE_COLUMNS
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,12 @@ def test_the_table_of_signatures_is_the_published_one() -> None:
         for name, run in seed["runs"].items():
             stages = [run[stage]["accuracy"] for stage in ("start", "middle", "end")]
             assert f"| {seed['seed']}, {name} | {' / '.join(f'{value:.3f}' for value in stages)} |" in text
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_every_kind_of_rollout_file_has_its_row(source) -> None:  # type: ignore[no-untyped-def]
+    (row,) = re.findall(rf"^\| `{source.name}` \|.*$", page("docs/formats.md"), flags=re.MULTILINE)
+    assert f"| {source.fields} |" in row
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS.keys())

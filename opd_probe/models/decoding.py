@@ -19,35 +19,36 @@ class Decoder:
     """Decodes ids with a tokenizer; without one, an id is shown as ``#id``.
 
     Attributes:
+        tokenizer: None for ids alone.
         name: where the tokenizer comes from, None without one.
     """
 
     def __init__(self, tokenizer: Any = None, name: str | None = None) -> None:
         self.name = name
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.label = lru_cache(maxsize=None)(self._label)
 
     @property
     def special_ids(self) -> set[int]:
         """The ids that the tokenizer calls special; none without a tokenizer."""
-        return set() if self._tokenizer is None else special_ids(self._tokenizer)
+        return set() if self.tokenizer is None else special_ids(self.tokenizer)
 
     @property
     def digest(self) -> str | None:
         """The tokenizer's digest, as a trace's provenance has it."""
-        return None if self._tokenizer is None else tokenizer_digest(self._tokenizer)
+        return None if self.tokenizer is None else tokenizer_digest(self.tokenizer)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a sequence, special tokens included."""
-        if self._tokenizer is None:
+        if self.tokenizer is None:
             return " ".join(f"#{token}" for token in ids)
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _label(self, token: int) -> str:
         """One token by itself, white space made visible; its raw string where it is no text by itself."""
-        if self._tokenizer is None:
+        if self.tokenizer is None:
             return f"#{token}"
-        raw = self._tokenizer.convert_ids_to_tokens(token)
+        raw = self.tokenizer.convert_ids_to_tokens(token)
         if raw is None:
             return f"#{token}"
         text = self.decode([token])
@@ -62,7 +63,7 @@ class Decoder:
 
         A token that ends within a character adds nothing, and the one that completes it adds the whole.
         """
-        if self._tokenizer is None:
+        if self.tokenizer is None:
             return [f"#{token} " for token in ids]
         pieces: list[str] = []
         start, told = 0, ""  # the window's first token, and its text that pieces already hold

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from opd_probe.plots.style import SeriesStyle, series_style
-from opd_probe.plots.tables import kinds_of_states, numbers
+from opd_probe.plots.tables import kinds_of_states, numbers, text_phrase
 
 _LONGEST = 46
 
@@ -51,6 +51,7 @@ def split_runs(table: pd.DataFrame) -> list[Series]:
     pairs = list(dict.fromkeys(zip(table["run"].astype(str), table["teacher"].astype(str), strict=True)))
     runs = list(dict.fromkeys(run for run, _ in pairs))
     mixed = len(kinds_of_states(table)) > 1
+    of_text = text_phrase(table).startswith("some")
     teachers = {run: [t for r, t in pairs if r == run] for run in runs}
     labels: list[str] = []
     parts: list[pd.DataFrame] = []
@@ -58,7 +59,8 @@ def split_runs(table: pd.DataFrame) -> list[Series]:
         rows = table[((table["run"].astype(str) == run) & (table["teacher"].astype(str) == teacher)).to_numpy()]
         parts.append(rows)
         label = run if len(teachers[run]) == 1 else f"{run} ← {teacher}"
-        labels.append(f"{label} ({', '.join(kinds_of_states(rows))} states)" if mixed else label)
+        notes = [f"{', '.join(kinds_of_states(rows))} states" if mixed else "", text_phrase(rows) if of_text else ""]
+        labels.append(f"{label} ({'; '.join(filter(None, notes))})" if any(notes) else label)
     return [
         Series(run, teacher, label, series_style(index, runs.index(run)), rows)
         for index, ((run, teacher), label, rows) in enumerate(zip(pairs, shorten(labels), parts, strict=True))

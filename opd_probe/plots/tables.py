@@ -97,10 +97,16 @@ def states_phrase(table: pd.DataFrame) -> str:
     Where a column ``token_source`` says that ids were made from text afterwards, so do the words.
     """
     words = " and ".join(STATES[kind] for kind in kinds_of_states(table))
+    text = text_phrase(table)
+    return f"{words} ({text})" if text else words
+
+
+def text_phrase(table: pd.DataFrame) -> str:
+    """That rows are of re-tokenised text, in words; "" where none is."""
     sources = set(table["token_source"].dropna()) if "token_source" in table.columns else set()
     if sources <= {"sampled_ids"}:
-        return words
-    return words + (" (re-tokenised text)" if sources == {"retokenized"} else " (some of them re-tokenised text)")
+        return ""
+    return "re-tokenised text" if sources == {"retokenized"} else "some of them re-tokenised text"
 
 
 def kinds_of_states(table: pd.DataFrame) -> list[str]:

@@ -11,6 +11,7 @@ from opd_probe.errors import InputError
 from opd_probe.rollouts.files import prompt_key, write_rollouts
 from opd_probe.rollouts.grading import grade
 from opd_probe.rollouts.reading import RolloutSet, read_rollout_set, remarks
+from opd_probe.rollouts.sources import source_named
 from opd_probe.run.output import check_file_writable
 from opd_probe.run.plan import warn
 from opd_probe.run.progress import Progress
@@ -86,6 +87,7 @@ def _report(found: RolloutSet, rollouts: Sequence[Rollout], graded: int) -> dict
         "rollouts": len(rollouts),
         "prompts": len({prompt_key(rollout) for rollout in rollouts}),
         "steps": steps,
+        "steps_are": source_named(found.kind).steps_are or None,
         "without_step": sum(rollout.step is None for rollout in rollouts),
         "token_source": rollouts[0].token_source,
         "tokens": sum(len(rollout.response_ids) for rollout in rollouts),

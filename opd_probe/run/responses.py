@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from opd_probe.errors import InputError, OpdProbeError
 from opd_probe.models.decoding import Decoder
+from opd_probe.rollouts.encoding import encode_rollouts
 from opd_probe.rollouts.files import read_rollouts
 from opd_probe.trace import Trace
 from opd_probe.types import Rollout
@@ -103,7 +104,7 @@ def read_responses(
     rollouts: dict[int, Rollout] = {}
     if place is not None:
         try:
-            rollouts = _matching(place, table, tokens)
+            rollouts = _matching(place, table, tokens, decoder)
         except OpdProbeError:
             if given is not None:
                 raise
@@ -128,9 +129,9 @@ def _beside(trace: Trace) -> Path | None:
 
 
 def _matching(
-    place: Path, table: Sequence[Mapping[str, Any]], tokens: Mapping[int, tuple[Ints, Ints]]
+    place: Path, table: Sequence[Mapping[str, Any]], tokens: Mapping[int, tuple[Ints, Ints]], decoder: Decoder
 ) -> dict[int, Rollout]:
-    by_id = {rollout.id: rollout for rollout in read_rollouts(place)}
+    by_id = {rollout.id: rollout for rollout in encode_rollouts(read_rollouts(place), decoder.tokenizer)}
     found: dict[int, Rollout] = {}
     for index, (positions, ids) in tokens.items():
         name = table[index]["rollout_id"]
@@ -139,8 +140,6 @@ def _matching(
             raise InputError(
                 f"--rollouts {place}: has no rollout {name!r}, which the trace has; give the replayed file"
             )
-        if not rollout.response_ids:
-            raise InputError(f"--rollouts {place}: rollout {name!r} is text; expected prompt_ids and response_ids")
         response = np.asarray(rollout.response_ids, dtype=np.int64)
         inside = len(positions) == 0 or int(positions[-1]) < len(response)
         if not inside or not np.array_equal(response[positions], ids):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,9 @@ def test_what_was_recognised_is_said(call: Caller, tmp_path: Path) -> None:
     done = call("ingest", source, "-o", tmp_path / "r.parquet", "--format", "json")
     assert done.code == 0, done.err
     assert json.loads(done.out) == {
-        "kind": "slime", "files": 2, "rollouts": 4, "prompts": 1, "steps": [9, 10], "without_step": 0,
-        "token_source": "sampled_ids", "tokens": 16, "masked_tokens": 2, "with_score": 4, "with_answer": 4, "graded": 0,
-        "with_logprobs": 4, "with_teacher_logprobs": 2, "truncated": 2, "skipped": {"aborted": 2},
+        "kind": "slime", "files": 2, "rollouts": 4, "prompts": 1, "steps": [9, 10], "steps_are": None,
+        "without_step": 0, "token_source": "sampled_ids", "tokens": 16, "masked_tokens": 2, "with_score": 4,
+        "with_answer": 4, "graded": 0, "with_logprobs": 4, "with_teacher_logprobs": 2, "truncated": 2, "skipped": {"aborted": 2},
     }  # fmt: skip
     assert done.err.splitlines() == [
         f"warning: rollouts {source}: left out 2 of 6 (2 aborted)",
@@ -115,10 +116,15 @@ def test_the_file_and_what_was_made_of_it_are_replayed_alike(call: Caller, works
         assert one.rollouts.column("score").to_pylist() == other.rollouts.column("score").to_pylist()
 
 
-def test_masked_tokens_are_no_states_and_the_samplers_log_probs_come_along(call: Caller, tmp_path: Path) -> None:
-    source = WRITERS["prime-rl"](tmp_path)
-    done = call("overlap", "--ckpts", "runs/good/checkpoint-5", *REPLAY, source, "--step-offset", "2", "--out",
-                tmp_path / "o", "--format", "json")  # fmt: skip
+def test_masked_tokens_are_no_states_and_the_samplers_log_probs_come_along(
+    call: Caller, workspace: Path, tmp_path: Path
+) -> None:
+    WRITERS["prime-rl"](tmp_path)
+    shutil.copytree(workspace / "runs" / "good" / "checkpoint-5", tmp_path / "good" / "checkpoint-5")
+    (tmp_path / "good" / "opd-probe.yaml").write_text(f"teacher: {workspace / 'teacher'}\nrollouts: ../token_exports\n")
+    done = call(
+        "overlap", "--ckpts", tmp_path / "good", "--step-offset", "2", "--out", tmp_path / "o", "--format", "json"
+    )
     assert done.code == 0, done.err
     row = done.rows[0]
     assert (row["states"], row["token_source"], row["n_states"], row["n_rollouts"]) == ("own", "sampled_ids", 6, 2)
@@ -148,7 +154,12 @@ def test_re_tokenised_text_is_marked_wherever_it_is_shown(call: Caller, tmp_path
     assert mixed in both.err
     assert mixed in call("compare", *traces, "--out", tmp_path / "o").err
     assert mixed in call("figures", "--traces", *traces, "--only", "mass", "--out", tmp_path / "o").err
-    shown = call("show", traces[0] / "good" / "teacher" / "step-5.parquet", "--format", "json")
+    trace = traces[0] / "good" / "teacher" / "step-5.parquet"
+    page = call("tokens", trace, "--rollouts", text, "--out", tmp_path / "o", "--format", "json")
+    assert json.loads(page.out)["trace"]["token_source"] == "retokenized"
+    assert json.loads(page.out)["missing"] == []
+    assert "re-tokenised text, not as sampled" in (tmp_path / "o" / "tokens.html").read_text(encoding="utf-8")
+    shown = call("show", trace, "--format", "json")
     assert json.loads(shown.out)["token_source"] == "retokenized"
 
 
@@ -191,6 +202,7 @@ def test_completions_of_trls_distillation_trainer(call: Caller, trained: Path, t
     said = json.loads(done.out)
     assert (said["kind"], said["files"], said["rollouts"], said["steps"]) == ("trl", 2, 4, [1, 2])
     assert (said["token_source"], said["with_score"]) == ("retokenized", 0)
+    assert said["steps_are"].endswith("replay them with --step-offset 1")
     over = call("overlap", "--ckpts", trained / "distilled" / "checkpoint-2", "--teacher", trained / "student",
                 "--rollouts", tmp_path / "r.parquet", "--out", tmp_path / "o", "--format", "json")  # fmt: skip
     assert over.code == 0, over.err

@@ -77,6 +77,23 @@ def test_mixed_states_are_named_in_title_and_labels() -> None:
     assert {text.get_text() for text in figure.axes[0].texts} >= {"a (own states)", "b (fixed states)"}
 
 
+def test_re_tokenised_text_is_named_in_title_and_labels() -> None:
+    def drawn(*sources: str | None) -> tuple[str, set[str]]:
+        rows = [run_rows("a", COMPATIBLE), run_rows("b", INCOMPATIBLE)]
+        table = pd.concat([pd.DataFrame(r).assign(token_source=s) for r, s in zip(rows, sources, strict=True)])
+        figure = plot_overlap(table)
+        return figure.get_suptitle(), {text.get_text() for text in figure.axes[0].texts}
+
+    title, labels = drawn("retokenized", "retokenized")
+    assert title.endswith("student-visited states (on-policy) (re-tokenised text)")
+    assert labels >= {"a", "b"}
+    title, labels = drawn("retokenized", "sampled_ids")
+    assert title.endswith("(some of them re-tokenised text)")
+    assert labels >= {"a (re-tokenised text)", "b"}
+    for sources in (("sampled_ids", "sampled_ids"), (None, None)):
+        assert "text" not in drawn(*sources)[0]
+
+
 def test_names_stand_beside_their_lines_or_in_a_legend() -> None:
     apart = plot_overlap(lab_table())
     direct = {t.get_text(): t for t in apart.axes[0].texts if t.get_gid() == "direct-label"}

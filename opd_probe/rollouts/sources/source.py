@@ -47,6 +47,7 @@ class Source:
         step_of: the step that a file's path says, for rows that say none.
         same: what is equal in rows of one file that hold the same responses; None: there are no such rows.
         logs_again: whether the trainer logs samples again at each later step that trains on them.
+        steps_are: which checkpoint sampled the rollouts of a step, where it is not the one of that step.
     """
 
     name: str
@@ -57,10 +58,15 @@ class Source:
     step_of: Callable[[Path], int | None] = lambda _: None
     same: Callable[[Mapping[str, Any]], Any] | None = None
     logs_again: bool = False
+    steps_are: str = ""
 
     def fits(self, row: Mapping[str, Any]) -> bool:
         """Whether a file that begins with this row may be of this kind."""
         return all(name in row for name in self.needs) and self.recognises(row)
+
+
+NEXT_STEP = "rollouts of step S + 1 are the samples of checkpoint S: replay them with --step-offset 1"
+"""Of trainers that count the update that a batch goes into."""
 
 
 def step_of_file(path: Path) -> int | None:

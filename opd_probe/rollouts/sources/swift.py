@@ -13,7 +13,7 @@ from typing import Any
 from opd_probe.errors import InputError
 from opd_probe.rollouts import fields
 from opd_probe.rollouts.rows import absent
-from opd_probe.rollouts.sources.source import Skipped, Source, Where
+from opd_probe.rollouts.sources.source import NEXT_STEP, Skipped, Source, Where
 from opd_probe.rollouts.sources.trl import logged
 from opd_probe.types import Rollout
 
@@ -59,4 +59,5 @@ SOURCE = Source(
     _rollouts,
     _recognises,
     logs_again=True,
+    steps_are=NEXT_STEP,
 )

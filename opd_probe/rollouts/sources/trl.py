@@ -14,7 +14,7 @@ from opd_probe.errors import InputError
 from opd_probe.rollouts import fields
 from opd_probe.rollouts.encoding import STRIPPED
 from opd_probe.rollouts.prompts import check_messages
-from opd_probe.rollouts.sources.source import Skipped, Source, Where, step_of_file
+from opd_probe.rollouts.sources.source import NEXT_STEP, Skipped, Source, Where, step_of_file
 from opd_probe.types import Rollout
 
 USED = ("step", "prompt", "completion")
@@ -74,5 +74,11 @@ def _content(place: str, message: Mapping[str, Any]) -> str:
 
 
 SOURCE = Source(
-    "trl", "step, prompt, completion", ("prompt", "completion"), _rollouts, step_of=step_of_file, logs_again=True
+    "trl",
+    "step, prompt, completion",
+    ("prompt", "completion"),
+    _rollouts,
+    step_of=step_of_file,
+    logs_again=True,
+    steps_are=NEXT_STEP,
 )

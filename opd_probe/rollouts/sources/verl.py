@@ -11,7 +11,7 @@ from typing import Any
 
 from opd_probe.rollouts import fields
 from opd_probe.rollouts.encoding import STRIPPED
-from opd_probe.rollouts.sources.source import Source, Where, step_of_file
+from opd_probe.rollouts.sources.source import NEXT_STEP, Source, Where, step_of_file
 from opd_probe.types import Rollout
 
 
@@ -34,4 +34,11 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout]:
     )
 
 
-SOURCE = Source("verl", "input, output", ("input", "output"), _rollouts, step_of=step_of_file)
+SOURCE = Source(
+    "verl",
+    "input, output",
+    ("input", "output"),
+    _rollouts,
+    step_of=step_of_file,
+    steps_are=f"in training, {NEXT_STEP}; in validation they are the checkpoint's of that step",
+)
