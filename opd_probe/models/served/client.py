@@ -61,7 +61,9 @@ class Client:
         headers = {} if key is None or endpoint.login else {"Authorization": f"Bearer {key}"}
         timeout = httpx.Timeout(self.patience.read, connect=self.patience.connect)
         try:
-            self._http = httpx.Client(headers=headers, auth=endpoint.login, timeout=timeout)
+            # Certificates take a while to load, and http has none.
+            secure = endpoint.url.startswith("https:")
+            self._http = httpx.Client(headers=headers, auth=endpoint.login, timeout=timeout, verify=secure)
         except (UnicodeEncodeError, ValueError):  # a header takes ASCII; the message of the error would show the key
             raise InputError(f"server {endpoint}: {KEY_VARIABLE} holds characters that no key has") from None
         self._closed = threading.Event()

@@ -1,8 +1,8 @@
 """Record a real server's answers to what our client asks: ``python -m tests.models.served.record URL FILE WHAT``.
 
-WHAT is ``teacher`` or ``student``. The server is vLLM's, started beside directories that hold the models of ``cases.py``::
+WHAT is ``teacher`` or ``student``. The server is vLLM's, started beside directories with the models of ``cases.py``::
 
-    python -m vllm.entrypoints.openai.api_server --model tiny-teacher --dtype float32 --max-model-len 128 --enforce-eager
+    python -m vllm.entrypoints.openai.api_server --model tiny-teacher --dtype float32 --max-model-len 128
 
 Every exchange goes through a proxy here, which writes it down.
 """

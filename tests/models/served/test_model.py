@@ -1,0 +1,328 @@
+"""The client against a real local server that gives a real vLLM's answers, late, broken, or not at all."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from opd_probe.errors import InputError, OpdProbeError, ServerError
+from opd_probe.models.served.client import Client, Patience, Refused
+from opd_probe.models.served.dialects import DIALECTS
+from opd_probe.models.served.endpoint import parse_endpoint
+from opd_probe.models.served.model import CONCURRENCY, ServedModel, connect
+from tests.models.served import cases
+from tests.models.served.recorded_server import Exchanges, Fault, Served, serving
+from tests.models.served.sglang_server import SGLangAnswers
+
+QUICK = Patience(attempts=4, first=0.001, longest=0.01, read=5.0)
+PATH = "/v1/completions"
+
+
+@pytest.fixture
+def server() -> Iterator[Served]:
+    with serving(Exchanges.read("vllm_teacher.jsonl")) as served:
+        yield served
+
+
+def reach(server: Served, patience: Patience = QUICK, model: str = "") -> ServedModel:
+    return connect(parse_endpoint(server.url + model), patience=patience)
+
+
+def sequences() -> list[tuple[list[int], list[int]]]:
+    """The recorded ones: each rollout whole, asked about at all its response tokens."""
+    found = []
+    for row in cases.rollouts():
+        prompt, response = row["prompt_ids"], row["response_ids"]
+        if response:
+            found.append((prompt + response, list(range(len(prompt), len(prompt + response)))))
+    return found
+
+
+def check_against_the_model(asked: list[tuple[list[int], list[int]]], told: dict[int, Any]) -> None:
+    model = cases.teacher()
+    assert set(told) == set(range(len(asked)))
+    for index, (ids, places) in enumerate(asked):
+        with torch.no_grad():
+            logs = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1).numpy()
+        before = logs[np.array(places) - 1]
+        order = np.argsort(-before, axis=1, kind="stable")[:, : cases.K]
+        np.testing.assert_array_equal(told[index].top_ids, order)
+        np.testing.assert_allclose(told[index].top_logprobs, np.take_along_axis(before, order, 1), atol=1e-3)
+        sampled = before[np.arange(len(places)), [ids[place] for place in places]]
+        np.testing.assert_allclose(told[index].logprob, sampled, atol=1e-3)
+
+
+def test_what_vllm_told_is_what_the_model_says(server: Served) -> None:
+    served, asked = reach(server), sequences()
+    check_against_the_model(asked, dict(served.scores(asked, cases.K)))
+    assert served.identity["server"] == "vllm 0.32.0"
+    assert served.identity["model"] == served.identity["root"] == "tiny-teacher"
+    assert served.max_positions == 127
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_sglang_says_the_same_in_its_layout(old: bool) -> None:
+    with serving(SGLangAnswers(cases.teacher(), old=old)) as server:
+        served, asked = reach(server), sequences()
+        assert any(cases.WIDTH - 1 in ids for ids, _ in asked)  # which SGLang writes as 0
+        check_against_the_model(asked, dict(served.scores(asked, cases.K)))
+        assert served.allowed(12) == 12
+        assert served.identity["server"] == "sglang 0.5.23"
+        assert served.identity["model_path"] == "/models/tiny"
+        assert "server-side-secret" not in json.dumps(served.identity)
+        assert all(body["sampling_params"]["max_new_tokens"] == 0 for body in server.bodies("/generate"))
+
+
+def test_an_adapter_is_named_in_sglangs_request() -> None:
+    with serving(SGLangAnswers(cases.teacher(), adapter="lora-7")) as server:
+        with pytest.raises(InputError, match=r"has 2 models \(tiny, lora-7\); name one, as in .*#tiny"):
+            reach(server)
+        assert reach(server, model="#lora-7").allowed(4) == 4
+        assert server.bodies("/generate")[-1]["lora_path"] == "lora-7"
+        reach(server, model="#tiny").allowed(4)
+        assert "lora_path" not in server.bodies("/generate")[-1]
+
+
+WHOLE = Exchanges.read("vllm_teacher.jsonl")
+CUT = Fault(200, b'{"choices": [{"ind', {"Content-Length": "4000"})
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [Fault(429, b"slow down", {"Retry-After": "0"})],
+        [Fault(500, b"CUDA out of memory"), Fault(503, b"", {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"})],
+        [Fault(close=True), CUT],
+        [Fault(200, b"<html>not JSON</html>"), Fault(200, b"\xff\xfe\x00garbage")],
+        [Fault(502, b"\xff" * 10, {"Retry-After": "nan"})],
+    ],
+    ids=["busy", "broken", "breaks off", "garbage", "bad gateway"],
+)
+def test_what_passes_is_tried_again(server: Served, faults: list[Fault]) -> None:
+    served, asked = reach(server), sequences()
+    server.fail(PATH, faults)
+    check_against_the_model(asked, dict(served.scores(asked, cases.K)))
+    assert len(server.bodies(PATH)) == len(asked) + len(faults)
+
+
+def test_an_answer_that_is_late_is_asked_for_again(server: Served) -> None:
+    served = reach(server, Patience(attempts=3, first=0.001, read=0.25))
+    server.fail(PATH, [Fault(wait=2.0)])
+    told = dict(served.scores(sequences()[:1], cases.K))
+    check_against_the_model(sequences()[:1], told)
+    assert len(server.bodies(PATH)) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Fault(500, b'{"error": "out of memory"}'), "answers 500 .*out of memory"),
+        (Fault(close=True), "breaks off"),
+        (CUT, "breaks off"),
+        (Fault(200, b"[1, 2"), "answers 200 with something that is not JSON"),
+    ],
+)
+def test_patience_ends_and_keeps_what_was_told(server: Served, fault: Fault, said: str) -> None:
+    served, asked = reach(server), sequences()
+    server.fail(PATH, [None, *[fault] * 50])
+    told = []
+    with pytest.raises(ServerError, match=f"{PATH} {said}.*, 4 times; .*goes on from there") as caught:
+        told.extend(served.scores(asked, cases.K, at_once=1))
+    assert [index for index, _ in told] == [0]
+    assert "\n" not in str(caught.value)
+    assert len(server.bodies(PATH)) == 1 + QUICK.attempts
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(ServerError, match=r"/v1/models cannot be reached .*, 3 times; is it running"):
+        connect(parse_endpoint("http://127.0.0.1:9"), patience=QUICK)
+
+
+def test_few_requests_at_a_time(server: Served) -> None:
+    served = reach(server)
+    server.gate = threading.Event()
+    asked = sequences() * 3
+    told: dict[int, Any] = {}
+    worker = threading.Thread(target=lambda: told.update(served.scores(asked, cases.K)))
+    worker.start()
+    for _ in range(1000):  # until as many wait as may
+        if server.running == CONCURRENCY:
+            break
+        time.sleep(0.01)
+    time.sleep(0.1)  # one more would have come by now
+    server.gate.set()
+    worker.join(20)
+    assert server.most == CONCURRENCY
+    check_against_the_model(asked, told)
+
+
+def test_the_first_refusal_ends_it(server: Served) -> None:
+    served, asked = reach(server), sequences()
+    refusal = Fault(400, json.dumps({"error": {"message": "prompt is\ntoo odd"}}).encode())
+    server.fail(PATH, [None, refusal])
+    told = []
+    with pytest.raises(Refused, match=r"answers 400 .*too odd.*see the server's log") as caught:
+        told.extend(served.scores(asked, cases.K, at_once=1))
+    assert [index for index, _ in told] == [0]
+    assert len(server.bodies(PATH)) == 2
+    assert "\n" not in str(caught.value)
+
+
+def test_the_depth_is_what_the_server_allows(server: Served) -> None:
+    served = reach(server)
+    assert served.allowed(cases.K) == cases.K
+    assert served.allowed(64) == 20
+    before = len(server.asked)
+    assert served.allowed(64) == 20  # asked once
+    assert len(server.asked) == before
+
+
+def test_keys_go_to_the_server_and_nowhere_else(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPD_PROBE_API_KEY", "sesame")
+    served = reach(server)
+    assert {headers.get("Authorization") for *_, headers in server.asked} == {"Bearer sesame"}
+    assert "sesame" not in f"{served!r} {served.identity} {served.digest} {served.name}"
+    server.fail(PATH, [Fault(401, b'{"error": "no such key: sesame"}')])
+    with pytest.raises(Refused, match=r"answers 401 \(.*\*\*\*.*; set OPD_PROBE_API_KEY") as caught:
+        served.allowed(cases.K)
+    assert "sesame" not in str(caught.value)
+    monkeypatch.setenv("OPD_PROBE_API_KEY", "schlüssel")
+    with pytest.raises(InputError, match="holds characters that no key has"):
+        reach(server)
+
+
+def test_a_login_in_the_url_is_used_and_not_shown(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPD_PROBE_API_KEY", "sesame")
+    url = server.url.replace("http://", "http://joe:hunter2@")
+    served = connect(parse_endpoint(url), patience=QUICK)
+    assert {headers["Authorization"] for *_, headers in server.asked} == {"Basic am9lOmh1bnRlcjI="}
+    assert "hunter2" not in f"{served!r} {served.identity} {served.digest}"
+    server.fail(PATH, [Fault(500, b"hunter2 is wrong")] * 9)
+    with pytest.raises(ServerError) as caught:
+        served.allowed(cases.K)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_digest_is_of_the_model_wherever_it_is_served(server: Served) -> None:
+    with serving(server.exchanges) as elsewhere:
+        assert reach(server).digest == reach(elsewhere).digest
+    other = copy.deepcopy(server.exchanges.known)
+    other["GET /v1/models null"][1]["data"][0]["root"] = "another"
+    with serving(Exchanges(other)) as changed:
+        assert reach(changed).digest != reach(server).digest
+
+
+def listing(change: Callable[[dict[str, Any]], Any]) -> Exchanges:
+    known = copy.deepcopy(WHOLE.known)
+    status, answer = known["GET /v1/models null"]
+    known["GET /v1/models null"] = (status, change(answer))
+    return Exchanges(known)
+
+
+def test_which_model_is_meant() -> None:
+    second = {**WHOLE.known["GET /v1/models null"][1]["data"][0], "id": "alias"}
+    with serving(listing(lambda a: {"data": [*a["data"], second]})) as server:
+        assert reach(server).model == "tiny-teacher"  # two names of one model
+        assert reach(server, model="#alias").model == "alias"
+        with pytest.raises(InputError, match=r"has no model 'nope'; it has tiny-teacher, alias"):
+            reach(server, model="#nope")
+
+
+@pytest.mark.parametrize("answer", [{"data": []}, {"data": [{"name": "x"}]}, {"data": "x"}, [1], {"data": [None]}, {}])
+def test_a_listing_that_is_none(answer: Any) -> None:
+    with serving(listing(lambda _: answer)) as server, pytest.raises(ServerError, match="lists no models"):
+        reach(server)
+
+
+def test_a_server_of_another_kind() -> None:
+    exchanges = listing(lambda a: {"data": [{**a["data"][0], "owned_by": "somebody"}]})
+    with serving(exchanges) as server:
+        assert reach(server).dialect is DIALECTS["vllm"]  # a gateway that passes /version on
+        del exchanges.known["GET /version null"]
+        with pytest.raises(ServerError, match="calls itself 'somebody' and answers like neither vLLM nor SGLang"):
+            reach(server)
+
+
+def _entry(answer: Any) -> Any:
+    return answer["choices"][0]["prompt_logprobs"][-1]
+
+
+BREAKS: dict[str, Callable[[Any], Any]] = {
+    "no choices": lambda a: a.pop("choices"),
+    "two choices": lambda a: a["choices"].append(a["choices"][0]),
+    "a choice that is none": lambda a: a.update(choices=["x"]),
+    "no log-probabilities": lambda a: a["choices"][0].update(prompt_logprobs=None),
+    "one entry too few": lambda a: a["choices"][0]["prompt_logprobs"].pop(),
+    "an entry that is null": lambda a: a["choices"][0]["prompt_logprobs"].__setitem__(-1, None),
+    "an entry that is a list": lambda a: a["choices"][0]["prompt_logprobs"].__setitem__(-1, [1]),
+    "ids that are words": lambda a: _entry(a).update({"word": {"logprob": -1.0, "rank": 3}}),
+    "no rank": lambda a: [value.pop("rank") for value in _entry(a).values()],
+    "too few of the top": lambda a: _entry(a).popitem(),
+    "a positive log-probability": lambda a: next(iter(_entry(a).values())).update(logprob=2.5),
+    "a log-probability that is null": lambda a: [value.update(logprob=None) for value in _entry(a).values()],
+    "a log-probability that is text": lambda a: next(iter(_entry(a).values())).update(logprob="x"),
+    "an id that is huge": lambda a: _entry(a).update({"99999999999999": _entry(a).popitem()[1]}),
+    "other ids": lambda a: a["choices"][0].update(prompt_token_ids=[1, 2]),
+    "no ids": lambda a: a["choices"][0].pop("prompt_token_ids"),
+}
+
+
+@pytest.mark.parametrize("what", BREAKS)
+def test_answers_of_another_layout(server: Served, what: str) -> None:
+    served, asked = reach(server), sequences()[:1]
+    ids = asked[0][0]
+    key = next(k for k in WHOLE.known if f'"prompt": {json.dumps(ids)}' in k and f'"prompt_logprobs": {cases.K}' in k)
+    known = copy.deepcopy(WHOLE.known)
+    BREAKS[what](known[key][1])
+    server.exchanges = Exchanges(known)
+    with pytest.raises(OpdProbeError, match=f"the answer of {PATH} .*expected the layout of vllm") as caught:
+        list(served.scores(asked, cases.K))
+    assert "\n" not in str(caught.value)
+
+
+SGLANG_BREAKS: dict[str, Callable[[Any], Any]] = {
+    "no meta_info": lambda a: a.pop("meta_info"),
+    "no top lists": lambda a: a["meta_info"].pop("input_top_logprobs"),
+    "a shorter sequence": lambda a: a["meta_info"]["input_token_logprobs"].pop(),
+    "another id": lambda a: a["meta_info"]["input_token_logprobs"][-1].__setitem__(1, 33),
+    "an empty list": lambda a: a["meta_info"]["input_top_logprobs"].__setitem__(-1, []),
+    "a null list": lambda a: a["meta_info"]["input_top_logprobs"].__setitem__(-1, None),
+    "pairs that are none": lambda a: a["meta_info"]["input_top_logprobs"].__setitem__(-1, [3]),
+}
+
+
+@pytest.mark.parametrize("what", SGLANG_BREAKS)
+def test_sglang_answers_of_another_layout(what: str) -> None:
+    answers = SGLangAnswers(cases.teacher())
+    ids = [5, 9, 40, 12]
+    _, answer = answers.find("POST", "/generate", DIALECTS["sglang"].score_request({"id": "x"}, ids, 4))
+    assert DIALECTS["sglang"].told(answer, ids, [1, 3], 4).top_ids.shape == (2, 4)
+    SGLANG_BREAKS[what](answer)
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        DIALECTS["sglang"].told(answer, ids, [1, 3], 4)
+
+
+def test_infinities_and_nulls() -> None:
+    entry = {str(t): {"logprob": -9999.0 if t > 1 else -0.5, "rank": t + 1} for t in range(3)}
+    answer = {"choices": [{"prompt_token_ids": [4, 2], "prompt_logprobs": [None, entry]}]}
+    told = DIALECTS["vllm"].told(answer, [4, 2], [1], 3)
+    np.testing.assert_array_equal(told.top_logprobs, [[-0.5, -0.5, -np.inf]])
+    np.testing.assert_array_equal(told.logprob, [-np.inf])
+    meta = {"input_token_logprobs": [[None, 4, None], [None, 2, None]], "input_top_logprobs": [None, [[-0.5, 0, None]]]}
+    assert np.isnan(DIALECTS["sglang"].told({"meta_info": meta}, [4, 2], [1], 1).logprob[0])
+
+
+def test_a_closed_client_gives_up_at_once(server: Served) -> None:
+    client = Client(parse_endpoint(server.url), QUICK)
+    client.close()
+    with pytest.raises(ServerError):
+        client.get("/v1/models")
+    assert server.asked == []
