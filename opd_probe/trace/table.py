@@ -162,7 +162,7 @@ def rollout_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         {
             column.name: pa.array([row.get(column.name) for row in rows], type=kinds[column.dtype])
             for column in ROLLOUT_COLUMNS
-            if not column.optional or any(row.get(column.name) is not None for row in rows)
+            if not (column.optional and rows and all(row.get(column.name) is None for row in rows))
         }
     )
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -262,6 +263,27 @@ def test_text_is_written_as_text(tmp_path: Path) -> None:
     for name in ("r.jsonl", "r.parquet"):
         write_rollouts(tmp_path / name, rollouts)
         assert read_rollouts(tmp_path / name) == rollouts
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_what_samples_carry_along_comes_back(tmp_path: Path, suffix: str) -> None:
+    """Messages of every form in one file: a Parquet column would hold but one. None of it reaches a trace."""
+    forms: list[list[dict[str, Any]]] = [
+        [{"role": "user", "content": "3"}],
+        [{"role": "user", "content": [{"type": "text", "text": "3"}]}],
+        [{"role": "user", "content": "3"}, {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}],
+    ]
+    rollouts = [
+        Rollout(str(i), (1,), (2,), extra={"extra_info": {"solution": "4"}, "messages": messages})
+        for i, messages in enumerate(forms)
+    ]
+    write_rollouts(tmp_path / f"r{suffix}", rollouts)
+    assert [rollout.extra for rollout in read_rollouts(tmp_path / f"r{suffix}")] == [r.extra for r in rollouts]
+    bare = [dataclasses.replace(rollout, extra={}) for rollout in rollouts]
+    assert rollouts_digest(rollouts) == rollouts_digest(bare)
+    text = Rollout("0", (), (), response="4", token_source="retokenized", extra={"messages": forms[0]})
+    other = dataclasses.replace(text, extra={"messages": forms[1]})
+    assert rollouts_digest([text]) != rollouts_digest([other])  # of these the ids are made
 
 
 def test_parquet_adds_no_keys_to_messages(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ def test_the_parquet_layout_of_verl() -> None:
     assert prompts[0].messages[0]["content"].startswith("$\\frac{m}{n}$")
     encoded = encode_prompts(prompts, tiny_tokenizer(words=["<|user|>", "<|assistant|>"], chat_template=CHAT_TEMPLATE))
     assert encoded[0].ids is not None
+    assert set(prompts[0].extra) == {"source", "data_source", "ability", "reward_model", "extra_info"}
+    assert prompts[0].carried["messages"] == list(prompts[0].messages)
     assert (encoded[0].ids[0], encoded[0].ids[-1]) == (3, 4)
 
 
@@ -68,6 +70,13 @@ def test_what_a_data_frame_lacks_is_absent(tmp_path: Path) -> None:
     frame = pd.DataFrame({"prompt": ["x", "y"], "id": ["a", None], "answer": [3.5, float("nan")]})
     frame.to_parquet(tmp_path / "p.parquet")
     assert read_prompts(tmp_path / "p.parquet") == [Prompt("a", text="x", answer="3.5"), Prompt("1", text="y")]
+
+
+def test_other_fields_are_kept_unless_json_cannot_hold_them(tmp_path: Path) -> None:
+    rows = [{"prompt": "x", "hint": "7", "info": {"a": [1]}, "image": b"\x00", "when": pd.Timestamp("2026-01-01")}]
+    pd.DataFrame(rows).to_parquet(tmp_path / "p.parquet")
+    (prompt,) = read_prompts(tmp_path / "p.parquet")
+    assert prompt.extra == {"hint": "7", "info": {"a": [1]}} == prompt.carried
 
 
 def test_text_is_encoded_as_it_stands_with_one_bos() -> None:
