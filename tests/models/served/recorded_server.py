@@ -38,9 +38,7 @@ class Exchanges:
     def read(cls, name: str) -> Exchanges:
         """Those of a file under ``recorded``."""
         lines = (RECORDED / name).read_text(encoding="utf-8").splitlines()
-        return cls(
-            {_key(e["method"], e["path"], e["body"]): (e["status"], e["answer"]) for e in map(json.loads, lines)}
-        )
+        return cls({_key(e["method"], e["path"], e["body"]): (e["status"], e["answer"]) for e in map(json.loads, lines)})
 
     def find(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         """Status and answer. What was never recorded is the test's mistake, and not found."""
