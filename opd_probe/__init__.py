@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         rollout_table,
         signal_by_depth,
         summarize,
+        summarize_variant,
     )
     from opd_probe.engine.logits import trace_logits
     from opd_probe.errors import OpdProbeError, OpdProbeWarning
@@ -84,6 +85,7 @@ _HOME = {
     "rollout_table": "opd_probe.curves",
     "state_metrics": "opd_probe.metrics.states",
     "summarize": "opd_probe.curves",
+    "summarize_variant": "opd_probe.curves",
     "trace_logits": "opd_probe.engine.logits",
 }
 
@@ -121,6 +123,7 @@ __all__ = [
     "signal_by_depth",
     "state_metrics",
     "summarize",
+    "summarize_variant",
     "trace_logits",
 ]
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
 from opd_probe.checks import CHECKS
+from opd_probe.integrations.probe import OPTIONS
+from opd_probe.integrations.trl import OverlapCallback
+from opd_probe.integrations.verl import overlap_metrics, topk_trace
 from opd_probe.lab.experiments import EXPERIMENTS
 from opd_probe.lab.signatures import PUBLISHED, RULES
 from opd_probe.metrics import METRICS, TRACE_METRICS
+from opd_probe.metrics.variants import VARIANTS
 from opd_probe.rollouts.sources import SOURCES
+from opd_probe.run.log_files import NAMES
 from opd_probe.trace.schema import FORMAT_VERSION, ROLLOUT_COLUMNS, STATE_COLUMNS
 
 ROOT = Path(__file__).parent.parent
@@ -89,8 +96,28 @@ def test_make_targets_exist(name: str) -> None:
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", page(name), flags=re.MULTILINE)) <= targets
 
 
-@pytest.mark.parametrize("source", ["README.md", "docs/index.md"])
+@pytest.mark.parametrize("source", ["README.md", "docs/index.md", "docs/training.md"])
 def test_links_lead_somewhere(source: str) -> None:
     base = (ROOT / source).parent
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", page(source)):
         assert (base / target).is_file(), target
+
+
+def test_every_name_in_a_training_log_is_documented() -> None:
+    for quantity, names in NAMES.items():
+        assert f"| `{quantity}` | {', '.join(f'`{name}`' for name in names)} |" in page("docs/formats.md")
+
+
+def test_every_variant_has_its_row() -> None:
+    for name in VARIANTS:
+        assert re.search(rf"^\| `{name}\b", page("docs/metrics.md"), flags=re.MULTILINE), name
+
+
+def test_the_examples_of_training_loops_call_what_there_is() -> None:
+    """Keywords of the callback, and the names of the functions' tensors."""
+    blocks = re.findall(r"```python\n(.*?)```", page("docs/training.md"), flags=re.DOTALL)
+    calls = [node for block in blocks for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+    used = {getattr(call.func, "id", ""): [word.arg for word in call.keywords] for call in calls}
+    for function, more in ((OverlapCallback, OPTIONS), (overlap_metrics, ()), (topk_trace, ("run", "step", "teacher"))):
+        known = {*signature(function).parameters, *signature(topk_trace).parameters, *more}
+        assert set(used[function.__name__]) <= known, function.__name__

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from opd_probe.cli.options import takes_request
+from opd_probe.cli.options import VariantOption, takes_request
 from opd_probe.cli.session import finish, progress, quieten_libraries
 from opd_probe.run.request import Request
 
@@ -30,6 +30,7 @@ def align(
         ),
     ] = Axis.step,
     bins: Annotated[int, typer.Option("--bins", min=1, help="Bins of --x position and depth.")] = 20,
+    variant: VariantOption = None,
 ) -> None:
     """Alignment curves: overlap ratio and advantage, entropies and their gap, overlap masses, divergences.
 
@@ -41,7 +42,7 @@ def align(
     quieten_libraries()
     from opd_probe.run.commands import align as run
 
-    finish(run(request, progress, x=x.value, bins=bins))
+    finish(run(request, progress, x=x.value, bins=bins, variant=variant))
 
 
 def register(app: typer.Typer) -> None:

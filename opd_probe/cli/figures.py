@@ -36,6 +36,16 @@ def figures(
         bool,
         typer.Option("--group-seeds", help="Runs whose names differ only in a seed (run-seed0, …) are one run."),
     ] = False,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant",
+            metavar="NAME",
+            show_default=False,
+            help="Also a figure in another trainer's definitions: verl, fireworks or thunlp[:SUPPORT[:WEIGHTS]]; "
+            "repeat it for several.",
+        ),
+    ] = None,
     k: options.K = None,
     average: options.AverageOption = None,
     seed: options.Seed = None,
@@ -64,6 +74,7 @@ def figures(
         training_logs=tuple(training_log or ()),
         teacher_accuracies=tuple(teacher_accuracy or ()),
         group_seeds=group_seeds,
+        variants=tuple(variant or ()),
     )
     finish(result)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from opd_probe.cli.options import takes_request
+from opd_probe.cli.options import VariantOption, takes_request
 from opd_probe.cli.session import finish, progress, quieten_libraries
 from opd_probe.run.request import Request
 
 
 @takes_request
-def mass(request: Request) -> None:
+def mass(request: Request, *, variant: VariantOption = None) -> None:
     """Mass concentration: cumulative mass by rank of both models, and the mass of the overlap set for each k.
 
     Writes DIR/mass.csv, DIR/mass.pdf and .png. Traces that exist are re-used.
@@ -20,7 +20,7 @@ def mass(request: Request) -> None:
     quieten_libraries()
     from opd_probe.run.commands import mass as run
 
-    finish(run(request, progress))
+    finish(run(request, progress, variant=variant))
 
 
 def register(app: typer.Typer) -> None:

@@ -294,6 +294,17 @@ DryRun = Annotated[
         help="Say how many states, bytes and how much time it would take; run no model.",
     ),
 ]
+VariantOption = Annotated[
+    str | None,
+    _option(
+        "--variant",
+        panel=_RESULT,
+        metavar="NAME",
+        help="In another trainer's definitions, under its names and in files of their own: verl, fireworks, or "
+        "thunlp[:SUPPORT[:WEIGHTS]] (only_stu, only_tch, intersection, union, union-intersection; student_p, "
+        "teacher_p, none).",
+    ),
+]
 TrainingLog = Annotated[
     list[str] | None,
     _option(

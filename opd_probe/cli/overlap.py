@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from opd_probe.cli.options import TrainingLog, takes_request
+from opd_probe.cli.options import TrainingLog, VariantOption, takes_request
 from opd_probe.cli.session import finish, progress, quieten_libraries
 from opd_probe.run.request import Request
 
 
 @takes_request
-def overlap(request: Request, *, training_log: TrainingLog = None) -> None:
+def overlap(request: Request, *, training_log: TrainingLog = None, variant: VariantOption = None) -> None:
     """Replay student-visited states through student and teacher, and follow the overlap of their top-k sets.
 
     Writes DIR/overlap.csv, DIR/overlap.pdf and .png, and under DIR/traces what later commands re-use; with a training
@@ -21,7 +21,7 @@ def overlap(request: Request, *, training_log: TrainingLog = None) -> None:
     quieten_libraries()
     from opd_probe.run.commands import overlap as run
 
-    finish(run(request, progress, training_logs=tuple(training_log or ())))
+    finish(run(request, progress, training_logs=tuple(training_log or ()), variant=variant))
 
 
 def register(app: typer.Typer) -> None:

@@ -7,6 +7,7 @@ from opd_probe.curves.paired import compare
 from opd_probe.curves.position import position_curve
 from opd_probe.curves.summary import summarize
 from opd_probe.curves.training_log import join_training_log
+from opd_probe.curves.variants import summarize_variant
 from opd_probe.curves.whole import diagnose
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "rollout_table",
     "signal_by_depth",
     "summarize",
+    "summarize_variant",
 ]

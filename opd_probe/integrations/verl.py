@@ -5,6 +5,7 @@ Nothing of verl is imported; any loop with [B, T, K] tensors can call these.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from opd_probe.curves import summarize
+from opd_probe.curves import summarize, summarize_variant
 from opd_probe.engine.provenance import software
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.metrics import METRICS
+from opd_probe.metrics.variants import Variant
 from opd_probe.trace import Trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, STATE_COLUMNS
 
@@ -36,6 +38,7 @@ def overlap_metrics(
     *,
     k: int | None = None,
     metrics: Sequence[str] | None = None,
+    variant: str | Variant | None = None,
     **known: Any,
 ) -> dict[str, float]:
     """The paper's metrics over one batch of student-sampled responses.
@@ -51,6 +54,8 @@ def overlap_metrics(
         response_mask: [B, T], 1 at tokens that the student generated.
         k: the size of both top sets; None: K.
         metrics: names from :data:`opd_probe.metrics.METRICS`; None for all of them.
+        variant: in place of the paper's definitions those of another trainer, under its names: ``verl``, ``fireworks``
+            or ``thunlp[:SUPPORT[:WEIGHTS]]`` (:mod:`opd_probe.metrics.variants`).
         known: what else the loop holds, see :func:`topk_trace`.
 
     Returns:
@@ -66,6 +71,8 @@ def overlap_metrics(
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OpdProbeWarning)  # a loop calls this at every step
+        if variant is not None:
+            return _of_variant(trace, variant, trace.K if k is None else k)
         row = summarize(trace, trace.K if k is None else k, resamples=0, metrics=metrics)
     names = [name for name, one in METRICS.items() if one.summary == "mean" and name in row]
     found: dict[str, float] = {"n_states": float(row["n_states"]), "n_empty_overlap": float(row["n_empty_overlap"])}
@@ -73,6 +80,15 @@ def overlap_metrics(
         count, every = row[f"{name}_n"], name not in METRICS or row[f"{name}_n"] == row["n_states"]
         found |= {name: float(row[name])} if count else {}
         found |= {} if every else {f"{name}_n": float(count)}
+    return found
+
+
+def _of_variant(trace: Trace, variant: str | Variant, k: int) -> dict[str, float]:
+    row = summarize_variant(trace, variant, k, resamples=0)
+    found = {"n_states": float(row["n_states"])}
+    for name, value in row.items():
+        if "/" in name and not name.endswith(("_lo", "_hi")):
+            found |= {} if math.isnan(value) else {name: float(value)}
     return found
 
 

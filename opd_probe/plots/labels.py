@@ -15,6 +15,34 @@ class Label:
     reading: str = ""
 
 
+PEERS: dict[str, Label] = {
+    "distillation/overlap_ratio": Label("Overlap ratio, verl (k = {k})", "share of k"),
+    "distillation/overlap_token_advantage": Label("Overlap advantage, verl (k = {k})", "nats", "weighted by q"),
+    "distillation/student_mass": Label("Student mass on the teacher's top k, verl (k = {k})", "probability"),
+    "distillation/teacher_mass": Label("Teacher mass on its top k, verl (k = {k})", "probability"),
+    "distillation/loss": Label("Top-k loss, verl (k = {k})", "nats", "forward KL on the teacher's top k"),
+    "distill/overlap_ratio": Label("Overlap ratio, fireworks (k = {k})", "share of k"),
+    "distill/overlap_advantage": Label("Overlap advantage, fireworks (k = {k})", "nats"),
+    "distill/entropy_gap": Label("Entropy gap, fireworks (k = {k})", "nats", "of renormalised top k"),
+    "distill/overlap_mass_student": Label("Student overlap mass, fireworks (k = {k})", "probability"),
+    "distill/overlap_mass_teacher": Label("Teacher overlap mass, fireworks (k = {k})", "probability"),
+    "distill/student_entropy": Label("Student entropy, fireworks (k = {k})", "nats", "of the renormalised top k"),
+    "distill/teacher_entropy": Label("Teacher entropy, fireworks (k = {k})", "nats", "of the renormalised top k"),
+    "val-topk/overlap_ratio": Label("Overlap ratio, thunlp (k = {k})", "share of k"),
+    "val-topk/adv_intersection": Label("Reward on the overlap, thunlp (k = {k})", "nats", "mean over tokens"),
+    "val-topk/adv_only_stu": Label("Reward on student-only tokens, thunlp (k = {k})", "nats", "mean over tokens"),
+    "val-topk/adv_only_tch": Label("Reward on teacher-only tokens, thunlp (k = {k})", "nats", "mean over tokens"),
+    "val-topk/student_p_sum_intersection": Label("Student overlap mass, thunlp (k = {k})", "probability"),
+    "val-topk/teacher_p_sum_intersection": Label("Teacher overlap mass, thunlp (k = {k})", "probability"),
+    "val-topk/max_student_p_intersection": Label(
+        "Student's largest p, thunlp (k = {k})", "probability", "on the overlap"
+    ),
+    "val-topk/max_teacher_p_intersection": Label(
+        "Teacher's largest q, thunlp (k = {k})", "probability", "on the overlap"
+    ),
+}
+"""Quantities in other trainers' definitions (:mod:`opd_probe.metrics.variants`), under the names that these log."""
+
 METRICS: dict[str, Label] = {
     "overlap_ratio": Label("Overlap ratio (k = {k})", "share of k", "shared part of the two top-k sets"),
     "overlap_advantage": Label("Overlap advantage (k = {k})", "nats", "0: same shape on the overlap"),
@@ -76,6 +104,7 @@ METRICS: dict[str, Label] = {
     "training_reward": Label("Training reward", "reward", "as the trainer logged it"),
     "training_accuracy": Label("Training accuracy", "share", "as the trainer logged it"),
     "training_response_length": Label("Training response length", "tokens", "as the trainer logged it"),
+    **PEERS,
     "gap_recovery": Label("Gap recovery", "share of the gap", "1: as accurate as its teacher"),
 }
 
@@ -108,6 +137,33 @@ PAIRS: tuple[Panel, ...] = (
     Panel(("student_entropy", "teacher_entropy"), "Entropy", "nats", _MODELS),
     Panel(("student_overlap_mass", "teacher_overlap_mass"), "Overlap mass (k = {k})", "probability", _MODELS),
     Panel(("student_topk_mass", "teacher_topk_mass"), "Top-k mass (k = {k})", "probability", _MODELS),
+    Panel(
+        ("distillation/student_mass", "distillation/teacher_mass"),
+        "Mass on the teacher's top k, verl (k = {k})",
+        "probability",
+        _MODELS,
+    ),
+    Panel(
+        ("distill/overlap_mass_student", "distill/overlap_mass_teacher"),
+        "Overlap mass, fireworks (k = {k})",
+        "probability",
+        _MODELS,
+    ),
+    Panel(
+        ("distill/student_entropy", "distill/teacher_entropy"), "Top-k entropy, fireworks (k = {k})", "nats", _MODELS
+    ),
+    Panel(
+        ("val-topk/student_p_sum_intersection", "val-topk/teacher_p_sum_intersection"),
+        "Overlap mass, thunlp (k = {k})",
+        "probability",
+        _MODELS,
+    ),
+    Panel(
+        ("val-topk/max_student_p_intersection", "val-topk/max_teacher_p_intersection"),
+        "Largest probability on the overlap, thunlp (k = {k})",
+        "probability",
+        _MODELS,
+    ),
     Panel(("reverse_kl", "forward_kl"), "KL divergence", "nats", ("reverse", "forward")),
     Panel(("student_high_entropy_share", "teacher_high_entropy_share"), "High entropy", "share of states", _MODELS),
     Panel(

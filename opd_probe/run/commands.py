@@ -12,11 +12,14 @@ import pandas as pd
 from opd_probe import plots
 from opd_probe.curves import join_training_log, reward_by_depth, signal_by_depth, summarize
 from opd_probe.errors import InputError
+from opd_probe.metrics.variants import parse_variant
 from opd_probe.run.kinds import TRAINING_SHEET
 from opd_probe.run.log_files import QUANTITIES, read_log
 from opd_probe.run.logs import log_files, training_log, with_log
 from opd_probe.run.measures import Gathered, curves, in_order, mass_table, position_curves, summaries
 from opd_probe.run.output import check_writable, save_figure
+from opd_probe.run.peers import NAMES as VARIANT_NAMES
+from opd_probe.run.peers import draw_variant, file_name, shown, variant_rows
 from opd_probe.run.plan import make_plan
 from opd_probe.run.progress import Progress
 from opd_probe.run.request import DEFAULT_OUT, Request
@@ -62,7 +65,9 @@ DRY_RUN_COLUMNS = (
 )  # fmt: skip
 
 
-def overlap(request: Request, progress: Progress, *, training_logs: Sequence[str] = ()) -> Result:
+def overlap(
+    request: Request, progress: Progress, *, training_logs: Sequence[str] = (), variant: str | None = None
+) -> Result:
     """Overlap and everything beside it, by checkpoint: ``overlap.csv`` and a figure.
 
     With training logs (``RUN=FILE`` each, or ``FILE`` for the only run) rows also have what was logged at their step,
@@ -72,6 +77,10 @@ def overlap(request: Request, progress: Progress, *, training_logs: Sequence[str
         OpdProbeError: bad input, in one line.
     """
     logs = log_files(training_logs)
+    if logs and variant:
+        raise InputError("--training-log and --variant: give one of them; a log joins the paper's definitions")
+    if variant:
+        return _variant(request, progress, "overlap", variant)
     for file in logs.values():
         read_log(Path(file).expanduser())  # a mistake shows before models run
     gathered = _gather(request, progress)
@@ -97,12 +106,14 @@ def overlap(request: Request, progress: Progress, *, training_logs: Sequence[str
     return replace(result, files=result.files + files)
 
 
-def mass(request: Request, progress: Progress) -> Result:
+def mass(request: Request, progress: Progress, *, variant: str | None = None) -> Result:
     """Mass concentration, by checkpoint and rank: ``mass.csv`` and a figure.
 
     Raises:
         OpdProbeError: bad input, in one line.
     """
+    if variant:
+        return _variant(request, progress, "mass", variant)
     gathered = _gather(request, progress)
     if isinstance(gathered, Result):
         return gathered
@@ -115,12 +126,18 @@ def mass(request: Request, progress: Progress) -> Result:
     return Result([json_row(row) for row in records(table)], (), gathered.format, files)
 
 
-def align(request: Request, progress: Progress, *, x: str = "step", bins: int = 20) -> Result:
+def align(
+    request: Request, progress: Progress, *, x: str = "step", bins: int = 20, variant: str | None = None
+) -> Result:
     """Alignment curves over steps or over positions in the response: ``align.csv`` and a figure.
 
     Raises:
         OpdProbeError: bad input, in one line.
     """
+    if variant and x != "step":
+        raise InputError(f"--variant and --x {x}: other trainers' quantities are curves over steps; leave --x out")
+    if variant:
+        return _variant(request, progress, "align", variant)
     gathered = _gather(request, progress)
     if isinstance(gathered, Result):
         return gathered
@@ -132,6 +149,17 @@ def align(request: Request, progress: Progress, *, x: str = "step", bins: int = 
     rows = records(position_curves(gathered, bins))
     draw = _by_k(rows, lambda part: plots.plot_alignment(part, x="position"))
     return _finish(gathered, "align", rows, POSITION_COLUMNS, draw)
+
+
+def _variant(request: Request, progress: Progress, command: str, text: str) -> Result:
+    """A command in another trainer's definitions, in files of their own: ``overlap-verl.csv``."""
+    variant = parse_variant(text)
+    gathered = _gather(request, progress)
+    if isinstance(gathered, Result):
+        return gathered
+    rows = variant_rows(gathered, variant, command)
+    columns = (*VARIANT_NAMES, *shown(variant, command))
+    return _finish(gathered, file_name(variant, command), rows, columns, _by_k(rows, draw_variant(variant, command)))
 
 
 def _depth(gathered: Gathered, bins: int) -> Result:

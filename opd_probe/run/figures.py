@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError
+from opd_probe.metrics.variants import parse_variant
 from opd_probe.run.kinds import KINDS, Tables
 from opd_probe.run.logs import log_files
 from opd_probe.run.measures import Gathered, in_order
 from opd_probe.run.output import check_writable, save_figure
+from opd_probe.run.peers import draw_variant, file_name, variant_rows
 from opd_probe.run.progress import Progress
 from opd_probe.run.request import DEFAULT_OUT, Request
 from opd_probe.run.result import Result
 from opd_probe.run.settings import parse_options
 from opd_probe.run.stored import find_traces, warn_of_mixture
+from opd_probe.run.tables import as_table
 
 COLUMNS = ("figure", "paper", "file", "missing")
 
@@ -28,11 +31,13 @@ def figures(
     training_logs: Sequence[str] = (),
     teacher_accuracies: Sequence[str] = (),
     group_seeds: bool = False,
+    variants: Sequence[str] = (),
 ) -> Result:
     """Draw the figures of these names (none: every one) from the traces of a request into ``OUT/figures``.
 
     Args:
         training_logs: ``RUN=FILE`` each, or ``FILE`` for the only run. teacher_accuracies: ``TEACHER=SHARE`` each.
+        variants: other trainers' definitions, of which a figure each is drawn too.
         group_seeds: runs whose names differ only in a seed are the seeds of one run.
 
     Returns:
@@ -43,6 +48,7 @@ def figures(
         OpdProbeError: bad input, or not one figure can be drawn; in one line.
     """
     names = _chosen(only)
+    peers = [parse_variant(text) for text in variants]
     logs = log_files(training_logs)
     shares = {teacher: _share(teacher, text) for teacher, text in map(_pair, teacher_accuracies)}
     out = Path(request.out or DEFAULT_OUT)
@@ -61,6 +67,13 @@ def figures(
         files += written
         row = {"figure": name, "paper": KINDS[name].paper or None, "shows": KINDS[name].shows}
         rows.append(row | {"file": str(written[-1]) if written else None, "missing": missing or None})
+    for peer in peers:
+        name = file_name(peer, "overlap")
+        table = tables.named(as_table(variant_rows(gathered, peer, "overlap")))
+        written = save_figure(draw_variant(peer, "overlap")(table), out / "figures" / name)
+        files += written
+        shows = f"overlap, mass and alignment in the definitions of {peer.source}"
+        rows.append({"figure": name, "paper": None, "shows": shows, "file": str(written[-1]), "missing": None})
     if not files:
         raise InputError("no figure can be drawn: " + "; ".join(f"{row['figure']}: {row['missing']}" for row in rows))
     return Result(rows, COLUMNS, gathered.format, tuple(files))

@@ -54,7 +54,7 @@ class Tables:
         self._teacher_accuracy = teacher_accuracy
         self._log = training_log(gathered.measured, logs)  # read first: bad input is found before any work
 
-    def _named(self, table: pd.DataFrame) -> pd.DataFrame:
+    def named(self, table: pd.DataFrame) -> pd.DataFrame:
         """With ``--group-seeds``, runs that differ only in their seed as one run with a column ``seed``."""
         if not self._group:
             return table
@@ -73,12 +73,12 @@ class Tables:
         log = self._log.assign(step=self._log["step"].astype("Int64"))
         missing = dict.fromkeys(QUANTITIES, np.nan)
         table = join_training_log(self._summaries, log) if len(log) else self._summaries.assign(**missing)
-        return self._named(table)
+        return self.named(table)
 
     @cached_property
     def traces(self) -> pd.DataFrame:
         """One row per trace."""
-        return self._named(self._summaries)
+        return self.named(self._summaries)
 
     def ends(self, last: bool) -> pd.DataFrame:
         """The row of each run's last (or first) known step; the only one where no step is known."""
@@ -102,17 +102,17 @@ class Tables:
     @cached_property
     def positions(self) -> pd.DataFrame:
         """One row per trace and bin of positions."""
-        return self._named(position_curves(self._gathered))
+        return self.named(position_curves(self._gathered))
 
     @cached_property
     def mass(self) -> pd.DataFrame:
         """One row per trace and rank."""
-        return self._named(mass_curves(self._gathered))
+        return self.named(mass_curves(self._gathered))
 
     @cached_property
     def rollouts(self) -> pd.DataFrame:
         """One row per rollout."""
-        return self._named(curves(self._gathered, "rollouts", lambda m: rollout_table(m.trace)))
+        return self.named(curves(self._gathered, "rollouts", lambda m: rollout_table(m.trace)))
 
 
 def _models(table: pd.DataFrame) -> list[str]:

@@ -81,6 +81,18 @@ def test_two_lists_alone_give_what_lies_on_the_overlap(batch: dict[str, Any]) ->
     assert found["response_length"] == 4.0  # up to the last unmasked token: 3 and 5; the empty one does not count
 
 
+@pytest.mark.parametrize("variant", ["verl", "fireworks", "thunlp:union"])
+def test_peers_definitions_of_the_same_batch(batch: dict[str, Any], variant: str) -> None:
+    batch.pop("logits")
+    row = opd_probe.summarize_variant(topk_trace(**batch), variant, 4, resamples=0)
+    found = overlap_metrics(**batch, k=4, variant=variant)
+    names = [name for name in row if "/" in name and not name.endswith(("_lo", "_hi"))]
+    assert {name: found[name] for name in names if name in found} == {
+        name: row[name] for name in names if not math.isnan(row[name])
+    }
+    assert found["n_states"] == int(MASK.sum())
+
+
 def test_disjoint_sets_count_zero_and_have_no_advantage(batch: dict[str, Any]) -> None:
     lists = {name: batch[name] for name in list(batch)[:5]}
     found = overlap_metrics(**(lists | {"teacher_topk_ids": lists["student_topk_ids"] + V}))

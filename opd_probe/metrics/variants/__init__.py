@@ -1,0 +1,45 @@
+"""What other trainers log under the names of these metrics: their definitions, offered by name and never mixed in.
+
+Each module states one peer's definitions and where they were read. Quantities bear the names under which the peer logs
+them, so that a curve of such a trainer can be laid over ours.
+"""
+
+from __future__ import annotations
+
+from opd_probe.errors import InputError
+from opd_probe.metrics.variants.fireworks import fireworks
+from opd_probe.metrics.variants.thunlp import SUPPORTS, WEIGHTS, thunlp
+from opd_probe.metrics.variants.variant import CHUNK, Quantity, Variant
+from opd_probe.metrics.variants.verl import verl
+
+VARIANTS = ("verl", "fireworks", "thunlp")
+
+__all__ = [
+    "CHUNK",
+    "SUPPORTS",
+    "VARIANTS",
+    "WEIGHTS",
+    "Quantity",
+    "Variant",
+    "fireworks",
+    "parse_variant",
+    "thunlp",
+    "verl",
+]
+
+
+def parse_variant(text: str) -> Variant:
+    """A variant by name: ``verl``, ``fireworks``, or ``thunlp[:SUPPORT[:WEIGHTS]]``.
+
+    Raises:
+        InputError: no such variant, support or weights.
+    """
+    name, *options = text.split(":")
+    if name == "thunlp" and len(options) <= 2:
+        return thunlp(*options)
+    if name in VARIANTS and not options:
+        return verl() if name == "verl" else fireworks()
+    raise InputError(
+        f"variant {text!r}: expected verl, fireworks, or thunlp[:SUPPORT[:WEIGHTS]] with a support of "
+        f"{', '.join(SUPPORTS)} and weights of {', '.join(WEIGHTS)}"
+    )

@@ -1,0 +1,64 @@
+"""``--variant``: rows, files and figures of a command in another trainer's definitions, named as such throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from opd_probe import plots
+from opd_probe.curves import summarize_variant
+from opd_probe.metrics.variants import Quantity, Variant
+from opd_probe.run.measures import Gathered, interval_options
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMES = ("run", "step", "teacher", "variant", "k", "states", "token_source", "n_states")
+
+_ABOUT: dict[str, tuple[str, Callable[[Quantity], bool]]] = {
+    "overlap": ("Top-k overlap", lambda _: True),
+    "mass": ("Mass", lambda one: one.unit == "probability"),
+    "align": ("Alignment", lambda one: one.unit != "probability"),
+}
+"""What each command shows of a variant: the title of its figure, and which quantities."""
+
+
+def variant_rows(gathered: Gathered, variant: Variant, command: str) -> list[dict[str, Any]]:
+    """One row per trace: its names, the variant, and the quantities that the command is about."""
+    wanted = _ABOUT[command][1]
+    left_out = [one.name for one in variant.quantities if not wanted(one)]
+    rows = []
+    gathered.progress.begin(f"summarise as {variant.name}")
+    for done, measured in enumerate(gathered.measured):
+        gathered.progress.update(done, len(gathered.measured))
+        row = summarize_variant(measured.trace, variant, measured.settings.k, **interval_options(measured))
+        row = {name: value for name, value in row.items() if not any(_is_of(name, one) for one in left_out)}
+        rows.append({**measured.key, "states": measured.states, "token_source": measured.token_source, **row})
+    return rows
+
+
+def _is_of(column: str, quantity: str) -> bool:
+    """Whether a column holds a quantity, an end of its interval, its count, or one of its chunks."""
+    rest = column.removeprefix(quantity)
+    return rest != column and (rest in ("", "_lo", "_hi", "_n") or rest.startswith("_chunk_"))
+
+
+def shown(variant: Variant, command: str) -> tuple[str, ...]:
+    """The quantities that a table on the screen and the figure have."""
+    return tuple(one.name for one in variant.quantities if one.headline and _ABOUT[command][1](one))
+
+
+def file_name(variant: Variant, command: str) -> str:
+    """The name, without suffix, of the command's files."""
+    return f"{command}-{variant.name.replace(':', '-')}"
+
+
+def draw_variant(variant: Variant, command: str) -> Callable[[pd.DataFrame], Figure]:
+    """What draws a table of one k."""
+    peer, *options = variant.name.split(":")
+    how = f" ({', '.join(options)})" if options else ""
+    title = f"{_ABOUT[command][0]} as {peer}{how} logs it"
+    metrics: Sequence[str] = shown(variant, command)
+    return lambda table: plots.plot_alignment(table, metrics=metrics, title=title)
