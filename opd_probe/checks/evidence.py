@@ -56,7 +56,8 @@ class Side:
 
     def label(self, token: int) -> str:
         """A token's string and its id."""
-        text = None if self.tokenizer is None else self.tokenizer.convert_ids_to_tokens(int(token))
+        known = self.tokenizer is not None and token < len(self.tokenizer)
+        text = self.tokenizer.convert_ids_to_tokens(int(token)) if known else None
         return f"{text or '?'} ({token})"
 
 

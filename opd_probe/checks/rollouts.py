@@ -149,7 +149,8 @@ def _texts(evidence: Evidence) -> list[str]:
     tokenizer = evidence.student.tokenizer
     if tokenizer is None:
         return [rollout.response or "" for rollout in evidence.rollouts]
-    return [str(tokenizer.decode(list(r.response_ids), skip_special_tokens=True)) for r in evidence.rollouts]
+    known = ([token for token in r.response_ids if token < len(tokenizer)] for r in evidence.rollouts)
+    return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in known]
 
 
 def compression(text: str) -> float:

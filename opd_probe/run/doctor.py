@@ -122,12 +122,12 @@ def check_runs(
     Raises:
         OpdProbeError: bad input, in one line.
     """
-    plans = [_one_model_at_a_time(plan) for plan in plan_runs(request)]
+    plans = [_narrowed(plan) for plan in plan_runs(request)]
     files, pool = Files(plans), ModelPool(progress)
     files.check()
     rows = []
     for plan in plans:
-        settings, checkpoint = plan.settings, plan.run.checkpoints[-1]
+        settings, (checkpoint,) = plan.settings, plan.run.checkpoints
         options = CheckOptions(
             settings.k, settings.temperature, settings.batch_tokens, settings.allow_special_mismatch, repetition_length
         )
@@ -144,10 +144,15 @@ def check_runs(
     return Result(shown, present(columns, shown), format), any(row["status"] == "fail" for row in rows)
 
 
-def _one_model_at_a_time(plan: RunPlan) -> RunPlan:
-    """Unless asked otherwise: a handful of rollouts is quick, and so the memory of one model is enough."""
-    wanted = plan.settings.sequential is None or plan.settings.sequential
-    return replace(plan, settings=plan.settings.model_copy(update={"sequential": wanted}))
+def _narrowed(plan: RunPlan) -> RunPlan:
+    """The run with its last checkpoint alone, and one model in memory at a time unless asked otherwise: a handful of
+    rollouts is quick to run."""
+    alone = plan.settings.sequential is None or plan.settings.sequential
+    return replace(
+        plan,
+        run=replace(plan.run, checkpoints=plan.run.checkpoints[-1:]),
+        settings=plan.settings.model_copy(update={"sequential": alone}),
+    )
 
 
 def _examine(

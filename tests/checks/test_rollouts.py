@@ -31,6 +31,13 @@ def test_ids_beyond_the_vocabulary(clinic: Clinic) -> None:
     assert found["self_score_batched"].values["n_tokens"] == sum(len(r.response_ids) for r in others)
 
 
+def test_ids_that_no_tokenizer_has(clinic: Clinic) -> None:
+    """Every line is there, and none is the error of a library."""
+    found = clinic.findings([bare(clinic.rollouts[0], response_ids=(5, 2**40), prompt_ids=(2**50, 4))])
+    assert found["replay"].status == "fail"
+    assert str(2**50) in found["replay"].figure
+
+
 def test_rollouts_without_a_state(clinic: Clinic) -> None:
     first, second, *others = clinic.rollouts
     masked = replace(first, response_mask=[0] * len(first.response_ids))

@@ -153,7 +153,7 @@ def test_progress_is_said_on_stderr(clinic: Clinic, examine: Caller, monkeypatch
         (["--student", "{root}/student", "--teacher", "{root}/teacher"], "neither rollouts nor prompts"),
         (["--student", "{root}/student", "--max-rollouts", "0"], "--max-rollouts"),
         (["--student", "{root}/student", "--teacher", "{root}/teacher", "--rollouts", "{root}/student/config.json"],
-         "line 1: not valid JSON"),
+         "config.json"),
         (["--student", "{root}/student", "--teacher", "{root}/teacher", "--rollouts", "{root}/rollouts.jsonl", "--k",
           "0"], "option --k"),
     ],
