@@ -22,7 +22,7 @@ from opd_probe.run.plan import Plan, RunPlan, Teacher
 from opd_probe.run.pool import ModelPool
 from opd_probe.run.progress import Progress
 from opd_probe.run.prompting import Prompter
-from opd_probe.run.sampling import Sampler, check_pair, step_name
+from opd_probe.run.sampling import Sampler, check_pair, each_once, step_name
 from opd_probe.run.served import options_for
 from opd_probe.run.stored import Measured
 from opd_probe.run.tracing import TraceOptions, TraceRequest, shared_student
@@ -145,7 +145,7 @@ class _Station:
         """The student, once every teacher is known to fit it; in a sequential run it has run then and may go."""
         teachers = self.pool.teachers(self.run)
         student = self.pool.student(self.run, self.checkpoint)
-        for teacher in teachers:
+        for teacher in each_once(teachers):
             check_pair(student, teacher, self.run.settings)
         alone = bool(self.run.settings.sequential)
         if alone:

@@ -135,11 +135,7 @@ class Prompter:
         first: dict[str, Rollout] = {}
         for rollout in rollouts:
             first.setdefault(rollout.prompt_id or rollout.id, rollout)
-        others = [
-            rollout.id
-            for rollout in first.values()
-            if encode_messages(rollout.id, messages_of(rollout.id, rollout), tokenizer) != list(rollout.prompt_ids)
-        ]
+        others = [rollout.id for rollout in first.values() if not _read_this(rollout, tokenizer)]
         if others and (run.run.name, teacher.name) not in self._told:
             self._told.add((run.run.name, teacher.name))
             warn(
@@ -147,6 +143,15 @@ class Prompter:
                 f"messages the prompt that the student read ({len(others)} of {len(first)} prompts, the first that of "
                 f"rollout {others[0]!r}); the teacher's prompt differs by that too"
             )
+
+
+def _read_this(rollout: Rollout, tokenizer: Any) -> bool:
+    """Whether the student's template makes its prompt of the rollout's messages."""
+    try:
+        ids = encode_messages(rollout.id, messages_of(rollout.id, rollout), tokenizer)
+    except InputError:  # it refuses them, though not with what the teacher is given in their place
+        return False
+    return ids == list(rollout.prompt_ids)
 
 
 def _read(path: Path) -> str:

@@ -250,10 +250,10 @@ def _prompts(request: TraceRequest, prompts: Sequence[Any], rollouts: Sequence[R
     teacher, tokenizer = request.teacher, request.options.tokenizer
 
     def load() -> Any:
-        if tokenizer is not None:
-            return load_tokenizer(tokenizer, required=True)
         if isinstance(teacher, (LoadedModel, ServedModel)):
             return teacher.tokenizer
+        if tokenizer is not None:
+            return load_tokenizer(tokenizer, required=True)
         source = resolve_checkpoint(teacher) if isinstance(teacher, (str, Path)) else teacher
         return tokenizer_of(source, None) if isinstance(source, Checkpoint) else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -116,6 +116,11 @@ def allowed_ids(
     return reduce(np.intersect1d, shared)
 
 
+def each_once(models: Iterable[Described]) -> list[Described]:
+    """The models without repetition: one that reads several prompts is several teachers."""
+    return list({id(model): model for model in models}.values())
+
+
 def draw(
     student: LoadedModel | Outline,
     teachers: Sequence[Described],
@@ -133,6 +138,7 @@ def draw(
         OpdProbeError: prompts that cannot be encoded, models that do not fit, or responses that could become
             longer than the positions of one of them.
     """
+    teachers = each_once(teachers)
     for teacher in teachers:
         check_pair(student, teacher, settings)
     encoded = encode_prompts(prompts, student.tokenizer)

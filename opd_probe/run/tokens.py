@@ -109,6 +109,8 @@ def tokens(
             f"Reverse KL: the teacher's probability is unknown at {found.n_unknown:,} entries of the student's lists, "
             "as with a served teacher; they are left out of the tokens' contributions to it."
         )
+    if stored.provenance.get("teacher_prompt"):
+        missing.append("The teacher's prompts: those here are the student's, and the teacher read others.")
     change = None if earlier is None else overlap_change(earlier.trace, stored, k)
     shown = sorted({int(row["rollout"]) for rows in found.extremes.values() for row in rows} | set(chosen))
     responses = read_responses(stored, response_tokens(stored, shown), rollouts, decoder, missing)

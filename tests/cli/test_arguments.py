@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields
 
 import pytest
 
 from opd_probe.cli.arguments import spread
 from opd_probe.cli.options import build_request
 from opd_probe.errors import InputError
+from opd_probe.run.manifest import Manifest
+from opd_probe.run.request import PromptOptions
 from opd_probe.run.settings import CommandOptions, Options
 
 
@@ -35,6 +38,8 @@ def test_an_option_without_a_value_is_an_error(typed: str) -> None:
 
 def test_the_command_line_and_the_manifest_have_the_same_options() -> None:
     declared = set(Options.model_fields) | set(CommandOptions.model_fields)
-    inputs = {"ckpts", "traces", "teacher", "rollouts", "prompts", "tokenizer", "base"}
-    assert set(inspect.signature(build_request).parameters) == declared | inputs
+    inputs = {"ckpts", "traces", "teacher", "teacher_tokenizer", "rollouts", "prompts", "tokenizer", "base"}
+    prompts = {f"teacher_{field.name}" for field in fields(PromptOptions)}
+    assert set(inspect.signature(build_request).parameters) == declared | inputs | prompts
+    assert prompts <= set(Manifest.model_fields)
     assert set(build_request().options) == set(Options.model_fields)

@@ -116,6 +116,8 @@ def test_templates_and_contexts_are_compared(probe: Caller, chat: Path, tmp_path
     assert traces[1].provenance["teacher_prompt"]["template_sha256"] == traces[3].provenance["template_sha256"]
     shown = probe("show", traces[3].path or "", "--format", "json")
     assert json.loads(shown.out)["provenance"]["labels"]["teacher"] == names[3]
+    page = probe("tokens", traces[3].path or "", "--out", tmp_path / "page", "--format", "json")
+    assert "The teacher's prompts: those here are the student's" in page.out
     again = probe("mass", "--traces", tmp_path, "--out", tmp_path / "mass", "--format", "csv")
     assert all(name in again.out for name in names)
 
@@ -246,6 +248,19 @@ def test_prompts_that_are_not_what_the_student_read_are_said(probe: Caller, tmp_
     assert "warning: run run, teacher teacher (system 5 6): the student's chat template does not make of" in done.err
     assert "(1 of 2 prompts, the first that of rollout 'r1')" in done.err
     assert "chat template" not in probe(*given, "--teacher-template", "own").err
+
+
+def test_a_template_that_refuses_what_the_student_read_may_take_what_the_teacher_reads(
+    probe: Caller, chat: Path, tmp_path: Path
+) -> None:
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT_TEMPLATE
+    tiny_tokenizer(words=WORDS, chat_template=strict).save_pretrained(chat / "strict")
+    messages = [{"role": "system", "content": "be"}, {"role": "user", "content": "1 2"}]
+    file = write_lines(tmp_path / "r.jsonl", [{"prompt_ids": [3], "response_ids": [5, 6], "messages": messages}])
+    given = ("overlap", "--ckpts", "run", "--teacher", "teacher", "--rollouts", file, "--tokenizer", "strict")
+    done = probe(*given, "--teacher-system", "", "--out", tmp_path / "out", "--format", "json")
+    assert done.rows[0]["teacher"] == "teacher (no system)"
+    assert "(1 of 1 prompts, the first that of rollout '0')" in done.err
 
 
 PLAIN = {"prompt_ids": [3, 4], "response_ids": [5, 6]}
