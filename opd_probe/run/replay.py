@@ -193,15 +193,8 @@ def _traces(
     """
     student, options = requests[0].student, requests[0].options
     options.check()
-    requests = [_served(request, teacher_tokenizer) for request in requests]
     given = read_source(rollouts)
-    for request in requests:
-        if request.path is not None:
-            check_file_writable(request.path)
-    requests = [
-        request if read is None else replace(request, teacher_prompts=_prompts(request, read, given))
-        for request, read in zip(requests, prompts, strict=True)
-    ]
+    requests = [_ready(*pair, given, teacher_tokenizer) for pair in zip(requests, prompts, strict=True)]
     fingerprints = [request.fingerprint(given) for request in requests]
     traces = {n: one.stored(fingerprints[n]) if reuse else None for n, one in enumerate(requests)}
     lacking = [number for number, trace in traces.items() if trace is None]
@@ -209,9 +202,8 @@ def _traces(
         return [trace for trace in traces.values() if trace is not None]
     load = {"dtype": options.dtype, "tokenizer": options.tokenizer, **place}
     if sequential is None:
-        others = [requests[number].teacher for number in lacking]
-        pairs = ([student, teacher] for teacher in others if not _same(student, teacher))
-        sequential = any(too_large_together(pair, options.dtype, **_device(place)) for pair in pairs)
+        others = [requests[number].teacher for number in lacking if not _same(student, requests[number].teacher)]
+        sequential = any(too_large_together([student, one], options.dtype, **_device(place)) for one in others)
     loaded = load_model(student, **load)
     given = encode_rollouts(given, loaded.tokenizer)
     warn_of_text(given, "rollouts")
@@ -231,12 +223,16 @@ def _traces(
     return [trace for trace in traces.values() if trace is not None]
 
 
-def _served(request: TraceRequest, tokenizer: Any) -> TraceRequest:
-    """The request with its server asked who it is, when the teacher is one."""
+def _ready(
+    request: TraceRequest, prompts: Sequence[Any] | None, rollouts: Sequence[Rollout], tokenizer: Any
+) -> TraceRequest:
+    """The request with its server asked who it is, when the teacher is one, and with the teacher's prompts as ids."""
+    if request.path is not None:
+        check_file_writable(request.path)
     teacher = served_model(request.teacher, tokenizer if tokenizer is not None else request.options.tokenizer)
-    if not isinstance(teacher, ServedModel):
-        return request
-    return replace(request, teacher=teacher, options=options_for(teacher, request.options))
+    if isinstance(teacher, ServedModel):
+        request = replace(request, teacher=teacher, options=options_for(teacher, request.options))
+    return request if prompts is None else replace(request, teacher_prompts=_prompts(request, prompts, rollouts))
 
 
 def _same(student: Any, teacher: Any) -> bool:
