@@ -18,6 +18,8 @@ from opd_probe.rollouts.files import read_rollouts
 from opd_probe.trace import Trace, read_trace
 from tests import reference
 from tests.cli.workspace import Caller, write_lines
+from tests.models.served.recorded_server import serving
+from tests.models.served.sglang_server import SGLangAnswers
 from tests.tiny import CHAT_TEMPLATE, QUESTION_TEMPLATE, save_checkpoint, tiny_model, tiny_tokenizer
 
 WORDS = [*(str(number) for number in range(48)), "<|system|>", "<|user|>", "<|assistant|>", "Q:", "A:", "<think>",
@@ -314,3 +316,21 @@ def test_samples_that_would_outgrow_the_teacher_are_refused_before_they_are_draw
     assert done.code == 2
     assert "prompts of up to 124 tokens and 6 new ones need more than the 128 positions of teacher" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_served_teacher_reads_prompts_of_its_own_too(probe: Caller, chat: Path, tmp_path: Path) -> None:
+    """What a server tells behind them is what the same weights say here."""
+    options = ("--teacher-template", "student", "--teacher-template", "own", "--teacher-context", "answer")
+    model = AutoModelForCausalLM.from_pretrained(chat / "teacher")
+    with serving(SGLangAnswers(model)) as server:
+        given = words(tmp_path, *options, "--teacher-tokenizer", "teacher", "--trace-k", "16", teacher=server.url)
+        done = probe(*given)
+    assert done.code == 0, done.err
+    assert [row["teacher"] for row in done.rows] == ["tiny (context answer)", "tiny (own, context answer)"]
+    probe(*words(tmp_path, *options, "--trace-k", "16"))
+    for name in ("context_answer", "own__context_answer"):
+        served, local = (stored(tmp_path, f"{teacher}__{name}_") for teacher in ("tiny", "teacher"))
+        for column in ("token_id", "student_logprob"):
+            np.testing.assert_array_equal(served.column(column), local.column(column))
+        np.testing.assert_allclose(served.column("teacher_logprob"), local.column("teacher_logprob"), atol=1e-4)
+        assert served.provenance["teacher_prompt"] == local.provenance["teacher_prompt"]

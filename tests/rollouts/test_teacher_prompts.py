@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from opd_probe.errors import InputError
+from opd_probe.rollouts.prompts import render_messages
 from opd_probe.rollouts.teacher_prompts import PromptMaker, TeacherPrompt, given_prompts
 from opd_probe.types import Rollout
 from tests.tiny import CHAT_TEMPLATE, QUESTION_TEMPLATE, tiny_tokenizer
@@ -82,6 +84,18 @@ def test_or_where_the_template_wants_it() -> None:
         "hint: 3 <|user|> 1 2 <|assistant|>"
     ]
     assert prompts(TeacherPrompt("own"), rollout(USER), template=template) == ["<|user|> 1 2 <|assistant|>"]
+
+
+def test_the_template_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "teacher-prompts.md").read_text()
+    template = page.split("```jinja\n")[1].split("```")[0]
+    turns = [SYSTEM, USER]
+    told = render_messages("x", turns, tiny_tokenizer(), template=template, variables={"context": "3"})
+    plain = render_messages("x", turns, tiny_tokenizer(), template=template)
+    assert plain == (
+        "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\n1 2<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert told == plain.replace("1 2", "1 2\nA reference solution, which you must not mention:\n3")
 
 
 @pytest.mark.parametrize(
