@@ -92,9 +92,7 @@ def test_the_template_in_the_docs() -> None:
     turns = [SYSTEM, USER]
     told = render_messages("x", turns, tiny_tokenizer(), template=template, variables={"context": "3"})
     plain = render_messages("x", turns, tiny_tokenizer(), template=template)
-    assert plain == (
-        "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\n1 2<|im_end|>\n<|im_start|>assistant\n"
-    )
+    assert plain == ("<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\n1 2<|im_end|>\n<|im_start|>assistant\n")
     assert told == plain.replace("1 2", "1 2\nA reference solution, which you must not mention:\n3")
 
 
