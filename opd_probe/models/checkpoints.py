@@ -167,6 +167,8 @@ def home_of(checkpoint: Checkpoint) -> Path:
             f"checkpoint {local.path}: weights without a config.json; name a model of the same architecture with "
             "--base MODEL, or copy its config.json and tokenizer there"
         )
+    if (Path(local.base) / "config.json").is_file():  # with or without weights
+        return Path(local.base)
     return home_of(resolve_checkpoint(local.base))
 
 

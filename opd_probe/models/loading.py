@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_probe.errors import InputError, OutOfMemoryError
-from opd_probe.models.checkpoints import headers_of, home_of, resolve_checkpoint
+from opd_probe.models.checkpoints import format_of, headers_of, home_of, resolve_checkpoint
 from opd_probe.models.formats.headers import stored_dtype
 from opd_probe.models.guards import brief
 from opd_probe.models.hub import hub_snapshot as hub_snapshot
@@ -220,7 +220,8 @@ def tokenizer_for(
 def _tokenizer_place(checkpoint: Checkpoint) -> str:
     """Beside the weights; for an adapter without one of its own, beside those of its base."""
     place = home_of(checkpoint)
-    if checkpoint.base and not (place / "tokenizer_config.json").is_file():
+    adapter = format_of(checkpoint).adapter(Path(checkpoint.path))
+    if adapter and checkpoint.base and not (place / "tokenizer_config.json").is_file():
         return _tokenizer_place(localized(resolve_checkpoint(checkpoint.base)))
     return str(place)
 

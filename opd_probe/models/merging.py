@@ -107,19 +107,42 @@ def merge_ranks(files: Sequence[Path]) -> dict[str, Pieces]:
 
 def _sharded(values: Sequence[Tensor]) -> Pieces:
     first: Any = values[0]
-    mesh, placements = first.device_mesh.mesh, first.placements
+    placements = first.placements
     if any(placement.is_partial() for placement in placements):
         raise ValueError("holds partial sums, which only the training job can add up")
     split = [dim for dim, placement in enumerate(placements) if placement.is_shard()]
     if len(split) > 1 or any(type(placements[dim]) is not Shard for dim in split):
-        names = first.device_mesh.mesh_dim_names
-        raise ValueError(f"is split along {len(split)} dimensions of the mesh {names}; expected one (FSDP or HSDP)")
-    ranks = mesh[tuple(slice(None) if dim in split else 0 for dim in range(mesh.ndim))].reshape(-1).tolist()
-    if max(ranks) >= len(values) or any(not isinstance(values[rank], DTensor) for rank in ranks):
-        raise ValueError(f"lies on ranks {ranks} of the mesh, which are not the ranks of the files")
+        kinds = ", ".join(repr(placement) for placement in placements)
+        raise ValueError(f"is split along {len(split)} dimensions of the mesh ({kinds}); expected one (FSDP or HSDP)")
     dim = placements[split[0]].dim if split else 0
-    pieces: list[Any] = [values[rank] for rank in ranks]
-    return _pieces([piece._local_tensor for piece in pieces], dim, tuple(first.shape))
+    parts = [_local(values[rank]) for rank in _one_group(first, split, dim, values)]
+    return _pieces(parts, dim, tuple(first.shape))
+
+
+def _local(value: Any) -> Tensor:
+    if not isinstance(value, DTensor):
+        raise ValueError("is sharded on some ranks only")
+    return value._local_tensor
+
+
+def _one_group(first: Any, split: Sequence[int], dim: int, values: Sequence[Tensor]) -> list[int]:
+    """The ranks whose pieces make one whole, in order: the first of the groups that each hold all of it.
+
+    The mesh of processes says so. How it is pickled changes with torch's versions, so that one of another version may
+    not be readable; trainers count the ranks of a group one after the other, so that the first ones do whose pieces
+    add up.
+    """
+    if not split:
+        return [0]
+    try:
+        mesh = first.device_mesh.mesh
+        ranks = mesh[tuple(slice(None) if axis in split else 0 for axis in range(mesh.ndim))].reshape(-1).tolist()
+    except (AttributeError, TypeError, RuntimeError, ValueError, IndexError):
+        lengths = [_local(value).shape[dim] for value in values]
+        ranks = [rank for rank in range(len(values)) if sum(lengths[:rank]) < first.shape[dim]]
+    if max(ranks) >= len(values):
+        raise ValueError(f"lies on ranks {ranks} of the mesh, which are not the ranks of the files")
+    return [int(rank) for rank in ranks]
 
 
 def _plain(values: Sequence[Tensor], among_sharded: bool) -> Pieces:

@@ -68,6 +68,6 @@ def tokenizer_of(checkpoint: Checkpoint, tokenizer: str | None) -> Any:
     if tokenizer is not None:
         return load_tokenizer(tokenizer, required=True)
     found = load_tokenizer(home_of(checkpoint), required=False)
-    if found is None and checkpoint.base:
+    if found is None and checkpoint.base and checkpoint.base != str(home_of(checkpoint)):
         return tokenizer_of(resolve_checkpoint(checkpoint.base), None)
     return found

@@ -16,6 +16,7 @@ from opd_probe.errors import InputError, OpdProbeError
 from opd_probe.models.checkpoints import Refused, is_checkpoint, locate, resolve_checkpoint
 from opd_probe.models.formats import dcp, verl_fsdp
 from opd_probe.models.loading import load_model
+from opd_probe.models.merging import read_tensors
 from tests.models.test_sharded import same_weights
 from tests.tiny import save_checkpoint, tiny_model
 from tests.training_jobs import WORLD, model_of
@@ -55,12 +56,31 @@ def test_placements(jobs: Path, placement: str, name: str, expected: torch.Tenso
 
 @pytest.mark.parametrize(
     ("placement", "said"),
-    [("partial", "w: holds partial sums"), ("two", "split along 2 dimensions of the mesh ('ddp', 'fsdp')")],
+    [
+        ("partial", "w: holds partial sums"),
+        ("two", "split along 2 dimensions of the mesh (Shard(dim=0), Shard(dim=1))"),
+    ],
 )
 def test_placements_that_are_refused(jobs: Path, placement: str, said: str) -> None:
     with pytest.raises(InputError) as caught:
         verl_fsdp.read(jobs / "odd" / placement)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("run", ["fsdp2", "hsdp2"])
+def test_a_mesh_as_earlier_versions_of_torch_pickle_it(jobs: Path, tmp_path: Path, run: str) -> None:
+    whole = verl_fsdp.read(jobs / run / "global_step_5" / "actor")
+    for file in verl_fsdp.weight_files(jobs / run / "global_step_5" / "actor"):
+        tensors: dict[str, Any] = dict(read_tensors(file))
+        mesh = next(iter(tensors.values())).device_mesh
+        earlier = {"device_type": "cuda", "mesh": mesh.mesh.clone(), "mesh_dim_names": mesh.mesh_dim_names}
+        for tensor in tensors.values():
+            vars(tensor.device_mesh).clear()
+            vars(tensor.device_mesh).update(earlier)
+        torch.save(tensors, tmp_path / file.name)
+    again = verl_fsdp.read(tmp_path)
+    assert again.keys() == whole.keys()
+    assert all(torch.equal(again[name][...], whole[name][...]) for name in whole)
 
 
 def test_nothing_but_tensors_is_unpickled(jobs: Path, tmp_path: Path) -> None:
@@ -243,6 +263,8 @@ def test_a_distributed_checkpoint_finds_its_configuration(trainer: Path, jobs: P
         assert same_weights(loaded.model, model_of(5))
         assert loaded.tokenizer is not None
         (place / "config.json").unlink()
+    settings = jobs / "fsdp2/global_step_5/actor/huggingface"  # a base without weights
+    assert load_model(trainer, base=str(settings)).tokenizer is not None
     halved = load_model(trainer, base=str(jobs / "base"), dtype="bfloat16").model
     assert same_weights(halved, load_model(jobs / "base", dtype="bfloat16").model)
 
