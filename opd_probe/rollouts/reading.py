@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -39,11 +39,14 @@ class RolloutSet:
     repeated: tuple[int, ...] = ()
 
 
-def read_rollout_set(paths: Sequence[str | Path], kind: str | None = None) -> RolloutSet:
+def read_rollout_set(
+    paths: Sequence[str | Path], kind: str | None = None, progress: Callable[[int, int], None] | None = None
+) -> RolloutSet:
     """Read rollout files, and those in directories, as one set.
 
     Args:
         kind: the name of a kind of file; None: recognised by the fields of each file's first row.
+        progress: called with (files done, files in all).
 
     Raises:
         MissingError, InputError: names the file, the line or row, and the field; or there is no rollout, rollouts of
@@ -57,7 +60,9 @@ def read_rollout_set(paths: Sequence[str | Path], kind: str | None = None) -> Ro
     skipped: Counter[str] = Counter()
     read: list[tuple[Path, Source]] = []
     ignored: list[Path] = []
-    for (file, named), prefix in zip(found, _prefixes([file for file, _ in found]), strict=True):
+    for done, ((file, named), prefix) in enumerate(zip(found, _prefixes([file for file, _ in found]), strict=True)):
+        if progress is not None:
+            progress(done, len(found))
         opened = _opened(file, named or len(found) == 1, forced)
         if opened is None:
             ignored.append(file)
@@ -149,10 +154,16 @@ def _files(path: Path) -> list[tuple[Path, bool]]:
     if not path.is_dir():
         raise MissingError(f"rollouts {path}: no such file or directory")
     for pattern in ("*", "*/*"):  # prime-rl puts each step into a folder of its own
-        inside = [file for file in path.glob(pattern) if file.suffix in _SUFFIXES and not file.name.startswith(".")]
+        inside = [file for file in path.glob(pattern) if _may_hold_rollouts(file)]
         if inside:
             return [(file, False) for file in sorted(inside, key=_natural)]
     return []
+
+
+def _may_hold_rollouts(file: Path) -> bool:
+    """By its name; torch files without a number are a trainer's optimiser and the like."""
+    known = file.suffix in _SUFFIXES and not file.name.startswith(".")
+    return known and (file.suffix != ".pt" or file.stem[-1:].isdecimal())
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

@@ -214,6 +214,12 @@ def test_completions_of_trls_distillation_trainer(call: Caller, trained: Path, t
     )
 
 
+def test_a_run_of_trl_is_searched_for_its_completions(call: Caller, trained: Path, tmp_path: Path) -> None:
+    assert list((trained / "distilled").glob("checkpoint-*/optimizer.pt"))
+    done = call("ingest", trained / "distilled", "-o", tmp_path / "r.parquet", "--format", "json")
+    assert (json.loads(done.out)["kind"], json.loads(done.out)["steps"]) == ("trl", [1, 2])
+
+
 def test_completions_of_trls_grpo_trainer(trained: Path) -> None:
     rollouts = read_rollouts(trained / "grpo" / "completions")
     assert {rollout.step for rollout in rollouts} == {1, 2}
