@@ -1,4 +1,4 @@
-"""Prompt files: JSONL, or the Parquet layout of verl; and their encoding."""
+"""Prompt files: JSONL, the Parquet layout of verl, or data sets of Hugging Face on disk; and their encoding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ FIELDS = ("id", "prompt", "messages", "prompt_ids", "answer")
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """Read prompts: JSONL or Parquet rows with ``prompt`` or ``messages``, and optional ``id`` and ``answer``.
+    """Read prompts: rows with ``prompt`` or ``messages``, and optional ``id`` and ``answer``.
+
+    The file is JSONL, Parquet or Arrow, or the directory that ``save_to_disk`` of Hugging Face's datasets wrote.
 
     In verl's layout ``prompt`` is a list of chat messages and the answer is ``reward_model.ground_truth``. Without an
     ``id`` a prompt is named by the number of its row. Other fields are kept in ``extra``, but for what JSON cannot
@@ -41,7 +43,8 @@ def _prompt(place: str, given: Mapping[str, Any], number: int) -> Prompt:
     if isinstance(text, (list, tuple)):
         text, messages = None, text
     if text is None and messages is None and ids is None:
-        raise InputError(f"{place}: no prompt; expected prompt (text or chat messages) or messages")
+        held = ", ".join(list(map(str, row))[:12]) or "no field"
+        raise InputError(f"{place}: no prompt; expected prompt (text or chat messages) or messages, got {held}")
     if text is not None and not isinstance(text, str):
         raise InputError(f"{place}: prompt is {type(text).__name__}; expected text or a list of chat messages")
     if messages is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -39,17 +39,20 @@ class RolloutSet:
     repeated: tuple[int, ...] = ()
 
 
-def read_rollout_set(paths: Sequence[str | Path], kind: str | None = None) -> RolloutSet:
+def read_rollout_set(
+    paths: Sequence[str | Path], kind: str | None = None, progress: Callable[[int, int], None] | None = None
+) -> RolloutSet:
     """Read rollout files, and those in directories, as one set.
 
     Args:
         kind: the name of a kind of file; None: recognised by the fields of each file's first row.
+        progress: called with (files done, files in all).
 
     Raises:
         MissingError, InputError: names the file, the line or row, and the field; or there is no rollout, rollouts of
             two kinds, or sampled ids beside text.
     """
-    source = None if kind is None else source_named(kind)
+    forced = None if kind is None else source_named(kind)
     found = [file for path in paths for file in _files(Path(path))]
     if not found:
         raise InputError(f"rollouts {paths[0]}: no file with rollouts in it; expected {', '.join(_SUFFIXES)}")
@@ -57,25 +60,16 @@ def read_rollout_set(paths: Sequence[str | Path], kind: str | None = None) -> Ro
     skipped: Counter[str] = Counter()
     read: list[tuple[Path, Source]] = []
     ignored: list[Path] = []
-    for (file, named), prefix in zip(found, _prefixes([file for file, _ in found]), strict=True):
-        rows = _without_null(read_rows(file, "rollouts"))
-        first = next(rows)
-        kept = recognise(first[1]) if source is None else source if named or source.fits(first[1]) else None
-        if not named and file.suffix == ".pt" and file.name.startswith("eval_"):
-            ignored.append(file)  # slime's evaluation samples lie beside those of training
-            continue
-        if kept is None:
-            if named or len(found) == 1:
-                raise _unknown(file, first[1])
+    for done, ((file, named), prefix) in enumerate(zip(found, _prefixes([file for file, _ in found]), strict=True)):
+        if progress is not None:
+            progress(done, len(found))
+        opened = _opened(file, named or len(found) == 1, forced)
+        if opened is None:
             ignored.append(file)
             continue
-        if read and kept is not read[0][1]:
-            raise InputError(
-                f"rollouts {file}: of the kind {kept.name}, while {read[0][0]} is {read[0][1].name}; kinds are not "
-                "pooled, so read them one by one"
-            )
-        read.append((file, kept))
-        for place, entry in _entries(kept, file, chain([first], rows)):
+        read.append((file, opened[0]))
+        _refuse_two_kinds(read[0], read[-1])
+        for place, entry in _entries(*opened, file):
             if isinstance(entry, Skipped):
                 skipped[entry.reason] += 1
             else:
@@ -87,6 +81,29 @@ def read_rollout_set(paths: Sequence[str | Path], kind: str | None = None) -> Ro
     checked = checked_set(rollouts, f"rollouts {', '.join(map(str, paths))}")
     repeated = _repeated(checked) if read[0][1].logs_again else ()
     return RolloutSet(checked, read[0][1].name, tuple(file for file, _ in read), skipped, tuple(ignored), repeated)
+
+
+def _opened(file: Path, wanted: bool, forced: Source | None) -> tuple[Source, Iterator[Row]] | None:
+    """The kind and the rows of a file; None for one not ``wanted`` by name that holds no rollouts of training."""
+    if not wanted and file.suffix == ".pt" and file.name.startswith("eval_"):
+        return None  # slime's evaluation samples lie beside those of training
+    rows = _without_null(read_rows(file, "rollouts"))
+    first = next(rows)
+    kind = forced or recognise(first[1])
+    if kind is not None and (wanted or kind.fits(first[1])):
+        return kind, chain([first], rows)
+    if not wanted:
+        return None
+    held = ", ".join(list(map(str, first[1]))[:12]) or "no field"
+    raise InputError(f"rollouts {file}: not recognised by its fields ({held}); expected one of {accepted()}")
+
+
+def _refuse_two_kinds(first: tuple[Path, Source], other: tuple[Path, Source]) -> None:
+    if first[1] is not other[1]:
+        raise InputError(
+            f"rollouts {other[0]}: of the kind {other[1].name}, while {first[0]} is {first[1].name}; kinds are not "
+            "pooled, so read them one by one"
+        )
 
 
 def checked_set(rollouts: Iterable[tuple[str, Rollout]], what: str) -> list[Rollout]:
@@ -137,15 +154,21 @@ def _files(path: Path) -> list[tuple[Path, bool]]:
     if not path.is_dir():
         raise MissingError(f"rollouts {path}: no such file or directory")
     for pattern in ("*", "*/*"):  # prime-rl puts each step into a folder of its own
-        inside = [file for file in path.glob(pattern) if file.suffix in _SUFFIXES and not file.name.startswith(".")]
+        inside = [file for file in path.glob(pattern) if _may_hold_rollouts(file)]
         if inside:
             return [(file, False) for file in sorted(inside, key=_natural)]
     return []
 
 
+def _may_hold_rollouts(file: Path) -> bool:
+    """By its name; torch files without a number are a trainer's optimiser and the like."""
+    known = file.suffix in _SUFFIXES and not file.name.startswith(".")
+    return known and (file.suffix != ".pt" or file.stem[-1:].isdecimal())
+
+
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Numbers in names by their size."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(path))]
 
 
 def _prefixes(files: Sequence[Path]) -> list[str]:
@@ -159,12 +182,12 @@ def _prefixes(files: Sequence[Path]) -> list[str]:
     return ["/".join(part[common:]) + "/" for part in parts]
 
 
-def _without_null(rows: Iterable[Row]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _without_null(rows: Iterable[Row]) -> Iterator[Row]:
     for place, row in rows:
         yield place, {name: value for name, value in row.items() if not absent(value)}
 
 
-def _entries(source: Source, file: Path, rows: Iterable[Row]) -> Iterator[tuple[str, Rollout | Skipped]]:
+def _entries(source: Source, rows: Iterable[Row], file: Path) -> Iterator[tuple[str, Rollout | Skipped]]:
     step = source.step_of(file)
     seen: set[Any] = set()
     for number, (place, row) in enumerate(rows):
@@ -190,8 +213,3 @@ def _repeated(rollouts: Iterable[Rollout]) -> tuple[int, ...]:
             by_step.setdefault(rollout.step, Counter())[key] += 1
     steps = sorted(by_step)
     return tuple(step for before, step in pairwise(steps) if by_step[before] == by_step[step])
-
-
-def _unknown(file: Path, row: Mapping[str, Any]) -> InputError:
-    held = ", ".join(list(map(str, row))[:12]) or "no field"
-    return InputError(f"rollouts {file}: not recognised by its fields ({held}); expected one of {accepted()}")

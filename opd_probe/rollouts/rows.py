@@ -24,19 +24,24 @@ def absent(value: Any) -> bool:
 
 
 def read_rows(path: str | Path, what: str) -> Iterator[Row]:
-    """Yield (place, row) for each row of a JSON, JSONL or Parquet file, or sample of a torch file, by its extension.
+    """Yield (place, row) for each row of a JSON, JSONL, Parquet or Arrow file, or sample of a torch file, by extension.
 
-    A ``.json`` file that is one document is one row, or a row per entry when it is a list.
+    A ``.json`` file that is one document is one row, or a row per entry when it is a list. A directory is a data set
+    that Hugging Face's ``save_to_disk`` wrote.
 
     Raises:
-        MissingError: no such file.
+        MissingError: no such file or directory.
         InputError: neither kind of file, broken, or empty. A broken JSON line is named.
     """
     path = Path(path)
-    if not path.is_file():
-        raise MissingError(f"{what} {path}: {'is a directory; expected a file' if path.is_dir() else 'no such file'}")
-    if path.suffix == ".parquet":
+    if path.is_dir():
+        rows = _dataset_rows(path, what)
+    elif not path.is_file():
+        raise MissingError(f"{what} {path}: no such file")
+    elif path.suffix == ".parquet":
         rows = _parquet_rows(path, what)
+    elif path.suffix == ".arrow":
+        rows = _arrow_rows(path, what)
     elif path.suffix == ".pt":
         from opd_probe.rollouts.torch_rows import torch_rows
 
@@ -106,6 +111,51 @@ def _parquet_rows(path: Path, what: str) -> Iterator[Row]:
                     number += 1
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{what} {path}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
+
+
+def _arrow_rows(path: Path, what: str) -> Iterator[Row]:
+    """Of an Arrow file, streamed as ``datasets`` writes it, or with a footer."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            if source.read(6) == b"ARROW1":
+                reader = pa.ipc.open_file(source)
+                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+            else:
+                source.seek(0)
+                batches = iter(pa.ipc.open_stream(source))
+            number = 0
+            for batch in batches:
+                for row in batch.to_pylist():
+                    yield f"{what} {path}, row {number}", {name: _plain(value) for name, value in row.items()}
+                    number += 1
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{what} {path}: not a whole Arrow file ({str(error).splitlines()[0]})") from None
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether a directory is what Hugging Face's ``save_to_disk`` wrote: a data set, or several splits of one."""
+    return any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def _dataset_rows(path: Path, what: str) -> Iterator[Row]:
+    """Of a data set's shards in their order; of a set of one split, of that."""
+    splits = [folder for folder in sorted(path.iterdir()) if (folder / "state.json").is_file()]
+    if (path / "dataset_dict.json").is_file() and splits:
+        if len(splits) > 1:
+            names = ", ".join(folder.name for folder in splits)
+            raise InputError(f"{what} {path}: holds the splits {names}; give the folder of one")
+        path = splits[0]
+    state = path / "state.json"
+    if not state.is_file():
+        raise MissingError(f"{what} {path}: is a directory; expected a file, or what datasets' save_to_disk wrote")
+    try:
+        shards = [str(entry["filename"]) for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+    except (ValueError, LookupError, TypeError):
+        raise InputError(f"{what} {state}: does not name the data files; save the data set again") from None
+    for shard in shards:
+        yield from _arrow_rows(path / shard, what)
 
 
 def _plain(value: Any) -> Any:

@@ -44,7 +44,8 @@ def ingest(
     if path.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"--out {out}: expected the .jsonl or .parquet file to write")
     check_file_writable(path)
-    found = read_rollout_set(paths, kind)
+    progress.begin("read")
+    found = read_rollout_set(paths, kind, progress.update)
     rollouts = found.rollouts if score is None else [_scored(rollout, score) for rollout in found.rollouts]
     rollouts, graded = _graded(rollouts, regrade, progress)
     write_rollouts(path, rollouts)

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from opd_probe.errors import InputError, MissingError
 from opd_probe.models.checkpoints import looks_like_hub_id
 from opd_probe.models.served.endpoint import is_url, shown
+from opd_probe.rollouts.rows import is_dataset
 from opd_probe.run.request import PromptOptions
 from opd_probe.run.settings import CommandOptions, Options, first_problem
 
@@ -171,7 +172,7 @@ def _file_or_text(manifest: Path, value: str) -> str:
 
 def _resolve_file(manifest: Path, key: str, value: str) -> str:
     local = _against(manifest, value)
-    if not (local.is_file() or (key == "rollouts" and local.is_dir())):
+    if not (local.is_file() or is_dataset(local) or (key == "rollouts" and local.is_dir())):
         what = "is a directory" if local.is_dir() else "no such file"
         raise MissingError(f"manifest {manifest}: key {key!r}: {value}: {what} ({local})")
     return str(local)

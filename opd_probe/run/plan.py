@@ -14,6 +14,7 @@ from opd_probe.models.checkpoints import resolve_checkpoint, step_of_name
 from opd_probe.models.samplers import check_vllm
 from opd_probe.models.served.endpoint import is_url, parse_endpoint, shown
 from opd_probe.models.served.model import ServedModel
+from opd_probe.rollouts.rows import is_dataset
 from opd_probe.rollouts.teacher_prompts import TeacherPrompt
 from opd_probe.run.discovery import Run, discover, is_hub_id
 from opd_probe.run.manifest import MANIFEST_NAME, Manifest
@@ -270,8 +271,8 @@ def _find_source(request: Request, run: Run) -> Source:
         ("rollouts", None, manifest.rollouts),
         ("prompts", None, manifest.prompts),
     ):
-        if option and not (kind == "rollouts" and Path(option).is_dir()):
-            _check_file(f"--{kind}", option)
+        if option:
+            _check_file(f"--{kind}", option, folders=kind == "rollouts")
         if path := option or entry:
             return Source("rollouts" if kind == "rollouts" else "prompts", path)
     place = run.manifest_path or f"<run>/{MANIFEST_NAME}"
@@ -293,9 +294,10 @@ def _check_sampler(plan: RunPlan) -> None:
             check_vllm(checkpoint, dtype=settings.dtype, temperature=settings.sample_temperature)
 
 
-def _check_file(option: str, value: str) -> None:
-    if not Path(value).is_file():
-        what = "is a directory" if Path(value).is_dir() else "no such file"
+def _check_file(option: str, value: str, *, folders: bool = False) -> None:
+    path = Path(value)
+    if not (path.is_file() or is_dataset(path) or (folders and path.is_dir())):
+        what = "is a directory" if path.is_dir() else "no such file"
         raise MissingError(f"{option} {value}: {what}")
 
 

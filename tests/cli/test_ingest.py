@@ -30,7 +30,8 @@ def test_what_was_recognised_is_said(call: Caller, tmp_path: Path) -> None:
     assert json.loads(done.out) == {
         "kind": "slime", "files": 2, "rollouts": 4, "prompts": 1, "steps": [9, 10], "steps_are": None,
         "without_step": 0, "token_source": "sampled_ids", "tokens": 16, "masked_tokens": 2, "with_score": 4,
-        "with_answer": 4, "graded": 0, "with_logprobs": 4, "with_teacher_logprobs": 2, "truncated": 2, "skipped": {"aborted": 2},
+        "with_answer": 4, "graded": 0, "with_logprobs": 4, "with_teacher_logprobs": 2, "truncated": 2,
+        "skipped": {"aborted": 2},
     }  # fmt: skip
     assert done.err.splitlines() == [
         f"warning: rollouts {source}: left out 2 of 6 (2 aborted)",
@@ -211,6 +212,12 @@ def test_completions_of_trls_distillation_trainer(call: Caller, trained: Path, t
         2,
         "retokenized",
     )
+
+
+def test_a_run_of_trl_is_searched_for_its_completions(call: Caller, trained: Path, tmp_path: Path) -> None:
+    assert list((trained / "distilled").glob("checkpoint-*/optimizer.pt"))
+    done = call("ingest", trained / "distilled", "-o", tmp_path / "r.parquet", "--format", "json")
+    assert (json.loads(done.out)["kind"], json.loads(done.out)["steps"]) == ("trl", [1, 2])
 
 
 def test_completions_of_trls_grpo_trainer(trained: Path) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import opd_probe
 from opd_probe.errors import OpdProbeWarning
-from opd_probe.rollouts.encoding import STRIPPED, encode_rollouts, restore_prompt, warn_of_text
+from opd_probe.rollouts.encoding import STRIPPED, encode_rollouts, warn_of_text
 from opd_probe.rollouts.files import rollouts_from_dicts
-from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
+from opd_probe.rollouts.restoring import Restored, Restorer
+from tests.rollouts.left_behind import lines, verl_row
+from tests.tiny import CHAT_TEMPLATE, save_checkpoint, tiny_model, tiny_tokenizer
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nBe brief.<|im_end|>\\n' }}{% endif %}"
@@ -58,7 +63,7 @@ SYSTEM = {"role": "system", "content": "You add."}
 def test_special_tokens_come_back(chatml, messages, options) -> None:  # type: ignore[no-untyped-def]
     ids, text = stripped(chatml, messages, **options)
     assert "<|im_start|>" not in str(text)
-    assert restore_prompt(str(text), chatml) == (ids, messages)
+    assert Restorer(chatml).restore(str(text)) == Restored(ids, messages)
 
 
 @pytest.mark.parametrize(
@@ -71,16 +76,16 @@ def test_special_tokens_come_back(chatml, messages, options) -> None:  # type: i
     ids=["several turns", "words that a turn begins with", "two places for the user's message"],
 )
 def test_what_may_be_of_several_turns_is_not_restored(chatml, messages) -> None:  # type: ignore[no-untyped-def]
-    assert restore_prompt(str(stripped(chatml, messages)[1]), chatml) is None
+    assert Restorer(chatml).restore(str(stripped(chatml, messages)[1])) is None
 
 
 def test_text_that_the_template_does_not_explain_is_not_restored(chatml) -> None:  # type: ignore[no-untyped-def]
-    assert restore_prompt("Question: 3 + 4?", chatml) is None
-    assert restore_prompt("system\nBe brief.\nuser\nhi\nassistant\nHm", chatml) is None
-    assert restore_prompt("3 4", tiny_tokenizer(64)) is None
+    assert Restorer(chatml).restore("Question: 3 + 4?") is None
+    assert Restorer(chatml).restore("system\nBe brief.\nuser\nhi\nassistant\nHm") is None
+    assert Restorer(tiny_tokenizer(64)).restore("3 4") is None
     wordless = tiny_tokenizer(64, chat_template=CHAT_TEMPLATE)
     wordless.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
-    assert restore_prompt("3 4", wordless) is None
+    assert Restorer(wordless).restore("3 4") is None
 
 
 def test_what_is_not_restored_is_read_as_it_stands_and_said(chatml) -> None:  # type: ignore[no-untyped-def]
@@ -99,6 +104,19 @@ def test_what_is_not_restored_is_read_as_it_stands_and_said(chatml) -> None:  # 
     assert b.response_ids[-1] == chatml.eos_token_id
     assert chatml.decode(c.prompt_ids) == text  # it is not known to lack anything
     assert {r.token_source for r in (a, b, c)} == {"retokenized"}
+
+
+def test_a_dump_of_verl_is_replayed_at_the_states_of_the_run(chatml, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    student = save_checkpoint(tmp_path / "student", tiny_model(264), chatml)
+    ids, text = stripped(chatml, [SYSTEM, USER])
+    response = chatml("So 7.", add_special_tokens=False)["input_ids"]
+    lines(tmp_path / "dump" / "5.jsonl", [verl_row(input=text, output="So 7.")])
+    sampled = [{"prompt_ids": ids, "response_ids": response}]
+    with pytest.warns(OpdProbeWarning, match="rollouts: re-tokenised text"):
+        dumped = opd_probe.replay(student, tiny_model(264, seed=1), tmp_path / "dump", k=4)
+    expected = opd_probe.replay(student, tiny_model(264, seed=1), sampled, k=4)
+    for column in ("token_id", "student_logprob", "teacher_logprob", "student_top_ids"):
+        np.testing.assert_array_equal(dumped.column(column), expected.column(column))
 
 
 def test_ids_are_no_text_and_nothing_is_said() -> None:

