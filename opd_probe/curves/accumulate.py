@@ -91,8 +91,12 @@ class RolloutSums:
         view = TopView(block, k)
         for column, name in enumerate(names):
             selected = METRICS[name].selected
-            if selected is not None and (unknown := selected(view)).any():
-                self.total.reshape(-1, self.total.shape[-1])[keys[unknown], column] = np.nan
+            if selected is not None:
+                self.forget(keys, column, selected(view))
+
+    def forget(self, keys: Ints, column: int, unknown: NDArray[np.bool_]) -> None:
+        """Let the mean of a quantity be NaN wherever one of these states of a block counts; its count stays."""
+        self.total.reshape(-1, self.total.shape[-1])[keys[unknown], column] = np.nan
 
     def clustered(self, codes: Ints, n_clusters: int, average: str) -> list[Sums]:
         """The sums of each group over clusters of rollouts (code −1: left out), one :class:`Sums` per group."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +91,11 @@ class _Weighted:
             known = ~np.isnan(numerators) & (weights > 0)
             found.numerators.add(keys, np.where(known, numerators, np.nan))
             found.weights.add(keys, np.where(known, weights, 0.0))
+            untold = np.isnan(numerators) & (weights > 0) & view.untold_on_student[:, None]
             for column, one in enumerate(variant.quantities):
+                if untold[:, column].any():  # a mean over the rest would be over states on which the models agree
+                    found.numerators.forget(keys, column, untold[:, column])
+                    found.extremes[one.name] = math.nan
                 if one.reduce != "mean" and known[:, column].any():
                     found._extend(one.name, one.reduce, numerators[known[:, column], column])
         return found
@@ -103,7 +108,8 @@ class _Weighted:
     def _extend(self, name: str, reduce: str, values: Floats) -> None:
         pick = min if reduce == "min" else max
         new = float(values.min() if reduce == "min" else values.max())
-        self.extremes[name] = pick(self.extremes.get(name, new), new)
+        before = self.extremes.get(name, new)
+        self.extremes[name] = before if math.isnan(before) else pick(before, new)
 
     def row(self, suffix: str, chunks: slice, average: str, resampling: Resampling) -> dict[str, float]:
         """The quantities over some chunks; those without any state there are left out of a chunk."""
@@ -113,7 +119,7 @@ class _Weighted:
         counts = weight.sum(0)
         if average == "rollout":
             with np.errstate(invalid="ignore", divide="ignore"):
-                total = np.where(weight > 0, total / weight, 0.0)
+                total = np.where(weight > 0, total / weight, total)  # 0, or NaN
             weight, plus, minus = ((array > 0).astype(np.float64) for array in (weight, plus, minus))
         codes, n_clusters = clusters_of(self.trace)
         gathered = Sums(*(gather(array, codes, n_clusters) for array in (total, weight, plus, minus)))

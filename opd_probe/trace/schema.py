@@ -71,8 +71,9 @@ STATE_COLUMNS: tuple[Column, ...] = (
         "int32",
         "top",
         "",
-        "[0, V)",
-        "the teacher's K most probable tokens in rank order; ties go to the lower id",
+        "[-1, V)",
+        "the teacher's K most probable tokens in rank order; ties go to the lower id; -1 where a served teacher's list "
+        "has ended",
     ),
     Column(
         "teacher_top_logprobs",
@@ -80,7 +81,7 @@ STATE_COLUMNS: tuple[Column, ...] = (
         "top",
         "nats",
         "[-inf, 0]",
-        "the teacher's log-probabilities of teacher_top_ids",
+        "the teacher's log-probabilities of teacher_top_ids; NaN where the list has ended",
     ),
     Column(
         "student_logprobs_at_teacher_top",
@@ -88,7 +89,7 @@ STATE_COLUMNS: tuple[Column, ...] = (
         "top",
         "nats",
         "[-inf, 0]",
-        "the student's log-probabilities of teacher_top_ids",
+        "the student's log-probabilities of teacher_top_ids; NaN where the list has ended",
     ),
     Column(
         "student_logprob",
@@ -129,17 +130,31 @@ STATE_COLUMNS: tuple[Column, ...] = (
         "state",
         "nats",
         "[0, log V]",
-        "entropy of the teacher's next-token distribution over the shared vocabulary",
+        "entropy of the teacher's next-token distribution over the shared vocabulary; NaN with a served teacher",
     ),
-    Column("reverse_kl", "float32", "state", "nats", "[0, inf]", "KL(student || teacher) over the shared vocabulary"),
-    Column("forward_kl", "float32", "state", "nats", "[0, inf]", "KL(teacher || student) over the shared vocabulary"),
+    Column(
+        "reverse_kl",
+        "float32",
+        "state",
+        "nats",
+        "[0, inf]",
+        "KL(student || teacher) over the shared vocabulary; NaN with a served teacher",
+    ),
+    Column(
+        "forward_kl",
+        "float32",
+        "state",
+        "nats",
+        "[0, inf]",
+        "KL(teacher || student) over the shared vocabulary; NaN with a served teacher",
+    ),
     Column(
         "jsd",
         "float32",
         "state",
         "nats",
         "[0, log 2]",
-        "Jensen-Shannon divergence over the shared vocabulary, when asked for",
+        "Jensen-Shannon divergence over the shared vocabulary, when asked for; NaN with a served teacher",
         optional=True,
     ),
     Column(
@@ -156,7 +171,7 @@ STATE_COLUMNS: tuple[Column, ...] = (
         "state",
         "probability",
         "[0, 1]",
-        "the teacher's probability outside the shared vocabulary, before renormalisation",
+        "the teacher's probability outside the shared vocabulary, before renormalisation; NaN with a served teacher",
     ),
 )
 

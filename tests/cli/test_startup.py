@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.workspace import Caller, run_command
 
-HEAVY = ("torch", "transformers", "pandas", "matplotlib", "pyarrow", "numpy")
+HEAVY = ("torch", "transformers", "pandas", "matplotlib", "pyarrow", "numpy", "httpx")
 
 PROBE = """
 import sys

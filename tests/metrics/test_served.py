@@ -99,6 +99,33 @@ def test_differences_are_null_where_one_side_is(full: Trace, served: Trace) -> N
     assert table.loc["reward_auroc", "difference"] == 0
 
 
+AT = ("", "student_p_at_", "teacher_p_at_")
+EXTREMA = {f"val-extrema/{what}{end}_adv_only_stu" for end in ("max", "min") for what in AT}
+
+
+@pytest.mark.parametrize(
+    ("variant", "null"),
+    [
+        ("verl", set()),
+        ("fireworks", set()),
+        ("thunlp:only_tch", set()),
+        ("thunlp:intersection", set()),
+        ("thunlp:only_stu", {"val-topk/adv_only_stu"}),
+        ("thunlp:union", {"val-topk/adv_only_stu", *EXTREMA}),
+    ],
+)
+def test_peers_definitions_are_exact_or_null(full: Trace, served: Trace, variant: str, null: set[str]) -> None:
+    expected, actual = (opd_probe.summarize_variant(trace, variant, 8, resamples=0) for trace in (full, served))
+    assert set(expected) == set(actual)
+    for name, value in expected.items():
+        if name.endswith("_n"):
+            continue
+        if name.split("_chunk_")[0].removesuffix("_lo").removesuffix("_hi") in null:
+            assert np.isnan(actual[name]), name
+        else:
+            np.testing.assert_array_equal(actual[name], value, err_msg=name)
+
+
 @pytest.mark.parametrize("k", [4, 8, 10, K])
 def test_a_list_that_ends_early_is_null_from_there_on(full: Trace, k: int) -> None:
     lost = {0: 3, 5: 1, 17: 12}

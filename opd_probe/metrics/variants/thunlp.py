@@ -129,6 +129,7 @@ def _on_overlap(reward: Floats, logs: tuple[Floats, Floats], shared: Bools) -> d
 def _group(name: str, reward: Floats, logs: tuple[Floats, Floats], support: Bools) -> dict[str, Parts]:
     """The mean reward over the tokens of a support, and its extremes by state with both probabilities there."""
     some: Bools = support.sum(1) > 0
+    unknown = np.isnan(np.where(support, reward, 0.0)).any(1)  # as with a served teacher: then which is the largest?
     parts = {f"val-topk/adv_{name}": per_token(reward, support)}
     for end, at in (
         ("max", np.where(support, reward, -np.inf).argmax(1)),
@@ -137,7 +138,8 @@ def _group(name: str, reward: Floats, logs: tuple[Floats, Floats], support: Bool
         place: Any = at[:, None]
         parts[f"val-extrema/{end}_adv_{name}"] = per_state(_take(reward, place), some)
         for side, values in zip(("student", "teacher"), logs, strict=True):
-            parts[f"val-extrema/{side}_p_at_{end}_adv_{name}"] = per_state(np.exp(_take(values, place)), some)
+            there = np.where(unknown, np.nan, np.exp(_take(values, place)))
+            parts[f"val-extrema/{side}_p_at_{end}_adv_{name}"] = per_state(there, some)
     return parts
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,9 @@ class Client:
             self._http = httpx.Client(headers=headers, auth=endpoint.login, timeout=timeout, verify=secure)
         except (UnicodeEncodeError, ValueError):  # a header takes ASCII; the message of the error would show the key
             raise InputError(f"server {endpoint}: {KEY_VARIABLE} holds characters that no key has") from None
-        self._closed = threading.Event()
+        self._over = threading.Event()
+        self._running = 0
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Client:
         return self
@@ -74,10 +77,16 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def give_up(self) -> None:
+        """No request is tried again from now on; those that are under way may end."""
+        self._over.set()
+
     def close(self) -> None:
-        """Give up whatever is still waiting."""
-        self._closed.set()
-        self._http.close()
+        """Give up. Connections are closed once no request is under way: not beneath a thread that reads from one."""
+        self.give_up()
+        with self._lock:
+            if not self._running:
+                self._http.close()
 
     def get(self, path: str, *, attempts: int | None = None) -> Any:
         """The JSON at a path. Raises as :meth:`post`."""
@@ -92,7 +101,23 @@ class Client:
         """
         return self._ask("POST", path, body, attempts or self.patience.attempts)
 
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
+        with self._lock:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+                if self._over.is_set() and not self._running:
+                    self._http.close()
+
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, attempts: int) -> Any:
+        with self._under_way():
+            return self._patiently(method, path, body, attempts)
+
+    def _patiently(self, method: str, path: str, body: Mapping[str, Any] | None, attempts: int) -> Any:
         import httpx
 
         what = ""
@@ -110,17 +135,17 @@ class Client:
                 what = f"{_failures(error)} ({self._brief(str(error))})"
             except ValueError:  # not JSON, or not even text
                 what = "answers 200 with something that is not JSON"
-            except RuntimeError:  # httpx says so of a client that was closed meanwhile
-                if not self._closed.is_set():
+            except RuntimeError:  # httpx says so of a client that is closed
+                if not self._over.is_set():
                     raise
-            if attempt + 1 < attempts and self._closed.wait(self.patience.delay(attempt, retry_after)):
-                break
-            if self._closed.is_set():
+                what = "is not asked any more"
+            last = attempt + 1 == attempts
+            if self._over.is_set() or (not last and self._over.wait(self.patience.delay(attempt, retry_after))):
                 break
         advice = "is it running, and is this its address?"
         if method == "POST":
             advice = "what it told before is kept, and the same command goes on from there"
-        raise ServerError(f"server {self.endpoint}: {path} {what}, {attempts} times; {advice}")
+        raise ServerError(f"server {self.endpoint}: {path} {what}, {attempt + 1} times; {advice}")
 
     def _refused(self, path: str, status: int, text: str) -> Refused:
         said = self._brief(text)

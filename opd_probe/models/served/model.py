@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from opd_probe.errors import InputError, ServerError
@@ -144,7 +145,7 @@ class ServedModel:
                 answer = client.post(self.dialect.path, self.dialect.score_request(self.entry, ids, k))
                 return self.read(lambda: self.dialect.told(answer, ids, places, k))
 
-            yield from few_at_a_time(ask, sequences, at_once, client.close)
+            yield from few_at_a_time(ask, sequences, at_once, client.give_up)
 
     def read(self, read: Callable[[], _Answer]) -> _Answer:
         """What an answer says.
@@ -167,32 +168,44 @@ def few_at_a_time(
 ) -> Iterator[tuple[int, _Answer]]:
     """Yield (index, answer) as answers come, with at most ``at_once`` requests under way.
 
-    The first failure ends it: ``stop`` is called, so that the others give up waiting, and answers that are there by
-    then are still yielded.
+    The first failure ends it: ``stop`` is called, nothing more is asked, and answers that are under way are still
+    yielded before it is raised. Whoever stops listening waits for none of them.
     """
-    from concurrent.futures import FIRST_COMPLETED, wait
-
     waiting = deque(enumerate(items))
-    running: dict[Future[_Answer], int] = {}
+    told: SimpleQueue[tuple[int, _Answer] | BaseException | None] = SimpleQueue()
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            try:
+                index, item = waiting.popleft()
+            except IndexError:
+                break
+            try:
+                told.put((index, ask(item)))
+            except BaseException as error:
+                over.set()
+                told.put(error)
+        told.put(None)
+
+    working = min(at_once, len(items))
     failure: BaseException | None = None
-    with ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="opd-probe-server") as pool:
-        try:
-            while running or (waiting and failure is None):
-                while waiting and len(running) < at_once and failure is None:
-                    index, item = waiting.popleft()
-                    running[pool.submit(ask, item)] = index
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    index = running.pop(future)
-                    error = future.exception()
-                    if error is None:
-                        yield index, future.result()
-                    elif failure is None:
-                        failure = error
-                        stop()
-        finally:
-            if running:
+    try:
+        for _ in range(working):
+            # Not a pool: its threads would keep an interrupted process until the server has answered.
+            threading.Thread(target=work, daemon=True, name="opd-probe-server").start()
+        while working:
+            entry = told.get()
+            if entry is None:
+                working -= 1
+            elif isinstance(entry, BaseException):
+                failure = failure or entry
                 stop()
+            else:
+                yield entry
+    finally:
+        over.set()
+        stop()
     if failure is not None:
         raise failure
 

@@ -121,7 +121,7 @@ def sample_from_server(
             answer = client.post(served.dialect.path, served.dialect.draw_request(served.entry, ids, how))
             return served.read(lambda: served.dialect.drawn(answer, ids))
 
-        for index, drawn in few_at_a_time(ask, wanted, AT_ONCE, client.close):
+        for index, drawn in few_at_a_time(ask, wanted, AT_ONCE, client.give_up):
             prompt, sample = wanted[index]
             rollout = make_rollout(student, prompt, sample, drawn.ids, drawn.logprobs, sampler=made_by, step=step)
             _check_drawn(served, rollout, drawn, allowed_ids, max_new_tokens)

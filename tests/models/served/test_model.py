@@ -176,6 +176,15 @@ def test_the_first_refusal_ends_it(server: Served) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_whoever_stops_listening_waits_for_nobody(server: Served) -> None:
+    served = reach(server)
+    server.fail(PATH, [None, *[Fault(wait=3.0)] * 9])
+    answers = served.scores(sequences(), cases.K)
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]
+    assert server.running > 0
+
+
 def test_the_depth_is_what_the_server_allows(server: Served) -> None:
     served = reach(server)
     assert served.allowed(cases.K) == cases.K
