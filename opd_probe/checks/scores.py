@@ -51,15 +51,21 @@ _SELF_SCORE = (
 
 
 @register(
-    "self_score_batched",
-    measures="|Δ| of the teacher's log-probabilities between batches and one rollout at a time, same weights",
+    "self_score",
+    measures="|Δ| of the teacher's log-probabilities between two paths of the same weights: for a served teacher the "
+    "server and this process (--teacher-weights), for others batches and one rollout at a time",
     rule=_SELF_SCORE,
-    advice="load the weights with --dtype float32; a model whose numbers depend on its neighbours in a batch (an "
-    "attention kernel, dropout, a mask) must not score",
-    known_from="SkyRL PR#2256, ms-swift#9671",
+    advice="serve with the weights, dtype and tokenizer of the checkpoint, and compare in float32; a model whose "
+    "numbers depend on its neighbours in a batch must not score",
+    known_from="ms-swift#9671, slime#714, SkyRL PR#2256",
 )
-def self_score_batched(evidence: Evidence) -> Verdict:
-    return compare_paths(teacher_scores(evidence.replayed()), teacher_scores(evidence.again()), ("batched", "single"))
+def self_score(evidence: Evidence) -> Verdict:
+    here = teacher_scores(evidence.replayed())
+    if not evidence.teacher.served:
+        return compare_paths(here, teacher_scores(evidence.again()), ("batched", "single"))
+    if not evidence.in_process:
+        raise Skip("the teacher is served; name its weights with --teacher-weights to compare both")
+    return compare_paths(here, evidence.in_process, ("served", "in-process"))
 
 
 @register(
@@ -99,6 +105,27 @@ def scoring_noise(evidence: Evidence) -> Verdict:
     if not np.any(batched[known]):
         return Verdict("warn", f"{figure}: both models say the same everywhere", values)
     return Verdict(grade(fail=noise >= signal > 0, warn=noise > NOISE_SHARE * signal), figure, values)
+
+
+@register(
+    "unknown_scores",
+    measures="states whose sampled token has no log-probability of the teacher, and the share of the student's top k "
+    "that has none",
+    rule="warn: any sampled token: r is null there, and never 0. Of the top k a served teacher tells its own alone, "
+    "which is counted and no fault",
+    advice="sample only ids that both models share; serve with more log-probabilities (vLLM: --max-logprobs), or score "
+    "with the teacher's weights",
+    known_from="vLLM#56860, ms-swift PR#10026",
+)
+def unknown_scores(evidence: Evidence) -> Verdict:
+    sampled = np.isnan(evidence.column("teacher_logprob"))
+    listed = float(np.isnan(evidence.column("teacher_logprobs_at_student_top")).mean())
+    values = {"n_unknown": int(sampled.sum()), "n_states": len(sampled), "share_of_top_k_unknown": listed}
+    figure = (
+        f"{int(sampled.sum()):,} of {len(sampled):,} sampled tokens, and {listed:.1%} of the student's top "
+        f"{evidence.options.k}"
+    )
+    return Verdict("warn" if sampled.any() else "ok", figure, values)
 
 
 @register(

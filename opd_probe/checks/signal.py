@@ -57,10 +57,14 @@ def top_k(evidence: Evidence) -> Verdict:
         np.concatenate([np.asarray(one[name], dtype=np.float64) for one in columns])
         for name in ("student_logprobs_at_teacher_top", "teacher_top_logprobs")
     )
-    k = min(evidence.options.k, p.shape[1])
-    weight = np.exp(p[:, :k])
+    k = p.shape[1]
+    whole = ~np.isnan(p + q).any(1)  # a server's list may be short, or hold ids that the student does not share
+    if not whole.any():
+        raise Skip(f"no state has the teacher's whole top {k}")
+    p, q = p[whole], q[whole]
+    weight = np.exp(p)
     with np.errstate(invalid="ignore"):
-        terms = np.where(weight > 0, weight * (p[:, :k] - q[:, :k]), 0.0)
+        terms = np.where(weight > 0, weight * (p - q), 0.0)
     mass, negative = float(weight.sum(1).mean()), float((terms.sum(1) < 0).mean())
     values = {"k": k, "student_mass_on_teacher_top": mass, "negative_share": negative}
     figure = (

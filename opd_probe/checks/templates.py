@@ -104,13 +104,11 @@ def _first_difference(left: Sequence[int], right: Sequence[int]) -> tuple[int, i
     known_from="tinker-cookbook#796, #797",
 )
 def teacher_prompt(evidence: Evidence) -> Verdict:
-    states = evidence.replayed()
-    if not evidence.under_teacher_prompt:
-        reasons = (evidence.missing.get(name) for name in ("under_teacher_prompt", "teacher_prompts"))
+    evidence.replayed()
+    if not evidence.prompt_change:
+        reasons = (evidence.missing.get(name) for name in ("prompt_change", "teacher_prompts"))
         raise Skip(next((reason for reason in reasons if reason), "no replayed rollout has chat messages"))
-    change = np.concatenate(
-        [own - np.asarray(states[i]["teacher_logprob"], np.float64) for i, own in evidence.under_teacher_prompt.items()]
-    )
+    change = np.concatenate(list(evidence.prompt_change.values()))
     known = change[np.isfinite(change)]
     if not len(known):
         raise Skip("no response token has a log-probability under both prompts")

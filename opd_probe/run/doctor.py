@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opd_probe.checks import CheckOptions, Finding, examine, gather
+from opd_probe.checks import CheckOptions, Finding, Pair, examine, gather
 from opd_probe.checks.evidence import REPETITION_LENGTH
 from opd_probe.engine.replay import BATCH_TOKENS
 from opd_probe.engine.replay import Progress as StatesDone
 from opd_probe.errors import InputError, OpdProbeError
+from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.models.loading import load_model
+from opd_probe.models.served.model import ServedModel
 from opd_probe.run.files import Files
 from opd_probe.run.memory import memory_advice
-from opd_probe.run.plan import RunPlan, Teacher, plan_runs, result_format
+from opd_probe.run.plan import RunPlan, Teacher, model_path, plan_runs, result_format
 from opd_probe.run.pool import ModelPool
 from opd_probe.run.progress import Progress
 from opd_probe.run.replay import RolloutsSource, read_source
 from opd_probe.run.request import Request
 from opd_probe.run.result import Result
 from opd_probe.run.sampling import draw
+from opd_probe.run.served import served_model
 from opd_probe.run.tables import json_row, present
 from opd_probe.run.tracing import TraceOptions
 from opd_probe.types import Checkpoint, Prompt, Rollout
@@ -41,6 +44,7 @@ def doctor(
     teacher: Any,
     rollouts: RolloutsSource,
     *,
+    teacher_weights: Any = None,
     k: int = 16,
     temperature: float = 1.0,
     max_rollouts: int = HANDFUL,
@@ -51,6 +55,7 @@ def doctor(
     device_map: DeviceMap | None = None,
     batch_tokens: int = BATCH_TOKENS,
     tokenizer: Any = None,
+    teacher_tokenizer: Any = None,
     allow_special_mismatch: bool = False,
     trust_remote_code: bool = False,
     progress: StatesDone | None = None,
@@ -62,12 +67,13 @@ def doctor(
 
     Args:
         student, teacher, rollouts: as for :func:`opd_probe.replay`.
+        teacher_weights: of a teacher behind HTTP, as a path, a hub id or a model: both score the same tokens.
         k: of the top-k lists that a trainer would use.
         temperature: both scored distributions are softmax(logits / temperature).
         max_rollouts: how many rollouts are looked at; of more, a sample that ``seed`` decides.
         repetition_length: L of the repetition rate, in characters.
-        dtype, device, device_map, batch_tokens, tokenizer, allow_special_mismatch, trust_remote_code: as for
-            :func:`opd_probe.replay`.
+        dtype, device, device_map, batch_tokens, tokenizer, teacher_tokenizer, allow_special_mismatch,
+            trust_remote_code: as for :func:`opd_probe.replay`.
         progress: called with (states done, states in all) of each pass.
 
     Returns:
@@ -81,15 +87,17 @@ def doctor(
     load: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map, "tokenizer": tokenizer}
     load["trust_remote_code"] = trust_remote_code
     chosen = handful(read_source(rollouts), max_rollouts, seed)
+    known = served_model(teacher, teacher_tokenizer if teacher_tokenizer is not None else tokenizer)
+    served = isinstance(known, ServedModel)
+    if teacher_weights is not None and not served:
+        raise InputError("teacher_weights: the teacher is not served; leave it out")
+    pair = Pair(
+        lambda: load_model(student, **load),
+        lambda: known if served else load_model(known, **load),
+        None if teacher_weights is None else lambda: load_model(teacher_weights, **load),
+    )
     with memory_advice("checking"):
-        evidence = gather(
-            lambda: load_model(student, **load),
-            lambda: load_model(teacher, **load),
-            chosen,
-            options,
-            stage=lambda _: progress,
-        )
-        return examine(evidence)
+        return examine(gather(pair, chosen, options, stage=lambda _: progress))
 
 
 def _check(options: CheckOptions, max_rollouts: int) -> None:
@@ -111,10 +119,14 @@ def check_runs(
     request: Request,
     progress: Progress,
     *,
+    teacher_weights: str | None = None,
     max_rollouts: int = HANDFUL,
     repetition_length: int = REPETITION_LENGTH,
 ) -> tuple[Result, bool]:
     """The checklist of every run of a request, at its last checkpoint, against each of its teachers.
+
+    Args:
+        teacher_weights: of served teachers.
 
     Returns:
         Rows, and whether a check failed.
@@ -122,7 +134,10 @@ def check_runs(
     Raises:
         OpdProbeError: bad input, in one line.
     """
+    weights = model_path("--teacher-weights", teacher_weights)
     plans = [_narrowed(plan) for plan in plan_runs(request)]
+    if weights is not None and not any(isinstance(t.checkpoint, ServedModel) for plan in plans for t in plan.teachers):
+        raise InputError("--teacher-weights: no teacher is served; leave it out")
     files, pool = Files(plans), ModelPool(progress)
     files.check()
     rows = []
@@ -135,7 +150,7 @@ def check_runs(
         rollouts = _rollouts(plan, checkpoint, files, pool, max_rollouts, progress)
         for teacher in plan.teachers:
             names = {"run": plan.run.name, "step": checkpoint.step, "teacher": teacher.name}
-            findings = _examine(plan, checkpoint, teacher, rollouts, options, pool, progress)
+            findings = _examine(plan, checkpoint, teacher, weights, rollouts, options, pool, progress)
             rows += [names | _row(finding) for finding in findings]
     several = len({(row["run"], row["teacher"]) for row in rows}) > 1
     columns = (*(("run", "step", "teacher") if several else ()), *COLUMNS)
@@ -159,6 +174,7 @@ def _examine(
     plan: RunPlan,
     checkpoint: Checkpoint,
     teacher: Teacher,
+    weights: str | None,
     rollouts: Sequence[Rollout],
     options: CheckOptions,
     pool: ModelPool,
@@ -168,15 +184,13 @@ def _examine(
         progress.begin(f"check {plan.run.name}: {task}")
         return progress.update
 
+    pair = Pair(
+        lambda: pool.student(plan, checkpoint),
+        lambda: pool.teacher(plan, teacher.checkpoint),
+        None if weights is None else lambda: pool.weights(plan, resolve_checkpoint(weights)),
+    )
     with memory_advice("checking"):
-        evidence = gather(
-            lambda: pool.student(plan, checkpoint),
-            lambda: pool.loaded_teacher(plan, teacher.checkpoint),
-            rollouts,
-            options,
-            stage=stage,
-        )
-        return examine(evidence)
+        return examine(gather(pair, rollouts, options, stage=stage))
 
 
 def _rollouts(

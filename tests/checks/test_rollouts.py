@@ -28,7 +28,7 @@ def test_ids_beyond_the_vocabulary(clinic: Clinic) -> None:
     assert line.status == "fail"
     assert line.values["n_refused"] == 1
     assert f"rollout {first.id!r}: token id 600 is outside" in line.figure
-    assert found["self_score_batched"].values["n_tokens"] == sum(len(r.response_ids) for r in others)
+    assert found["self_score"].values["n_tokens"] == sum(len(r.response_ids) for r in others)
 
 
 def test_ids_that_no_tokenizer_has(clinic: Clinic) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import opd_probe
-from opd_probe.checks import CheckOptions, examine, gather
+from opd_probe.checks import CheckOptions, Pair, examine, gather
 from opd_probe.checks.registry import Skip
 from opd_probe.checks.scores import compare_paths
 from opd_probe.types import Rollout
@@ -61,7 +61,7 @@ def test_scores_of_masked_tokens_are_not_compared(clinic: Clinic) -> None:
 def test_a_batch_that_changes_the_scores(clinic: Clinic) -> None:
     """No model of ours does so, so that the fault is planted between both scorings."""
     models = clinic.models
-    evidence = gather(lambda: models["student"], lambda: models["teacher"], clinic.rollouts, CheckOptions(k=32))
+    evidence = gather(Pair(lambda: models["student"], lambda: models["teacher"]), clinic.rollouts, CheckOptions(k=32))
     generator = np.random.default_rng(0)
     other = {
         index: {
@@ -71,7 +71,7 @@ def test_a_batch_that_changes_the_scores(clinic: Clinic) -> None:
         for index, columns in evidence.alone.items()
     }
     found = {finding.check: finding for finding in examine(replace(evidence, alone=other))}
-    assert found["self_score_batched"].status == "fail"
+    assert found["self_score"].status == "fail"
     assert found["scoring_noise"].status == "fail"
     assert found["self_score_stored"].status == "ok"
 

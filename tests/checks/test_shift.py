@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from opd_probe.checks import CheckOptions, examine, gather
+from opd_probe.checks import CheckOptions, Pair, examine, gather
 from opd_probe.checks.shift import SHIFTS, correlations
 from opd_probe.types import Rollout
 from tests.checks.clinic import Clinic
@@ -74,7 +74,7 @@ def test_a_replay_that_reads_the_teacher_one_token_late(clinic: Clinic) -> None:
     """A defect of our own that the line guards against, so that it is planted behind the replay."""
     models = clinic.models
     options = CheckOptions(k=32)
-    evidence = gather(lambda: models["student"], lambda: models["teacher"], clinic.rollouts, options)
+    evidence = gather(Pair(lambda: models["student"], lambda: models["teacher"]), clinic.rollouts, options)
     late = {
         index: {**columns, "teacher_logprob": np.roll(columns["teacher_logprob"], 1)}
         for index, columns in evidence.states.items()

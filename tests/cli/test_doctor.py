@@ -19,6 +19,9 @@ from tests.checks.clinic import Clinic, edit_json
 from tests.checks.conftest import clinic as clinic  # the same fixture
 from tests.checks.test_tokenizers import swap
 from tests.cli.workspace import Caller, Outcome, files_below, write_lines
+from tests.models.served import cases
+from tests.models.served.recorded_server import Exchanges, serving
+from tests.tiny import save_checkpoint
 
 SHORT = ("--k", "32", "--repetition-length", "100")
 
@@ -142,6 +145,32 @@ def test_progress_is_said_on_stderr(clinic: Clinic, examine: Caller, monkeypatch
     said = {line.split(":")[1].strip() for line in done.err.splitlines() if line.startswith("check ")}
     assert said == {"student, in batches", "student, one rollout at a time", "teacher, in batches",
                     "teacher, one rollout at a time"}  # fmt: skip
+
+
+def test_a_served_teacher_beside_its_weights(examine: Caller, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "student", cases.student())
+    save_checkpoint(tmp_path / "teacher", cases.teacher())
+    rollouts = write_lines(tmp_path / "rollouts.jsonl", cases.rollouts())
+    words = [
+        "doctor",
+        "--student",
+        tmp_path / "student",
+        "--rollouts",
+        rollouts,
+        "--k",
+        str(cases.K),
+        "--format",
+        "json",
+    ]
+    weights = ("--teacher-weights", tmp_path / "teacher")
+    with serving(Exchanges.read("vllm_teacher.jsonl")) as server:
+        found = lines(examine(*words, "--teacher", server.url, *weights))
+    assert found["self_score"]["status"] == "ok"
+    assert "served against in-process" in str(found["self_score"]["figure"])
+    assert found["vocabulary"]["values"]["teacher_mass_outside"] is None  # type: ignore[index]
+    done = examine(*words, "--teacher", tmp_path / "teacher", *weights)
+    assert done.code == 2
+    assert done.errors == ["error: --teacher-weights: no teacher is served; leave it out"]
 
 
 @pytest.mark.parametrize(
