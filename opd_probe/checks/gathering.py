@@ -33,6 +33,7 @@ from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary
 from opd_probe.rollouts.encoding import encode_rollouts
 from opd_probe.rollouts.prompts import encode_messages
+from opd_probe.rollouts.teacher_prompts import messages_of
 from opd_probe.types import Rollout
 
 Stage = Callable[[str], Progress | None]
@@ -185,10 +186,13 @@ class _Gathering:
 
     def _rendered(self, name: str, tokenizer: Any) -> dict[int, list[int]]:
         """What a template makes of the messages of each rollout that has some; none when it refuses one of them."""
-        talks = {i: (r.id, r.extra["messages"]) for i, r in enumerate(self.rollouts) if r.extra.get("messages")}
+        places = {i: f"rollout {r.id!r}" for i, r in enumerate(self.rollouts) if r.extra.get("messages")}
 
         def encode() -> dict[int, list[int]]:
-            return {i: encode_messages(f"rollout {name!r}", talk, tokenizer) for i, (name, talk) in talks.items()}
+            return {
+                i: encode_messages(place, messages_of(place, self.rollouts[i]), tokenizer)
+                for i, place in places.items()
+            }
 
         return self._part(name, encode) or {}
 

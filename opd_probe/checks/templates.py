@@ -10,6 +10,7 @@ import numpy as np
 from opd_probe.checks.evidence import Evidence, Side, share
 from opd_probe.checks.registry import Skip, Verdict, register
 from opd_probe.rollouts.prompts import encode_messages
+from opd_probe.rollouts.teacher_prompts import messages_of
 
 TAIL = 8
 """Tokens of a prompt's end that are shown."""
@@ -36,7 +37,7 @@ PROBE = ({"role": "user", "content": "1 + 1 = ?"},)
     known_from="tinker-cookbook#796, #797, OPSD#10",
 )
 def template_tails(evidence: Evidence) -> Verdict:
-    messages = next((r.extra["messages"] for r in evidence.rollouts if r.extra.get("messages")), PROBE)
+    messages = next((messages_of(r.id, r) for r in evidence.rollouts if r.extra.get("messages")), PROBE)
     student = _rendered(evidence.student, "student", messages)
     teacher = _rendered(evidence.teacher, "teacher", messages)
     tails = [" ".join(tokens[-TAIL:]) for tokens in (student, teacher)]

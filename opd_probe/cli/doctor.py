@@ -43,6 +43,10 @@ def doctor(
     base: options.Base = None,
     step_offset: options.StepOffset = None,
     allow_special_mismatch: options.AllowSpecialMismatch = None,
+    teacher_template: options.TeacherTemplate = None,
+    teacher_system: options.TeacherSystem = None,
+    teacher_thinking: options.TeacherThinking = None,
+    teacher_context: options.TeacherContext = None,
     max_rollouts: Annotated[
         int, typer.Option("--max-rollouts", min=1, help="Rollouts to look at.", rich_help_panel="Input")
     ] = 16,
@@ -90,6 +94,10 @@ def doctor(
         base=base,
         step_offset=step_offset,
         allow_special_mismatch=allow_special_mismatch,
+        teacher_template=teacher_template,
+        teacher_system=teacher_system,
+        teacher_thinking=teacher_thinking,
+        teacher_context=teacher_context,
         sampler=sampler,
         sample_temperature=sample_temperature,
         max_new_tokens=max_new_tokens,

@@ -199,7 +199,9 @@ def _traces(
         if request.path is not None:
             check_file_writable(request.path)
     requests = [
-        request if read is None else replace(request, teacher_prompts=_prompts(request, read, given))
+        request
+        if read is None
+        else replace(request, teacher_prompts=prompts_as_given(request.teacher, options.tokenizer, read, given))
         for request, read in zip(requests, prompts, strict=True)
     ]
     fingerprints = [request.fingerprint(given) for request in requests]
@@ -246,8 +248,14 @@ def _same(student: Any, teacher: Any) -> bool:
     return student is teacher or (isinstance(student, Checkpoint) and student == teacher)
 
 
-def _prompts(request: TraceRequest, prompts: Sequence[Any], rollouts: Sequence[Rollout]) -> TeacherPrompts:
-    teacher, tokenizer = request.teacher, request.options.tokenizer
+def prompts_as_given(
+    teacher: Any, tokenizer: Any, prompts: Sequence[Any], rollouts: Sequence[Rollout]
+) -> TeacherPrompts:
+    """What a teacher reads, as a program says it: token ids, or messages for its own template.
+
+    Raises:
+        OpdProbeError: as :func:`opd_probe.rollouts.teacher_prompts.given_prompts`.
+    """
 
     def load() -> Any:
         if tokenizer is not None:

@@ -15,7 +15,7 @@ from opd_probe.lab.demo import write_prompts
 from opd_probe.rollouts.files import write_rollouts
 from opd_probe.run.doctor import handful
 from opd_probe.types import Rollout
-from tests.checks.clinic import Clinic, edit_json
+from tests.checks.clinic import Clinic, edit_json, template
 from tests.checks.conftest import clinic as clinic  # the same fixture
 from tests.checks.test_tokenizers import swap
 from tests.cli.workspace import Caller, Outcome, files_below, write_lines
@@ -137,6 +137,21 @@ def test_a_run_with_a_manifest_and_two_teachers(clinic: Clinic, examine: Caller,
     assert rows["teacher", "replay"]["values"]["n_rollouts"] == 8
     table = examine("doctor", "--ckpts", run, "--max-rollouts", "2").out
     assert table.splitlines()[0].split()[:3] == ["run", "step", "teacher"]
+
+
+def test_a_teacher_that_reads_another_prompt(clinic: Clinic, examine: Caller, tmp_path: Path) -> None:
+    (tmp_path / "answer.jinja").write_text(template("answer"))
+    done = examine(*pair(clinic), *SHORT, "--teacher-template", tmp_path / "answer.jinja", "--teacher-template",
+                   "student", "--format", "json")  # fmt: skip
+    names = sorted({str(row["teacher"]) for row in done.rows})
+    assert len(names) == 2
+    changes = {
+        str(row["teacher"]): row["values"]["mean_absolute_change"]
+        for row in done.rows
+        if row["check"] == "teacher_prompt"
+    }
+    assert min(changes.values()) == 0.0
+    assert max(changes.values()) > 0.01
 
 
 def test_progress_is_said_on_stderr(clinic: Clinic, examine: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
