@@ -24,7 +24,7 @@ REPETITIVE_LIMIT = 0.05
     rule="fail: a rollout that a replay would refuse (an id that a model has no row for, an empty prompt), or logits "
     "that are not finite; warn: rollouts without a state",
     advice="sample with this student's tokenizer, drop the rollouts that are named, or check the checkpoint's weights",
-    known_from="SkyRL PR#2256",
+    known_from="many trainers",
 )
 def replay(evidence: Evidence) -> Verdict:
     states = sum(len(columns["position"]) for columns in evidence.states.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from opd_probe.engine.replay import BATCH_TOKENS
 from opd_probe.engine.replay import Progress as StatesDone
 from opd_probe.errors import InputError, OpdProbeError
 from opd_probe.models.checkpoints import resolve_checkpoint
-from opd_probe.models.loading import load_model
+from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.models.served.model import ServedModel
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts
 from opd_probe.run.files import Files
@@ -98,9 +99,14 @@ def doctor(
     served = isinstance(known, ServedModel)
     if teacher_weights is not None and not served:
         raise InputError("teacher_weights: the teacher is not served; leave it out")
+
+    def load_teacher() -> LoadedModel | ServedModel:
+        gc.collect()  # modules hold reference cycles: without it the student would stay beside it
+        return known if served else load_model(known, **load)
+
     pair = Pair(
         lambda: load_model(student, **load),
-        lambda: known if served else load_model(known, **load),
+        load_teacher,
         None if teacher_weights is None else lambda: load_model(teacher_weights, **load),
         None if teacher_prompts is None else prompts_as_given(known, tokenizer, teacher_prompts, given).ids,
     )

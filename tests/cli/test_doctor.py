@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from opd_probe.checks import CHECKS
@@ -21,6 +22,7 @@ from tests.checks.test_tokenizers import swap
 from tests.cli.workspace import Caller, Outcome, files_below, write_lines
 from tests.models.served import cases
 from tests.models.served.recorded_server import Exchanges, serving
+from tests.rollouts.left_behind import slime, slime_sample
 from tests.tiny import save_checkpoint
 
 SHORT = ("--k", "32", "--repetition-length", "100")
@@ -152,6 +154,34 @@ def test_a_teacher_that_reads_another_prompt(clinic: Clinic, examine: Caller, tm
     }
     assert min(changes.values()) == 0.0
     assert max(changes.values()) > 0.01
+
+
+def test_what_slime_left_with_the_teacher_a_token_late(clinic: Clinic, examine: Caller, tmp_path: Path) -> None:
+    """The file of a trainer as it writes it, with the log-probs of both models."""
+
+    def sample(number: int, rollout: Rollout, late: int) -> dict[str, object]:
+        scores = torch.tensor(rollout.extra["teacher_logprobs"])
+        return slime_sample(
+            index=number,
+            tokens=[*rollout.prompt_ids, *rollout.response_ids],
+            response_length=len(rollout.response_ids),
+            loss_mask=[1] * len(rollout.response_ids),
+            rollout_log_probs=list(rollout.logprobs or ()),
+            teacher_log_probs=torch.roll(scores, late),
+        )
+
+    student = clinic.copy("student", tmp_path).rename(tmp_path / "checkpoint-9")
+    found = {}
+    for late in (0, 1):
+        place = slime(tmp_path / str(late), [sample(n, rollout, late) for n, rollout in enumerate(clinic.rollouts)])
+        done = examine("doctor", "--student", student, "--teacher", clinic.root / "teacher", "--rollouts",
+                       place / "9.pt", *SHORT, "--format", "json")  # fmt: skip
+        assert done.code == late, done.err
+        found[late] = lines(done)
+    assert found[0]["shift_stored"]["status"] == found[0]["self_score_stored"]["status"] == "ok"
+    assert found[0]["sampler_logprobs"]["status"] == "ok"
+    assert found[1]["shift_stored"]["status"] == found[1]["self_score_stored"]["status"] == "fail"
+    assert "most by δ = +1" in str(found[1]["shift_stored"]["figure"])
 
 
 def test_progress_is_said_on_stderr(clinic: Clinic, examine: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
