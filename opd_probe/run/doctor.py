@@ -14,7 +14,7 @@ from opd_probe.checks import CheckOptions, Finding, Pair, examine, gather
 from opd_probe.checks.evidence import REPETITION_LENGTH
 from opd_probe.engine.replay import BATCH_TOKENS
 from opd_probe.engine.replay import Progress as StatesDone
-from opd_probe.errors import InputError, OpdProbeError
+from opd_probe.errors import InputError
 from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.models.served.model import ServedModel
@@ -230,7 +230,7 @@ def _rollouts(plan: RunPlan, files: Files, pool: ModelPool, count: int, progress
     student = pool.sampled_student(plan, checkpoint)
     try:
         return draw(student, pool.sampled_teachers(plan), checkpoint, prompts, settings, progress)
-    except OpdProbeError:  # what keeps a teacher from these states is a finding; the student may sample nevertheless
+    except InputError:  # what keeps a teacher from these states is a finding; the student may sample nevertheless
         return draw(pool.sampled_student(plan, checkpoint), [], checkpoint, prompts, settings, progress)
 
 

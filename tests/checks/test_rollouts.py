@@ -92,6 +92,7 @@ def test_text_that_is_tokenised_again(clinic: Clinic) -> None:
     found = clinic.findings(rows)  # type: ignore[arg-type]
     assert found["token_source"].status == "warn"
     assert found["token_source"].values == {"share_retokenized": 1.0, "n": len(rows)}
+    assert found["token_source"].figure == "16 of 16 rollouts are re-tokenised text"
     assert found["replay"].status == "ok"
 
 

@@ -124,6 +124,22 @@ def test_a_sampler_at_another_temperature(clinic: Clinic) -> None:
     assert clinic.findings(cool, temperature=0.7)["sampler_logprobs"].status == "ok"
 
 
+def test_a_sampled_token_that_the_teacher_does_not_have(clinic: Clinic, tmp_path: Path) -> None:
+    """A student that has sampled one of its padding rows, which the narrower teacher cannot score."""
+
+    def pad(model: Any) -> None:
+        model.resize_token_embeddings(512, mean_resizing=False)
+
+    student = edit_weights(clinic.copy("student", tmp_path), pad)
+    first, *others = clinic.rollouts
+    odd = replace(first, response_ids=(*first.response_ids, 505), logprobs=None, extra={})
+    line = clinic.findings([odd, *others], student=student)["unknown_scores"]
+    assert line.status == "warn"
+    assert line.values["n_unknown"] == 1
+    assert line.values["n_states"] == sum(len(rollout.response_ids) for rollout in clinic.rollouts) + 1
+    assert line.figure.startswith(f"1 of {line.values['n_states']} sampled tokens")
+
+
 def test_no_sampler_logprobs(clinic: Clinic) -> None:
     line = clinic.findings(clinic.altered(lambda rollout: replace(rollout, logprobs=None)))["sampler_logprobs"]
     assert line.status == "skip"
