@@ -48,7 +48,7 @@ def test_rollouts_without_a_state(clinic: Clinic) -> None:
 
 def test_nothing_to_replay(clinic: Clinic) -> None:
     found = clinic.findings([bare(clinic.rollouts[0], response_ids=())])
-    assert found["replay"].status == "skip"
+    assert found["replay"].status == "fail"
     assert "none of the 1 has a state" in found["replay"].figure
     assert found["mask_zeros"].status == "skip"
     assert found["tokenizers"].status == "ok"
@@ -76,7 +76,8 @@ def test_a_teacher_with_few_positions(clinic: Clinic, tmp_path: Path) -> None:
         "longest": longest, "student_positions": 128, "teacher_positions": 30, "n_too_long": len(clinic.rollouts)
     }  # fmt: skip
     assert f"needs {longest} positions of 128 (student), 30 (teacher)" in line.figure
-    assert found["replay"].status == "skip"
+    assert (found["replay"].status, found["vocabulary"].status) == ("skip", "skip")
+    assert "see the line 'lengths'" in found["replay"].figure
 
 
 def test_one_rollout_too_long(clinic: Clinic) -> None:

@@ -88,13 +88,21 @@ def test_no_template(clinic: Clinic, tmp_path: Path) -> None:
     assert "no chat template" in found["teacher_prompt"].figure
 
 
-def test_a_template_that_refuses(clinic: Clinic, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{{ raise_exception('not for you') }}", "not for you"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% if", "end of template"),
+    ],
+)
+def test_a_template_that_refuses(clinic: Clinic, tmp_path: Path, source: str, said: str) -> None:
     teacher = clinic.copy("teacher", tmp_path)
-    (teacher / "chat_template.jinja").write_text("{{ raise_exception('not for you') }}")
-    found = clinic.findings(teacher=teacher)
+    (teacher / "chat_template.jinja").write_text(source)
+    found = clinic.findings(clinic.rollouts[:4], teacher=teacher)
     assert found["template_tails"].status == "skip"
-    assert "not for you" in found["template_tails"].figure
-    assert "not for you" in found["teacher_prompt"].figure
+    assert said in found["template_tails"].figure
+    assert said in found["teacher_prompt"].figure
     assert found["replay"].status == "ok"
 
 
