@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,31 +60,27 @@ class Pair:
     prompts: Prompts | None = None
 
 
-def gather(
-    pair: Pair,
-    rollouts: Sequence[Rollout],
-    options: CheckOptions,
-    *,
-    stage: Stage = silent,
-    place: Path | None = None,
-) -> Evidence:
+def gather(pair: Pair, rollouts: Sequence[Rollout], options: CheckOptions, *, stage: Stage = silent) -> Evidence:
     """The evidence on a pair of models. Nothing here holds on to the student once its states are on disk.
 
     Args:
         rollouts: a handful; text is encoded with the student's tokenizer.
-        place: the directory whose disk takes the student's hidden states; None: the system's.
 
     Raises:
         OpdProbeError: a model that cannot be loaded, or rollouts that cannot be encoded.
     """
-    side, encoded, kept = _run_student(pair.student(), rollouts, options, stage, place)
+    side, encoded, kept = _run_student(pair.student(), rollouts, options, stage)
     teacher = pair.teacher()
     found = _Gathering(side, teacher, encoded, kept, options, stage, pair.prompts).evidence()
     if not isinstance(teacher, ServedModel) or pair.weights is None or not found.states:
         return found
-    readable = without(encoded, found.left_out)
+    model, readable = pair.weights(), without(encoded, found.left_out)
     progress = stage("the served teacher's weights")
-    return replace(found, in_process=own_scores(pair.weights(), readable, pair.prompts, options.batch_tokens, progress))
+    try:
+        own = own_scores(model, readable, pair.prompts, options.batch_tokens, progress)
+    except InputError as error:
+        return replace(found, missing={**found.missing, "in_process": str(error)})
+    return replace(found, in_process=own)
 
 
 def side_of(model: LoadedModel | ServedModel) -> Side:
@@ -98,13 +93,13 @@ def side_of(model: LoadedModel | ServedModel) -> Side:
 
 
 def _run_student(
-    model: LoadedModel, rollouts: Sequence[Rollout], options: CheckOptions, stage: Stage, place: Path | None
+    model: LoadedModel, rollouts: Sequence[Rollout], options: CheckOptions, stage: Stage
 ) -> tuple[Side, list[Rollout], tuple[StoredModel, StoredModel] | str]:
     """The student in outline, the rollouts with ids, and its hidden states in batches and one rollout at a time."""
     encoded = encode_rollouts(rollouts, model.tokenizer)
     readable = without(encoded, refused(encoded, lambda _, rollout: build_sequences([rollout], [model])))
     try:
-        batched, alone = StoredModel(model, readable, place), StoredModel(model, readable, place)
+        batched, alone = StoredModel(model, readable), StoredModel(model, readable)
     except InputError as error:
         return side_of(model), encoded, str(error)
     batched.fill(options.batch_tokens, stage("student, in batches"))

@@ -44,9 +44,6 @@ class OneByOne:
         return self.served.scores(sequences, k, at_once=1)
 
 
-Teacher = LoadedModel | ServedModel | OneByOne
-
-
 def engine(
     student: Any,
     teacher: Any,

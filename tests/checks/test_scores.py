@@ -33,6 +33,16 @@ def test_noisy_stored_scores(clinic: Clinic, size: float, status: str) -> None:
     assert "stored against replayed" in line.figure
 
 
+def test_rounding_stays_far_below_the_limits(clinic: Clinic) -> None:
+    """What the table says of bf16: both models in it, against scores in float32 of the teacher and of the sampler."""
+    found = clinic.findings(student=clinic.root / "student", teacher=clinic.root / "teacher", dtype="bfloat16")
+    stored, sampler = found["self_score_stored"], found["sampler_logprobs"]
+    assert (stored.status, sampler.status) == ("ok", "ok")
+    assert 0 < stored.values["p50"] < 0.005
+    assert 0 < stored.values["p99"] < 0.15
+    assert 0 < sampler.values["mean_absolute_difference"] < 0.01
+
+
 def test_a_few_scores_that_are_off(clinic: Clinic) -> None:
     def off(rollout: Rollout) -> Rollout:
         first, *others = rollout.extra["teacher_logprobs"]

@@ -47,6 +47,12 @@ def test_other_weights_are_served(server: Served) -> None:
     assert "serve with the weights" in line.advice
 
 
+def test_weights_that_cannot_read_the_rollouts(server: Served) -> None:
+    line = findings(server.url, teacher_weights=tiny_model(40, seed=9))["self_score"]
+    assert line.status == "skip"
+    assert "outside the vocabulary" in line.figure
+
+
 def test_what_a_server_does_not_tell(server: Served) -> None:
     found = findings(server.url)
     assert found["self_score"].status == "skip"
