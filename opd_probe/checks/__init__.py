@@ -6,7 +6,7 @@ Importing the package registers every check. The order of the imports is the ord
 from opd_probe.checks import tokenizers  # noqa: I001
 from opd_probe.checks import templates, rollouts, mask, shift, scores, signal
 from opd_probe.checks.evidence import CheckOptions, Evidence
-from opd_probe.checks.gathering import gather
+from opd_probe.checks.gathering import Pair, gather
 from opd_probe.checks.registry import CHECKS, Finding, examine
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "CheckOptions",
     "Evidence",
     "Finding",
+    "Pair",
     "examine",
     "gather",
     "mask",

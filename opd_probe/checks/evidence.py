@@ -44,15 +44,18 @@ class Side:
     """What the checks know of a model; the attributes mean what they mean of a :class:`LoadedModel`.
 
     Attributes:
+        width: None for a served model, which does not tell.
         generation_eos: end-of-sequence ids of generation_config alone.
+        served: whether it is behind HTTP.
     """
 
     name: str
     tokenizer: Any
-    width: int
+    width: int | None
     max_positions: int | None
     eos_ids: tuple[int, ...]
     generation_eos: tuple[int, ...]
+    served: bool = False
 
     def label(self, token: int) -> str:
         """A token's string and its id."""
@@ -73,7 +76,9 @@ class Evidence:
         alone: likewise, each rollout by itself.
         teacher_prompts: by rollout index, the prompt ids that the teacher's own template makes of its messages.
         student_prompts: likewise, of the student's.
-        under_teacher_prompt: by rollout index, the teacher's log-probabilities of the states under its own prompt.
+        prompt_change: by rollout index, log q of the states under the teacher's own prompt less that under the
+            student's.
+        in_process: by rollout index, the log-probabilities of the states by a served teacher's weights in this process.
         missing: by the name of a part above, why it is not there.
     """
 
@@ -87,7 +92,8 @@ class Evidence:
     alone: Mapping[int, Columns] = field(default_factory=dict)
     student_prompts: Mapping[int, Sequence[int]] = field(default_factory=dict)
     teacher_prompts: Mapping[int, Sequence[int]] = field(default_factory=dict)
-    under_teacher_prompt: Mapping[int, Floats] = field(default_factory=dict)
+    prompt_change: Mapping[int, Floats] = field(default_factory=dict)
+    in_process: Mapping[int, Floats] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
 
     def replayed(self) -> Mapping[int, Columns]:
@@ -101,7 +107,7 @@ class Evidence:
         return self.states
 
     def column(self, name: str) -> Floats:
-        """A column of all replayed states, one rollout after another, float64 [n].
+        """A column of all replayed states, one rollout after another, float64 [n] or [n, K].
 
         Raises:
             Skip: nothing was replayed.

@@ -3,23 +3,36 @@ teacher comes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opd_probe.checks.evidence import CheckOptions, Columns, Evidence, Floats, Side, teacher_scores
-from opd_probe.engine.replay import Progress, Replay, ReplaySettings
-from opd_probe.engine.sequences import build_sequences, skip_reason
+from opd_probe.checks.passes import (
+    OneByOne,
+    Prompts,
+    engine,
+    one_of,
+    own_scores,
+    prompts_of,
+    refused,
+    scores,
+    states,
+    without,
+)
+from opd_probe.engine.replay import Progress, ReplaySettings
+from opd_probe.engine.sequences import build_sequences
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import InputError, OpdProbeError, OutOfMemoryError
 from opd_probe.models.loading import LoadedModel, eos_ids_of
+from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary
 from opd_probe.rollouts.encoding import encode_rollouts
 from opd_probe.rollouts.prompts import encode_messages
+from opd_probe.rollouts.teacher_prompts import messages_of
 from opd_probe.types import Rollout
 
 Stage = Callable[[str], Progress | None]
@@ -31,43 +44,62 @@ def silent(task: str) -> None:
     del task
 
 
-def gather(
-    student: Callable[[], LoadedModel],
-    teacher: Callable[[], LoadedModel],
-    rollouts: Sequence[Rollout],
-    options: CheckOptions,
-    *,
-    stage: Stage = silent,
-    place: Path | None = None,
-) -> Evidence:
-    """The evidence on a pair of models.
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A student and a teacher, to be loaded one after the other.
+
+    Attributes:
+        student, teacher: load them; a served teacher is just named.
+        weights: loads the weights of a served teacher, to compare both; None: they are not at hand.
+        prompts: what the teacher reads before each response; None: what the student read.
+    """
+
+    student: Callable[[], LoadedModel]
+    teacher: Callable[[], LoadedModel | ServedModel]
+    weights: Callable[[], LoadedModel] | None = None
+    prompts: Prompts | None = None
+
+
+def gather(pair: Pair, rollouts: Sequence[Rollout], options: CheckOptions, *, stage: Stage = silent) -> Evidence:
+    """The evidence on a pair of models. Nothing here holds on to the student once its states are on disk.
 
     Args:
-        student, teacher: load the models. Nothing here holds on to the student once its states are on disk.
         rollouts: a handful; text is encoded with the student's tokenizer.
-        place: the directory whose disk takes the student's hidden states; None: the system's.
 
     Raises:
         OpdProbeError: a model that cannot be loaded, or rollouts that cannot be encoded.
     """
-    side, encoded, kept = _run_student(student(), rollouts, options, stage, place)
-    return _Gathering(side, teacher(), encoded, kept, options, stage).evidence()
+    side, encoded, kept = _run_student(pair.student(), rollouts, options, stage)
+    teacher = pair.teacher()
+    found = _Gathering(side, teacher, encoded, kept, options, stage, pair.prompts).evidence()
+    if not isinstance(teacher, ServedModel) or pair.weights is None or not found.states:
+        return found
+    model, readable = pair.weights(), without(encoded, found.left_out)
+    progress = stage("the served teacher's weights")
+    try:
+        own = own_scores(model, readable, pair.prompts, options.batch_tokens, progress)
+    except InputError as error:
+        return replace(found, missing={**found.missing, "in_process": str(error)})
+    return replace(found, in_process=own)
 
 
-def side_of(model: LoadedModel) -> Side:
-    """What the checks know of a loaded model."""
+def side_of(model: LoadedModel | ServedModel) -> Side:
+    """What the checks know of a model."""
+    if isinstance(model, ServedModel):
+        known = eos_ids_of(None, model.tokenizer)
+        return Side(model.name, model.tokenizer, None, model.max_positions, known, (), served=True)
     generation = eos_ids_of(getattr(model.model, "generation_config", None), None)
     return Side(model.name, model.tokenizer, model.width, model.max_positions, model.eos_ids, generation)
 
 
 def _run_student(
-    model: LoadedModel, rollouts: Sequence[Rollout], options: CheckOptions, stage: Stage, place: Path | None
+    model: LoadedModel, rollouts: Sequence[Rollout], options: CheckOptions, stage: Stage
 ) -> tuple[Side, list[Rollout], tuple[StoredModel, StoredModel] | str]:
     """The student in outline, the rollouts with ids, and its hidden states in batches and one rollout at a time."""
     encoded = encode_rollouts(rollouts, model.tokenizer)
-    readable = without(encoded, unreadable(encoded, [model]))
+    readable = without(encoded, refused(encoded, lambda _, rollout: build_sequences([rollout], [model])))
     try:
-        batched, alone = StoredModel(model, readable, place), StoredModel(model, readable, place)
+        batched, alone = StoredModel(model, readable), StoredModel(model, readable)
     except InputError as error:
         return side_of(model), encoded, str(error)
     batched.fill(options.batch_tokens, stage("student, in batches"))
@@ -75,71 +107,47 @@ def _run_student(
     return side_of(model), encoded, (batched, alone)
 
 
-def unreadable(rollouts: Sequence[Rollout], models: Sequence[Any]) -> dict[int, str]:
-    """By index, why a rollout has no states or cannot be read by one of the models."""
-    reasons: dict[int, str] = {}
-    for index, rollout in enumerate(rollouts):
-        if reason := skip_reason(rollout):
-            reasons[index] = f"rollout {rollout.id!r}: {reason}"
-            continue
-        try:
-            build_sequences([rollout], models)
-        except InputError as error:
-            reasons[index] = str(error)
-    return reasons
-
-
-def without(rollouts: Sequence[Rollout], indices: Container[int]) -> list[Rollout]:
-    """The rollouts, those at ``indices`` emptied: a replay skips them, and the others keep their places."""
-    return [
-        replace(rollout, response_ids=(), response_mask=None, logprobs=None) if index in indices else rollout
-        for index, rollout in enumerate(rollouts)
-    ]
-
-
+@dataclass
 class _Gathering:
     """The part that needs the teacher; collects why a piece of it could not be had."""
 
-    def __init__(
-        self,
-        side: Side,
-        teacher: LoadedModel,
-        rollouts: list[Rollout],
-        kept: tuple[StoredModel, StoredModel] | str,
-        options: CheckOptions,
-        stage: Stage,
-    ) -> None:
-        self.side, self.teacher, self.rollouts, self.kept = side, teacher, rollouts, kept
-        self.options, self.stage = options, stage
-        self.missing: dict[str, str] = {}
+    side: Side
+    teacher: LoadedModel | ServedModel
+    rollouts: list[Rollout]
+    kept: tuple[StoredModel, StoredModel] | str
+    options: CheckOptions
+    stage: Stage
+    prompts: Prompts | None
+    missing: dict[str, str] = field(default_factory=dict)
 
     def evidence(self) -> Evidence:
         vocabulary: SharedVocabulary | None = self._part("vocabulary", self._vocabulary)
+        k = None if vocabulary is None else self._part("states", lambda: self._depth(vocabulary))
         known = Evidence(
             self.side,
             side_of(self.teacher),
             self.rollouts,
             self.options,
-            left_out=unreadable(self.rollouts, [self.side, self.teacher]),
+            left_out=self._left_out(vocabulary),
             vocabulary=vocabulary,
-            student_prompts=self._prompts("student_prompts", self.side.tokenizer),
-            teacher_prompts=self._prompts("teacher_prompts", self.teacher.tokenizer),
+            student_prompts=self._rendered("student_prompts", self.side.tokenizer),
+            teacher_prompts=self._rendered("teacher_prompts", self.teacher.tokenizer),
             missing=self.missing,
         )
         if vocabulary is None:
             self.missing["states"] = "a replay refuses this pair, see the line 'tokenizers'"
-            return known
         if isinstance(self.kept, str):
             self.missing["states"] = self.kept
+        if vocabulary is None or k is None or isinstance(self.kept, str):
             return known
         readable, ids = without(self.rollouts, known.left_out), vocabulary.ids
         batched, single = self.kept
-        states = self._part("states", lambda: self._replay(batched, readable, ids, self.options.batch_tokens))
-        if not states:
+        first = self._part("states", lambda: self._replay(batched, readable, ids, k, self.options.batch_tokens))
+        if not first:
             return known
-        alone = self._part("alone", lambda: self._replay(single, readable, ids, 1))
-        under = self._part("under_teacher_prompt", lambda: self._own_prompt(known.teacher_prompts, states, ids))
-        return replace(known, states=states, alone=alone or {}, under_teacher_prompt=under or {})
+        again = self._part("alone", lambda: self._replay(single, readable, ids, k, 1))
+        change = self._part("prompt_change", lambda: self._prompt_change(known, first, batched, ids, k))
+        return replace(known, states=first, alone=again or {}, prompt_change=change or {})
 
     def _part(self, name: str, make: Callable[[], Any]) -> Any:
         """A part of the evidence; None, and the reason in :attr:`missing`, when bad input stands in its way."""
@@ -154,41 +162,69 @@ class _Gathering:
     def _vocabulary(self) -> Any:
         return shared_vocabulary(self.side, self.teacher, allow_special_mismatch=self.options.allow_special_mismatch)
 
-    def _prompts(self, name: str, tokenizer: Any) -> dict[int, list[int]]:
+    def _depth(self, vocabulary: SharedVocabulary) -> int:
+        """K of the replay: as asked, but no deeper than the shared vocabulary and what a server tells."""
+        k = min(self.options.k, vocabulary.size)
+        return self.teacher.allowed(k) if isinstance(self.teacher, ServedModel) else k
+
+    def _left_out(self, vocabulary: SharedVocabulary | None) -> dict[int, str]:
+        """What a replay of this pair would refuse; without a shared vocabulary, what either model cannot read."""
+
+        def build(index: int, rollout: Rollout) -> None:
+            if vocabulary is None:
+                build_sequences([rollout], [side for side in (self.side, side_of(self.teacher)) if not side.served])
+            else:
+                settings = self._settings(1, self.options.batch_tokens)
+                engine(self.side, self.teacher, [rollout], vocabulary.ids, settings, one_of(self.prompts, index))
+
+        return refused(self.rollouts, build)
+
+    def _rendered(self, name: str, tokenizer: Any) -> dict[int, list[int]]:
         """What a template makes of the messages of each rollout that has some; none when it refuses one of them."""
-        talks = {i: (r.id, r.extra["messages"]) for i, r in enumerate(self.rollouts) if r.extra.get("messages")}
+        places = {i: f"rollout {r.id!r}" for i, r in enumerate(self.rollouts) if r.extra.get("messages")}
 
         def encode() -> dict[int, list[int]]:
-            return {i: encode_messages(f"rollout {name!r}", talk, tokenizer) for i, (name, talk) in talks.items()}
+            return {
+                i: encode_messages(place, messages_of(place, self.rollouts[i]), tokenizer)
+                for i, place in places.items()
+            }
 
         return self._part(name, encode) or {}
-
-    def _replay(
-        self, student: StoredModel, rollouts: list[Rollout], ids: NDArray[np.int64], batch_tokens: int
-    ) -> dict[int, Columns]:
-        settings = self._settings(min(self.options.k, len(ids)), batch_tokens)
-        progress = self.stage(f"teacher, {'one rollout at a time' if batch_tokens == 1 else 'in batches'}")
-        found = dict(Replay(student, self.teacher, rollouts, ids, settings).states(progress=progress))
-        return dict(sorted(found.items()))
 
     def _settings(self, k: int, batch_tokens: int) -> ReplaySettings:
         return ReplaySettings(k, self.options.temperature, batch_tokens=batch_tokens, compiled=False)
 
-    def _own_prompt(
-        self, prompts: Mapping[int, Sequence[int]], states: Mapping[int, Columns], ids: NDArray[np.int64]
+    def _replay(
+        self, student: StoredModel, rollouts: list[Rollout], ids: NDArray[np.int64], k: int, batch_tokens: int
+    ) -> dict[int, Columns]:
+        alone = batch_tokens == 1
+        teacher = OneByOne(self.teacher) if alone and isinstance(self.teacher, ServedModel) else self.teacher
+        run = engine(student, teacher, rollouts, ids, self._settings(k, batch_tokens), self.prompts)
+        return states(run, self.stage(f"teacher, {'one rollout at a time' if alone else 'in batches'}"))
+
+    def _prompt_change(
+        self, known: Evidence, first: Mapping[int, Columns], batched: StoredModel, ids: NDArray[np.int64], k: int
     ) -> dict[int, Floats]:
-        """The teacher's log-probabilities under the prompts of its own template; where these are the student's, the
-        ones that are there already."""
-        known = {index: scores for index, scores in teacher_scores(states).items() if index in prompts}
-        other = {i for i in known if tuple(prompts[i]) != tuple(self.rollouts[i].prompt_ids)}
-        if not other:
-            return known
-        moved = [
-            replace(rollout, prompt_ids=tuple(prompts[i])) if i in other else rollout
-            for i, rollout in enumerate(self.rollouts)
-        ]
-        moved = without(moved, set(range(len(moved))) - other | unreadable(moved, [self.teacher]).keys())
-        kept = StoredModel(self.teacher, moved)  # as its own student: it runs once
-        kept.fill(self.options.batch_tokens, self.stage("teacher, under its own prompt"))
-        scored = dict(Replay(kept, kept, moved, ids, self._settings(1, self.options.batch_tokens)).states())
-        return {index: scores for index, scores in known.items() if index not in other} | teacher_scores(scored)
+        """log q of the states under the prompt of the teacher's own less that under the student's.
+
+        Its own is the one that it was given, else the one that its template makes; where that is the student's, the
+        change is 0 and nothing is run.
+        """
+        given = None if self.prompts is None else dict(enumerate(self.prompts))
+        own = {i: ids for i, ids in (known.teacher_prompts if given is None else given).items() if i in first}
+        other = {i for i, prompt in own.items() if tuple(prompt) != tuple(self.rollouts[i].prompt_ids)}
+        settings = self._settings(k, self.options.batch_tokens)
+        read = prompts_of(self.rollouts, own if given is None else {})
+
+        def build(index: int, rollout: Rollout) -> None:
+            engine(self.side, self.teacher, [rollout], ids, settings, one_of(read, index))
+
+        left = (set(range(len(self.rollouts))) - other) | refused(self.rollouts, build).keys()
+        there = teacher_scores(first)
+        change = {index: np.zeros_like(there[index]) for index in own.keys() - other}
+        if len(left) < len(self.rollouts):
+            run = engine(batched, self.teacher, without(self.rollouts, left), ids, settings, read)
+            found = scores(run, self.stage("teacher, under the other prompt"))
+            sign = 1.0 if given is None else -1.0
+            change |= {index: sign * (values - there[index]) for index, values in found.items()}
+        return dict(sorted(change.items()))

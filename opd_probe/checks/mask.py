@@ -119,7 +119,7 @@ def _longest_run(positions: Any) -> int:
     rule="fail: a token of another turn is counted: the student is trained on what it did not write; warn: another "
     "special token is counted",
     advice="mask user and tool turns together with their markers (response_mask 0)",
-    known_from="trl PR#6357, open-instruct PR#1847",
+    known_from="open-instruct PR#1847",
 )
 def mask_tokens(evidence: Evidence) -> Verdict:
     side = evidence.student
@@ -149,11 +149,15 @@ def turn_markers(tokenizer: Any) -> tuple[set[int], set[int]]:
     user, assistant = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
     opened = _rendering(tokenizer, [user], prompt=True)
     answered = _rendering(tokenizer, [user, assistant], prompt=False)
-    own = set(answered[len(opened) :]) if answered[: len(opened)] == opened else {tokenizer.eos_token_id}
-    own |= {tokenizer.eos_token_id}
+    own = {tokenizer.eos_token_id, *answered[_common(opened, answered) :]}
     tool = _rendering(tokenizer, [user, assistant, {"role": "tool", "content": "c"}], prompt=False)
-    others = set(_rendering(tokenizer, [user], prompt=False)) | set(tool[len(answered) :])
+    others = {*_rendering(tokenizer, [user], prompt=False), *tool[_common(answered, tool) :]}
     return own & marks, (others & marks) - own
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many ids at their start two sequences have in common."""
+    return next((n for n, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
 def _rendering(tokenizer: Any, messages: Sequence[Any], *, prompt: bool) -> list[int]:

@@ -21,10 +21,10 @@ REPETITIVE_LIMIT = 0.05
 @register(
     "replay",
     measures="rollouts and states that both models read, and what a replay refuses",
-    rule="fail: a rollout that a replay would refuse (an id that a model has no row for, an empty prompt), or logits "
-    "that are not finite; warn: rollouts without a state",
+    rule="fail: a rollout that a replay would refuse (an id that a model has no row for, an empty prompt), logits that "
+    "are not finite, a server without an answer, or no state at all; warn: rollouts without a state",
     advice="sample with this student's tokenizer, drop the rollouts that are named, or check the checkpoint's weights",
-    known_from="SkyRL PR#2256",
+    known_from="many trainers",
 )
 def replay(evidence: Evidence) -> Verdict:
     states = sum(len(columns["position"]) for columns in evidence.states.values())
@@ -36,9 +36,10 @@ def replay(evidence: Evidence) -> Verdict:
             "fail", f"{len(refused)} of {len(evidence.rollouts)} rollouts; {next(iter(refused.values()))}", values
         )
     if not evidence.states:
-        if evidence.vocabulary is None or len(evidence.left_out) == len(evidence.rollouts):
-            raise Skip(evidence.missing.get("states", "no rollout is left"))
-        return Verdict("fail", evidence.missing.get("states", "no rollout is left"), values)
+        reason = evidence.missing.get("states", "no rollout is left")
+        if evidence.vocabulary is None or len(empty) < len(evidence.left_out):
+            raise Skip(reason if evidence.vocabulary is None else "every rollout is too long, see the line 'lengths'")
+        return Verdict("fail", reason, values)
     figure = f"{len(evidence.states)} of {len(evidence.rollouts)} rollouts, {states:,} states"
     return Verdict("warn", f"{figure}; {len(empty)} have none", values) if empty else Verdict("ok", figure, values)
 

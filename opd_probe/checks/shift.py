@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +18,13 @@ SHORTEST = 10
 CERTAIN = 3.0
 """Standard errors by which another shift must beat δ = 0."""
 
+MEANINGFUL = 0.3
+"""The least correlation of a shift that is taken for one: of series that have nothing in common some δ is best, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Correlations:
-    """Pearson correlations of log p_t with log q_{t+δ} in one rollout, for δ of :data:`SHIFTS`, and pairs of each."""
+    """Pearson correlations of log p_t with log q_{t+δ}, for δ of :data:`SHIFTS`, and the pairs of each."""
 
     r: Floats
     n: Floats
@@ -37,11 +40,23 @@ class Correlations:
         return SHIFTS[int(np.argmax(self.r))]
 
     @property
-    def certain(self) -> bool:
-        """Whether the best beats δ = 0 by more than chance: Fisher's z = atanh r has the variance 1 / (n − 3)."""
-        z = np.arctanh(np.clip(self.r, -0.999999, 0.999999))
+    def z(self) -> Floats:
+        """Fisher's z = atanh r, whose variance is 1 / (n − 3) whatever r is."""
+        return np.asarray(np.arctanh(np.clip(self.r, -0.999999, 0.999999)))
+
+    @property
+    def shifted(self) -> bool:
+        """Whether the best is not δ = 0, by more than chance."""
         error = np.sqrt(2.0 / (self.n.min() - 3.0))
-        return bool(z.max() - z[SHIFTS.index(0)] > CERTAIN * error)
+        beyond = self.z.max() - self.z[SHIFTS.index(0)] > CERTAIN * error
+        return bool(self.best != 0 and beyond and self.r.max() > MEANINGFUL)
+
+
+def pooled(found: Sequence[Correlations]) -> Correlations:
+    """Of several rollouts together: the mean of their z, each weighted by its n − 3."""
+    weights = np.stack([one.n - 3.0 for one in found])
+    z = np.stack([one.z for one in found])
+    return Correlations(np.tanh((weights * z).sum(0) / weights.sum(0)), weights.sum(0) + 3.0)
 
 
 def correlations(student: Floats, teacher: Floats) -> Correlations:
@@ -60,8 +75,9 @@ def correlations(student: Floats, teacher: Floats) -> Correlations:
 
 _MEASURES = "per rollout, the δ in −3 … 3 with the largest correlation of log p_t with log q_{t+δ}"
 _RULE = (
-    "fail: a rollout in which another δ beats 0 by more than three standard errors (of Fisher's z); warn: δ = 0 is not "
-    "best in most rollouts. Rollouts with fewer than 10 pairs, or without variation, are counted and not judged"
+    "fail: in a rollout, or in all together, another δ has a correlation above 0.3 and beats δ = 0 by more than three "
+    "standard errors (of Fisher's z); warn: δ = 0 is not best in most rollouts. Rollouts with fewer than 10 pairs, or "
+    "without variation, are counted and not judged"
 )
 _KNOWN = "AReaL#1728, ms-swift PR#8436, RLCSD#6"
 
@@ -113,19 +129,22 @@ def _verdict(student: Mapping[int, Floats], teacher: Mapping[int, Floats], evide
     if not judged:
         raise Skip(f"none of {len(evidence.rollouts)} rollouts is long enough to be judged")
     best = [one.best for one in judged.values()]
-    shifted = [index for index, one in judged.items() if one.best != 0 and one.certain]
+    shifted = {index: one.best for index, one in judged.items() if one.shifted}
+    together = pooled(list(judged.values()))
     at_zero = best.count(0)
     middle = float(np.median([one.r[SHIFTS.index(0)] for one in judged.values()]))
     values = {
         "n_judged": len(judged), "n_not_judged": short, "n_best_at_0": at_zero, "n_shifted": len(shifted),
         "best": {str(shift): best.count(shift) for shift in SHIFTS}, "median_correlation_at_0": middle,
+        "best_of_all": together.best,
     }  # fmt: skip
     figure = f"δ = 0 is best in {at_zero} of {len(judged)} rollouts (median correlation there {middle:.2f})"
     if shifted:
-        deltas = [judged[index].best for index in shifted]
-        common = max(set(deltas), key=deltas.count)
-        where = evidence.rollouts[next(i for i in shifted if judged[i].best == common)].id
+        common = max(sorted(shifted.values()), key=list(shifted.values()).count)
+        where = evidence.rollouts[next(index for index, shift in shifted.items() if shift == common)].id
         figure += f"; {len(shifted)} are shifted, most by δ = {common:+d}, as {where!r}"
+    if together.shifted:
+        figure += f"; all together by δ = {together.best:+d}"
     if short:
         figure += f"; {short} not judged"
-    return Verdict(grade(fail=bool(shifted), warn=2 * at_zero < len(judged)), figure, values)
+    return Verdict(grade(fail=bool(shifted) or together.shifted, warn=2 * at_zero < len(judged)), figure, values)

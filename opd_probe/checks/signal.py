@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from opd_probe.checks.evidence import Evidence
+from opd_probe.checks.evidence import Evidence, Floats
 from opd_probe.checks.registry import Skip, Verdict, register
 
 TOP = 0.01
@@ -44,10 +44,11 @@ def signal_share(evidence: Evidence) -> Verdict:
 
 @register(
     "top_k",
-    measures="student mass on the teacher's top k, and share of states whose truncated reverse KL over it, "
-    "Σ p (log p − log q), is negative",
-    rule="warn: mass below 0.9, or more than 5 % of states negative: a trainer that clamps such a loss at 0 loses them "
-    "silently, and the loss falls too when mass leaves the support; k = 1: renormalised, it is always 0",
+    measures="student mass on the teacher's top k, and shares of states whose truncated KL over it is negative: "
+    "reverse Σ p (log p − log q), forward Σ q (log q − log p)",
+    rule="warn: mass below 0.9, or more than 5 % of states negative in either direction: a trainer that clamps such a "
+    "loss at 0 loses them silently, and the reverse one falls too when mass leaves the support; k = 1: renormalised, "
+    "it is always 0",
     advice="renormalise on the support or add a bucket for the rest, raise k, and watch the mass beside the loss",
     known_from="verl#7856, verl PR#5041, PR#7806, Rethinking-OPD#15",
 )
@@ -57,15 +58,26 @@ def top_k(evidence: Evidence) -> Verdict:
         np.concatenate([np.asarray(one[name], dtype=np.float64) for one in columns])
         for name in ("student_logprobs_at_teacher_top", "teacher_top_logprobs")
     )
-    k = min(evidence.options.k, p.shape[1])
-    weight = np.exp(p[:, :k])
-    with np.errstate(invalid="ignore"):
-        terms = np.where(weight > 0, weight * (p[:, :k] - q[:, :k]), 0.0)
-    mass, negative = float(weight.sum(1).mean()), float((terms.sum(1) < 0).mean())
-    values = {"k": k, "student_mass_on_teacher_top": mass, "negative_share": negative}
+    k = p.shape[1]
+    whole = ~np.isnan(p + q).any(1)  # a server's list may be short, or hold ids that the student does not share
+    if not whole.any():
+        raise Skip(f"no state has the teacher's whole top {k}")
+    p, q = p[whole], q[whole]
+    mass = float(np.exp(p).sum(1).mean())
+    reverse, forward = (float((_truncated(a, b) < 0).mean()) for a, b in ((p, q), (q, p)))
+    values = {"k": k, "student_mass_on_teacher_top": mass, "reverse_negative": reverse, "forward_negative": forward}
     figure = (
-        f"k = {k}: {mass:.1%} of the student's mass is on the teacher's top k, {negative:.1%} of states are negative"
+        f"k = {k}: {mass:.1%} of the student's mass is on the teacher's top k; {reverse:.1%} of states have a negative "
+        f"truncated reverse KL, {forward:.1%} a negative forward one"
     )
     if k == 1:
         return Verdict("warn", f"{figure}; renormalised on one token every divergence is 0", values)
-    return Verdict("warn" if mass < MASS_LIMIT or negative > NEGATIVE_LIMIT else "ok", figure, values)
+    lost = max(reverse, forward) > NEGATIVE_LIMIT
+    return Verdict("warn" if mass < MASS_LIMIT or lost else "ok", figure, values)
+
+
+def _truncated(p: Floats, q: Floats) -> Floats:
+    """Σ p (log p − log q) over listed tokens, from log-probabilities [n, k]."""
+    weight = np.exp(p)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(weight > 0, weight * (p - q), 0.0).sum(1))

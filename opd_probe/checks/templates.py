@@ -10,6 +10,7 @@ import numpy as np
 from opd_probe.checks.evidence import Evidence, Side, share
 from opd_probe.checks.registry import Skip, Verdict, register
 from opd_probe.rollouts.prompts import encode_messages
+from opd_probe.rollouts.teacher_prompts import messages_of
 
 TAIL = 8
 """Tokens of a prompt's end that are shown."""
@@ -36,7 +37,7 @@ PROBE = ({"role": "user", "content": "1 + 1 = ?"},)
     known_from="tinker-cookbook#796, #797, OPSD#10",
 )
 def template_tails(evidence: Evidence) -> Verdict:
-    messages = next((r.extra["messages"] for r in evidence.rollouts if r.extra.get("messages")), PROBE)
+    messages = next((messages_of(r.id, r) for r in evidence.rollouts if r.extra.get("messages")), PROBE)
     student = _rendered(evidence.student, "student", messages)
     teacher = _rendered(evidence.teacher, "teacher", messages)
     tails = [" ".join(tokens[-TAIL:]) for tokens in (student, teacher)]
@@ -104,13 +105,11 @@ def _first_difference(left: Sequence[int], right: Sequence[int]) -> tuple[int, i
     known_from="tinker-cookbook#796, #797",
 )
 def teacher_prompt(evidence: Evidence) -> Verdict:
-    states = evidence.replayed()
-    if not evidence.under_teacher_prompt:
-        reasons = (evidence.missing.get(name) for name in ("under_teacher_prompt", "teacher_prompts"))
+    evidence.replayed()
+    if not evidence.prompt_change:
+        reasons = (evidence.missing.get(name) for name in ("prompt_change", "teacher_prompts"))
         raise Skip(next((reason for reason in reasons if reason), "no replayed rollout has chat messages"))
-    change = np.concatenate(
-        [own - np.asarray(states[i]["teacher_logprob"], np.float64) for i, own in evidence.under_teacher_prompt.items()]
-    )
+    change = np.concatenate(list(evidence.prompt_change.values()))
     known = change[np.isfinite(change)]
     if not len(known):
         raise Skip("no response token has a log-probability under both prompts")

@@ -54,16 +54,17 @@ def tokenizers(evidence: Evidence) -> Verdict:
 )
 def vocabulary(evidence: Evidence) -> Verdict:
     outside = {side: float(np.mean(evidence.column(f"{side}_mass_outside"))) for side in ("student", "teacher")}
-    assert evidence.vocabulary is not None
     widths = evidence.student.width, evidence.teacher.width
-    size = evidence.vocabulary.size
+    size = 0 if evidence.vocabulary is None else evidence.vocabulary.size
     values: dict[str, Any] = {"student_width": widths[0], "teacher_width": widths[1], "shared": size}
     values |= {f"{side}_mass_outside": mass for side, mass in outside.items()}
+    rows = ["unknown" if width is None else f"{width:,}" for width in widths]
+    shares = ["unknown" if np.isnan(mass) else f"{mass:.2%}" for mass in outside.values()]
     figure = (
-        f"{widths[0]:,} rows (student), {widths[1]:,} (teacher), {size:,} shared; outside them lie "
-        f"{outside['student']:.2%} and {outside['teacher']:.2%} of the probability"
+        f"{rows[0]} rows (student), {rows[1]} (teacher), {size:,} shared; outside them lie {shares[0]} and "
+        f"{shares[1]} of the probability"
     )
-    return Verdict("warn" if max(outside.values()) > OUTSIDE_LIMIT else "ok", figure, values)
+    return Verdict("warn" if np.nanmax(list(outside.values())) > OUTSIDE_LIMIT else "ok", figure, values)
 
 
 @register(
@@ -88,7 +89,8 @@ def eos(evidence: Evidence) -> Verdict:
     split = any(
         side.generation_eos and _tokenizer_eos(side) not in (None, *side.generation_eos) for side in sides.values()
     )
-    return Verdict("warn" if first != second or split else "ok", figure, values)
+    known = not evidence.teacher.served  # of a server's generation_config nothing is known
+    return Verdict("warn" if (known and first != second) or split else "ok", figure, values)
 
 
 def _tokenizer_eos(side: Side) -> int | None:

@@ -29,9 +29,24 @@ def doctor(
     rollouts: options.Rollouts = None,
     prompts: options.Prompts = None,
     tokenizer: options.Tokenizer = None,
+    teacher_tokenizer: options.TeacherTokenizer = None,
+    teacher_weights: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher-weights",
+            metavar="MODEL",
+            help="The weights of a teacher behind HTTP: both score the same tokens, to see whether they agree.",
+            rich_help_panel="Input",
+            show_default=False,
+        ),
+    ] = None,
     base: options.Base = None,
     step_offset: options.StepOffset = None,
     allow_special_mismatch: options.AllowSpecialMismatch = None,
+    teacher_template: options.TeacherTemplate = None,
+    teacher_system: options.TeacherSystem = None,
+    teacher_thinking: options.TeacherThinking = None,
+    teacher_context: options.TeacherContext = None,
     max_rollouts: Annotated[
         int, typer.Option("--max-rollouts", min=1, help="Rollouts to look at.", rich_help_panel="Input")
     ] = 16,
@@ -75,9 +90,14 @@ def doctor(
         rollouts=rollouts,
         prompts=prompts,
         tokenizer=tokenizer,
+        teacher_tokenizer=teacher_tokenizer,
         base=base,
         step_offset=step_offset,
         allow_special_mismatch=allow_special_mismatch,
+        teacher_template=teacher_template,
+        teacher_system=teacher_system,
+        teacher_thinking=teacher_thinking,
+        teacher_context=teacher_context,
         sampler=sampler,
         sample_temperature=sample_temperature,
         max_new_tokens=max_new_tokens,
@@ -92,7 +112,13 @@ def doctor(
         k=k,
         format=format,
     )
-    result, failed = check_runs(request, progress, max_rollouts=max_rollouts, repetition_length=repetition_length)
+    result, failed = check_runs(
+        request,
+        progress,
+        teacher_weights=teacher_weights,
+        max_rollouts=max_rollouts,
+        repetition_length=repetition_length,
+    )
     finish(result)
     if failed:
         raise typer.Exit(FAILED)

@@ -158,8 +158,6 @@ def render_messages(
     Raises:
         InputError: the tokenizer has no chat template, or the template refuses the messages.
     """
-    from jinja2 import TemplateError
-
     if template is None and getattr(tokenizer, "chat_template", None) is None:
         raise InputError(f"{place}: chat messages, and the tokenizer has no chat template; give prompts as text")
     try:
@@ -170,6 +168,6 @@ def render_messages(
             add_generation_prompt=generation_prompt,
             **(variables or {}),
         )
-    except (TemplateError, ValueError, TypeError) as error:
+    except Exception as error:  # an expression in a template may raise anything
         raise InputError(f"{place}: the chat template refuses the messages ({' '.join(str(error).split())})") from None
     return text

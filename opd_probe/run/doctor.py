@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from opd_probe.checks import CheckOptions, Finding, examine, gather
+from opd_probe.checks import CheckOptions, Finding, Pair, examine, gather
 from opd_probe.checks.evidence import REPETITION_LENGTH
 from opd_probe.engine.replay import BATCH_TOKENS
 from opd_probe.engine.replay import Progress as StatesDone
-from opd_probe.errors import InputError, OpdProbeError
-from opd_probe.models.loading import load_model
+from opd_probe.errors import InputError
+from opd_probe.models.checkpoints import resolve_checkpoint
+from opd_probe.models.loading import LoadedModel, load_model
+from opd_probe.models.served.model import ServedModel
+from opd_probe.rollouts.teacher_prompts import TeacherPrompts
 from opd_probe.run.files import Files
 from opd_probe.run.memory import memory_advice
-from opd_probe.run.plan import RunPlan, Teacher, plan_runs, result_format
+from opd_probe.run.plan import RunPlan, Teacher, model_path, plan_runs, result_format
 from opd_probe.run.pool import ModelPool
 from opd_probe.run.progress import Progress
-from opd_probe.run.replay import RolloutsSource, read_source
+from opd_probe.run.prompting import Prompter
+from opd_probe.run.replay import RolloutsSource, prompts_as_given, read_source
 from opd_probe.run.request import Request
 from opd_probe.run.result import Result
 from opd_probe.run.sampling import draw
+from opd_probe.run.served import served_model
 from opd_probe.run.tables import json_row, present
 from opd_probe.run.tracing import TraceOptions
-from opd_probe.types import Checkpoint, Prompt, Rollout
+from opd_probe.types import Rollout
 
 if TYPE_CHECKING:
     from opd_probe.models.placement import DeviceMap
+
+Item = TypeVar("Item")
 
 COLUMNS = ("status", "check", "figure", "advice")
 HANDFUL = 16
@@ -41,6 +49,8 @@ def doctor(
     teacher: Any,
     rollouts: RolloutsSource,
     *,
+    teacher_prompts: Sequence[Any] | None = None,
+    teacher_weights: Any = None,
     k: int = 16,
     temperature: float = 1.0,
     max_rollouts: int = HANDFUL,
@@ -51,6 +61,7 @@ def doctor(
     device_map: DeviceMap | None = None,
     batch_tokens: int = BATCH_TOKENS,
     tokenizer: Any = None,
+    teacher_tokenizer: Any = None,
     allow_special_mismatch: bool = False,
     trust_remote_code: bool = False,
     progress: StatesDone | None = None,
@@ -62,12 +73,14 @@ def doctor(
 
     Args:
         student, teacher, rollouts: as for :func:`opd_probe.replay`.
+        teacher_prompts: for each rollout what the teacher reads before the response, as for :func:`opd_probe.replay`.
+        teacher_weights: of a teacher behind HTTP, as a path, a hub id or a model: both score the same tokens.
         k: of the top-k lists that a trainer would use.
         temperature: both scored distributions are softmax(logits / temperature).
         max_rollouts: how many rollouts are looked at; of more, a sample that ``seed`` decides.
         repetition_length: L of the repetition rate, in characters.
-        dtype, device, device_map, batch_tokens, tokenizer, allow_special_mismatch, trust_remote_code: as for
-            :func:`opd_probe.replay`.
+        dtype, device, device_map, batch_tokens, tokenizer, teacher_tokenizer, allow_special_mismatch,
+            trust_remote_code: as for :func:`opd_probe.replay`.
         progress: called with (states done, states in all) of each pass.
 
     Returns:
@@ -80,16 +93,27 @@ def doctor(
     _check(options, max_rollouts)
     load: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map, "tokenizer": tokenizer}
     load["trust_remote_code"] = trust_remote_code
-    chosen = handful(read_source(rollouts), max_rollouts, seed)
+    given = read_source(rollouts)
+    places = handful(range(len(given)), max_rollouts, seed)
+    known = served_model(teacher, teacher_tokenizer if teacher_tokenizer is not None else tokenizer)
+    served = isinstance(known, ServedModel)
+    if teacher_weights is not None and not served:
+        raise InputError("teacher_weights: the teacher is not served; leave it out")
+
+    def load_teacher() -> LoadedModel | ServedModel:
+        gc.collect()  # modules hold reference cycles: without it the student would stay beside it
+        return known if served else load_model(known, **load)
+
+    pair = Pair(
+        lambda: load_model(student, **load),
+        load_teacher,
+        None if teacher_weights is None else lambda: load_model(teacher_weights, **load),
+        None if teacher_prompts is None else prompts_as_given(known, tokenizer, teacher_prompts, given).ids,
+    )
+    if pair.prompts is not None:
+        pair = replace(pair, prompts=[pair.prompts[place] for place in places])
     with memory_advice("checking"):
-        evidence = gather(
-            lambda: load_model(student, **load),
-            lambda: load_model(teacher, **load),
-            chosen,
-            options,
-            stage=lambda _: progress,
-        )
-        return examine(evidence)
+        return examine(gather(pair, [given[place] for place in places], options, stage=lambda _: progress))
 
 
 def _check(options: CheckOptions, max_rollouts: int) -> None:
@@ -99,22 +123,26 @@ def _check(options: CheckOptions, max_rollouts: int) -> None:
             raise InputError(f"{name} = {value}: expected at least 1")
 
 
-def handful(rollouts: Sequence[Rollout], count: int, seed: int) -> list[Rollout]:
-    """At most ``count`` rollouts in their order; of more, a seeded sample."""
-    if len(rollouts) <= count:
-        return list(rollouts)
-    chosen = np.random.default_rng(seed).choice(len(rollouts), size=count, replace=False)
-    return [rollouts[index] for index in sorted(chosen.tolist())]
+def handful(items: Sequence[Item], count: int, seed: int) -> list[Item]:
+    """At most ``count`` items in their order; of more, a seeded sample."""
+    if len(items) <= count:
+        return list(items)
+    chosen = np.random.default_rng(seed).choice(len(items), size=count, replace=False)
+    return [items[index] for index in sorted(chosen.tolist())]
 
 
 def check_runs(
     request: Request,
     progress: Progress,
     *,
+    teacher_weights: str | None = None,
     max_rollouts: int = HANDFUL,
     repetition_length: int = REPETITION_LENGTH,
 ) -> tuple[Result, bool]:
     """The checklist of every run of a request, at its last checkpoint, against each of its teachers.
+
+    Args:
+        teacher_weights: of served teachers.
 
     Returns:
         Rows, and whether a check failed.
@@ -122,26 +150,50 @@ def check_runs(
     Raises:
         OpdProbeError: bad input, in one line.
     """
+    weights = model_path("--teacher-weights", teacher_weights)
     plans = [_narrowed(plan) for plan in plan_runs(request)]
+    if weights is not None and not any(isinstance(t.checkpoint, ServedModel) for plan in plans for t in plan.teachers):
+        raise InputError("--teacher-weights: no teacher is served; leave it out")
     files, pool = Files(plans), ModelPool(progress)
     files.check()
     rows = []
     for plan in plans:
-        settings, (checkpoint,) = plan.settings, plan.run.checkpoints
+        settings = plan.settings
         options = CheckOptions(
             settings.k, settings.temperature, settings.batch_tokens, settings.allow_special_mismatch, repetition_length
         )
         _check(options, max_rollouts)
-        rollouts = _rollouts(plan, checkpoint, files, pool, max_rollouts, progress)
-        for teacher in plan.teachers:
-            names = {"run": plan.run.name, "step": checkpoint.step, "teacher": teacher.name}
-            findings = _examine(plan, checkpoint, teacher, rollouts, options, pool, progress)
-            rows += [names | _row(finding) for finding in findings]
+        rollouts = _rollouts(plan, files, pool, max_rollouts, progress)
+        rows += _rows(plan, weights, rollouts, options, pool, progress)
     several = len({(row["run"], row["teacher"]) for row in rows}) > 1
     columns = (*(("run", "step", "teacher") if several else ()), *COLUMNS)
     format = result_format(request, plans)
     shown = rows if format == "json" else [{n: v for n, v in row.items() if n != "values"} for row in rows]
     return Result(shown, present(columns, shown), format), any(row["status"] == "fail" for row in rows)
+
+
+def _rows(
+    plan: RunPlan,
+    weights: str | None,
+    rollouts: Sequence[Rollout],
+    options: CheckOptions,
+    pool: ModelPool,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """The findings on a run with each of its teachers."""
+
+    def stage(task: str) -> StatesDone:
+        progress.begin(f"check {plan.run.name}: {task}")
+        return progress.update
+
+    rows, prompter, (checkpoint,) = [], Prompter(), plan.run.checkpoints
+    for teacher in plan.teachers:
+        pair = _pair(plan, teacher, weights, pool, prompter.read(plan, checkpoint, teacher, rollouts))
+        names = {"run": plan.run.name, "step": checkpoint.step, "teacher": teacher.name}
+        with memory_advice("checking"):
+            findings = examine(gather(pair, rollouts, options, stage=stage))
+        rows += [names | _row(finding) for finding in findings]
+    return rows
 
 
 def _narrowed(plan: RunPlan) -> RunPlan:
@@ -155,35 +207,21 @@ def _narrowed(plan: RunPlan) -> RunPlan:
     )
 
 
-def _examine(
-    plan: RunPlan,
-    checkpoint: Checkpoint,
-    teacher: Teacher,
-    rollouts: Sequence[Rollout],
-    options: CheckOptions,
-    pool: ModelPool,
-    progress: Progress,
-) -> list[Finding]:
-    def stage(task: str) -> StatesDone:
-        progress.begin(f"check {plan.run.name}: {task}")
-        return progress.update
-
-    with memory_advice("checking"):
-        evidence = gather(
-            lambda: pool.student(plan, checkpoint),
-            lambda: pool.loaded_teacher(plan, teacher.checkpoint),
-            rollouts,
-            options,
-            stage=stage,
-        )
-        return examine(evidence)
+def _pair(
+    plan: RunPlan, teacher: Teacher, weights: str | None, pool: ModelPool, prompts: TeacherPrompts | None
+) -> Pair:
+    """What a pool loads when it is asked for."""
+    return Pair(
+        lambda: pool.student(plan, plan.run.checkpoints[-1]),
+        lambda: pool.teacher(plan, teacher.checkpoint),
+        None if weights is None else lambda: pool.weights(plan, resolve_checkpoint(weights)),
+        None if prompts is None else prompts.ids,
+    )
 
 
-def _rollouts(
-    plan: RunPlan, checkpoint: Checkpoint, files: Files, pool: ModelPool, count: int, progress: Progress
-) -> list[Rollout]:
+def _rollouts(plan: RunPlan, files: Files, pool: ModelPool, count: int, progress: Progress) -> list[Rollout]:
     """A handful of the file's, or sampled from the student."""
-    settings = plan.settings
+    settings, (checkpoint,) = plan.settings, plan.run.checkpoints
     if plan.source.kind == "rollouts":
         return handful(files.replayed(plan, checkpoint)[0], count, settings.seed)
     prompts = files.prompts(plan.source.path)
@@ -191,18 +229,9 @@ def _rollouts(
     settings = settings.model_copy(update={"num_rollouts": min(settings.num_rollouts, count)})
     student = pool.sampled_student(plan, checkpoint)
     try:
-        rollouts = draw(student, pool.sampled_teachers(plan), checkpoint, prompts, settings, progress)
-    except OpdProbeError:  # what keeps a teacher from these states is a finding; the student may sample nevertheless
-        rollouts = draw(pool.sampled_student(plan, checkpoint), [], checkpoint, prompts, settings, progress)
-    return [_with_messages(rollout, {prompt.id: prompt for prompt in prompts}) for rollout in rollouts]
-
-
-def _with_messages(rollout: Rollout, prompts: Mapping[str, Prompt]) -> Rollout:
-    """The rollout with the chat messages that it answers, which both templates are compared on."""
-    prompt = prompts.get(rollout.prompt_id or "")
-    if prompt is None or prompt.messages is None:
-        return rollout
-    return replace(rollout, extra={**rollout.extra, "messages": list(prompt.messages)})
+        return draw(student, pool.sampled_teachers(plan), checkpoint, prompts, settings, progress)
+    except InputError:  # what keeps a teacher from these states is a finding; the student may sample nevertheless
+        return draw(pool.sampled_student(plan, checkpoint), [], checkpoint, prompts, settings, progress)
 
 
 def _row(finding: Finding) -> dict[str, Any]:

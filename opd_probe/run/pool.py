@@ -6,7 +6,6 @@ import gc
 from collections.abc import Collection
 from pathlib import Path
 
-from opd_probe.errors import InputError
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.models.outline import Outline, read_outline
 from opd_probe.models.served.model import ServedModel
@@ -37,23 +36,11 @@ class ModelPool:
 
     def teacher(self, run: RunPlan, checkpoint: Checkpoint | ServedModel) -> LoadedModel | ServedModel:
         """A teacher; beside it everything stays, and in a sequential run nothing. A served one needs no loading."""
-        if isinstance(checkpoint, ServedModel):
-            return checkpoint
+        return checkpoint if isinstance(checkpoint, ServedModel) else self.weights(run, checkpoint)
+
+    def weights(self, run: RunPlan, checkpoint: Checkpoint) -> LoadedModel:
+        """Those of a served teacher, to be compared with what the server says; beside them as beside a teacher."""
         return self._load(run, checkpoint, () if run.settings.sequential else self._loaded.keys())
-
-    def loaded_teacher(self, run: RunPlan, checkpoint: Checkpoint | ServedModel) -> LoadedModel:
-        """A teacher whose weights are needed.
-
-        Raises:
-            InputError: it is served.
-        """
-        found = self.teacher(run, checkpoint)
-        if isinstance(found, ServedModel):
-            raise InputError(
-                f"teacher {found.name}: is behind HTTP, and this command needs its weights; name a directory or a hub "
-                "id"
-            )
-        return found
 
     def teachers(self, run: RunPlan) -> list[LoadedModel | Outline | ServedModel]:
         """All teachers of a run, to see whether they fit the student: loaded, or in outline in a sequential run."""

@@ -232,7 +232,10 @@ def _ready(
     teacher = served_model(request.teacher, tokenizer if tokenizer is not None else request.options.tokenizer)
     if isinstance(teacher, ServedModel):
         request = replace(request, teacher=teacher, options=options_for(teacher, request.options))
-    return request if prompts is None else replace(request, teacher_prompts=_prompts(request, prompts, rollouts))
+    if prompts is None:
+        return request
+    read = prompts_as_given(request.teacher, request.options.tokenizer, prompts, rollouts)
+    return replace(request, teacher_prompts=read)
 
 
 def _same(student: Any, teacher: Any) -> bool:
@@ -242,8 +245,14 @@ def _same(student: Any, teacher: Any) -> bool:
     return student is teacher or (isinstance(student, Checkpoint) and student == teacher)
 
 
-def _prompts(request: TraceRequest, prompts: Sequence[Any], rollouts: Sequence[Rollout]) -> TeacherPrompts:
-    teacher, tokenizer = request.teacher, request.options.tokenizer
+def prompts_as_given(
+    teacher: Any, tokenizer: Any, prompts: Sequence[Any], rollouts: Sequence[Rollout]
+) -> TeacherPrompts:
+    """What a teacher reads, as a program says it: token ids, or messages for its own template.
+
+    Raises:
+        OpdProbeError: as :func:`opd_probe.rollouts.teacher_prompts.given_prompts`.
+    """
 
     def load() -> Any:
         if isinstance(teacher, (LoadedModel, ServedModel)):

@@ -118,6 +118,41 @@ def test_another_special_token_inside_the_mask(chat: Path) -> None:
     assert "most often <unk> (2)" in line.figure
 
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'tool' %}<tool_response>{{ m['content'] }}</tool_response>"
+    "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CHANNELS = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}{% if m['role'] == 'assistant' %}<|channel|>final{% endif %}"
+    "<|message|>{{ m['content'] }}{% if m['role'] == 'assistant' %}<|return|>{% else %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+STRICT = (
+    "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    + CHATML[len("{% for m in messages %}") :]
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "eos", "own", "others"),
+    [
+        (CHATML, "<|im_end|>", {"<|im_end|>"}, {"<|im_start|>", "<tool_response>", "</tool_response>"}),
+        (STRICT, "<|im_end|>", {"<|im_end|>"}, {"<|im_start|>"}),
+        (CHANNELS, "<|return|>", {"<|channel|>", "<|message|>", "<|return|>"}, {"<|start|>", "<|end|>"}),
+    ],
+)
+def test_markers_of_real_layouts(template: str, eos: str, own: set[str], others: set[str]) -> None:
+    """ChatML as Qwen has it, one that refuses tools, and channels that the student itself opens."""
+    tokenizer = tiny_tokenizer(words=["user", "assistant", "tool", "final", "a", "b", "c"], chat_template=template)
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted({*own, *others} - {"<tool_response>"})})
+    tokenizer.add_tokens(["<tool_response>"])  # added, but not special, as in Qwen3
+    tokenizer.eos_token = eos
+    found = turn_markers(tokenizer)
+    assert tuple({tokenizer.convert_ids_to_tokens(token) for token in side} for side in found) == (own, others)
+
+
 def test_markers_come_from_the_template() -> None:
     words = [*MARKERS, "a", "b", "c"]
     plain = tiny_tokenizer(words=words)

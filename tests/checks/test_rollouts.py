@@ -28,7 +28,7 @@ def test_ids_beyond_the_vocabulary(clinic: Clinic) -> None:
     assert line.status == "fail"
     assert line.values["n_refused"] == 1
     assert f"rollout {first.id!r}: token id 600 is outside" in line.figure
-    assert found["self_score_batched"].values["n_tokens"] == sum(len(r.response_ids) for r in others)
+    assert found["self_score"].values["n_tokens"] == sum(len(r.response_ids) for r in others)
 
 
 def test_ids_that_no_tokenizer_has(clinic: Clinic) -> None:
@@ -48,7 +48,7 @@ def test_rollouts_without_a_state(clinic: Clinic) -> None:
 
 def test_nothing_to_replay(clinic: Clinic) -> None:
     found = clinic.findings([bare(clinic.rollouts[0], response_ids=())])
-    assert found["replay"].status == "skip"
+    assert found["replay"].status == "fail"
     assert "none of the 1 has a state" in found["replay"].figure
     assert found["mask_zeros"].status == "skip"
     assert found["tokenizers"].status == "ok"
@@ -76,7 +76,8 @@ def test_a_teacher_with_few_positions(clinic: Clinic, tmp_path: Path) -> None:
         "longest": longest, "student_positions": 128, "teacher_positions": 30, "n_too_long": len(clinic.rollouts)
     }  # fmt: skip
     assert f"needs {longest} positions of 128 (student), 30 (teacher)" in line.figure
-    assert found["replay"].status == "skip"
+    assert (found["replay"].status, found["vocabulary"].status) == ("skip", "skip")
+    assert "see the line 'lengths'" in found["replay"].figure
 
 
 def test_one_rollout_too_long(clinic: Clinic) -> None:
@@ -92,6 +93,7 @@ def test_text_that_is_tokenised_again(clinic: Clinic) -> None:
     found = clinic.findings(rows)  # type: ignore[arg-type]
     assert found["token_source"].status == "warn"
     assert found["token_source"].values == {"share_retokenized": 1.0, "n": len(rows)}
+    assert found["token_source"].figure == "16 of 16 rollouts are re-tokenised text"
     assert found["replay"].status == "ok"
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import opd_probe
-from opd_probe.checks import CheckOptions, examine, gather
+from opd_probe.checks import CheckOptions, Pair, examine, gather
 from opd_probe.checks.registry import Skip
 from opd_probe.checks.scores import compare_paths
 from opd_probe.types import Rollout
@@ -31,6 +31,16 @@ def test_noisy_stored_scores(clinic: Clinic, size: float, status: str) -> None:
     assert line.values["p50"] == pytest.approx(0.6745 * size, rel=0.2)  # the median of |N(0, 1)|
     assert line.values["p99"] == pytest.approx(2.576 * size, rel=0.2)
     assert "stored against replayed" in line.figure
+
+
+def test_rounding_stays_far_below_the_limits(clinic: Clinic) -> None:
+    """What the table says of bf16: both models in it, against scores in float32 of the teacher and of the sampler."""
+    found = clinic.findings(student=clinic.root / "student", teacher=clinic.root / "teacher", dtype="bfloat16")
+    stored, sampler = found["self_score_stored"], found["sampler_logprobs"]
+    assert (stored.status, sampler.status) == ("ok", "ok")
+    assert 0 < stored.values["p50"] < 0.005
+    assert 0 < stored.values["p99"] < 0.15
+    assert 0 < sampler.values["mean_absolute_difference"] < 0.01
 
 
 def test_a_few_scores_that_are_off(clinic: Clinic) -> None:
@@ -61,7 +71,7 @@ def test_scores_of_masked_tokens_are_not_compared(clinic: Clinic) -> None:
 def test_a_batch_that_changes_the_scores(clinic: Clinic) -> None:
     """No model of ours does so, so that the fault is planted between both scorings."""
     models = clinic.models
-    evidence = gather(lambda: models["student"], lambda: models["teacher"], clinic.rollouts, CheckOptions(k=32))
+    evidence = gather(Pair(lambda: models["student"], lambda: models["teacher"]), clinic.rollouts, CheckOptions(k=32))
     generator = np.random.default_rng(0)
     other = {
         index: {
@@ -71,7 +81,7 @@ def test_a_batch_that_changes_the_scores(clinic: Clinic) -> None:
         for index, columns in evidence.alone.items()
     }
     found = {finding.check: finding for finding in examine(replace(evidence, alone=other))}
-    assert found["self_score_batched"].status == "fail"
+    assert found["self_score"].status == "fail"
     assert found["scoring_noise"].status == "fail"
     assert found["self_score_stored"].status == "ok"
 
@@ -122,6 +132,22 @@ def test_a_sampler_at_another_temperature(clinic: Clinic) -> None:
     assert line.values["mean_difference"] > 0.05
     assert "--temperature" in line.advice
     assert clinic.findings(cool, temperature=0.7)["sampler_logprobs"].status == "ok"
+
+
+def test_a_sampled_token_that_the_teacher_does_not_have(clinic: Clinic, tmp_path: Path) -> None:
+    """A student that has sampled one of its padding rows, which the narrower teacher cannot score."""
+
+    def pad(model: Any) -> None:
+        model.resize_token_embeddings(512, mean_resizing=False)
+
+    student = edit_weights(clinic.copy("student", tmp_path), pad)
+    first, *others = clinic.rollouts
+    odd = replace(first, response_ids=(*first.response_ids, 505), logprobs=None, extra={})
+    line = clinic.findings([odd, *others], student=student)["unknown_scores"]
+    assert line.status == "warn"
+    assert line.values["n_unknown"] == 1
+    assert line.values["n_states"] == sum(len(rollout.response_ids) for rollout in clinic.rollouts) + 1
+    assert line.figure.startswith(f"1 of {line.values['n_states']} sampled tokens")
 
 
 def test_no_sampler_logprobs(clinic: Clinic) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from opd_probe.checks import CheckOptions, examine, gather
-from opd_probe.checks.shift import SHIFTS, correlations
+from opd_probe.checks import CheckOptions, Pair, examine, gather
+from opd_probe.checks.shift import SHIFTS, correlations, pooled
 from opd_probe.types import Rollout
 from tests.checks.clinic import Clinic
 
@@ -40,6 +40,21 @@ def test_one_shifted_rollout_among_others(clinic: Clinic) -> None:
     assert line.status == "fail"
     assert (line.values["n_shifted"], line.values["n_best_at_0"]) == (1, 15)
     assert f"as {first.id!r}" in line.figure
+
+
+def test_short_rollouts_are_judged_together(clinic: Clinic) -> None:
+    """In 15 tokens alone a shift is no certainty."""
+
+    def short(rollout: Rollout) -> Rollout:
+        late = moved(rollout, 1)
+        extra = {"teacher_logprobs": list(late.extra["teacher_logprobs"])[:15]}
+        return replace(late, response_ids=late.response_ids[:15], logprobs=None, extra=extra)
+
+    line = clinic.findings(clinic.altered(short))["shift_stored"]
+    assert line.status == "fail"
+    assert line.values["best_of_all"] == 1
+    assert line.values["n_shifted"] < line.values["n_judged"]
+    assert "all together by δ = +1" in line.figure
 
 
 def test_one_value_too_few(clinic: Clinic) -> None:
@@ -74,7 +89,7 @@ def test_a_replay_that_reads_the_teacher_one_token_late(clinic: Clinic) -> None:
     """A defect of our own that the line guards against, so that it is planted behind the replay."""
     models = clinic.models
     options = CheckOptions(k=32)
-    evidence = gather(lambda: models["student"], lambda: models["teacher"], clinic.rollouts, options)
+    evidence = gather(Pair(lambda: models["student"], lambda: models["teacher"]), clinic.rollouts, options)
     late = {
         index: {**columns, "teacher_logprob": np.roll(columns["teacher_logprob"], 1)}
         for index, columns in evidence.states.items()
@@ -99,15 +114,18 @@ def test_correlations_are_pearsons_over_known_pairs() -> None:
         ]
         assert found.n[place] == len(pairs)
         assert found.r[place] == pytest.approx(pearsonr(*zip(*pairs, strict=True))[0])
-    assert (found.best, found.certain, found.judged) == (2, True, True)
+    assert (found.best, found.shifted, found.judged) == (2, True, True)
+    assert pooled([found]).r == pytest.approx(found.r)
 
 
 def test_chance_is_no_shift() -> None:
-    """Of unrelated series some δ is always best; seldom by three standard errors."""
+    """Of unrelated series some δ is always best; seldom by three standard errors, and of long ones never by much."""
     generator = np.random.default_rng(0)
-    found = [correlations(generator.normal(size=60), generator.normal(size=60)) for _ in range(300)]
-    assert sum(one.best != 0 for one in found) > 200
-    assert sum(one.best != 0 and one.certain for one in found) < 15
+    for length, most in ((60, 15), (600, 0)):
+        found = [correlations(generator.normal(size=length), generator.normal(size=length)) for _ in range(300)]
+        assert sum(one.best != 0 for one in found) > 200
+        assert sum(one.shifted for one in found) <= most
+        assert not pooled(found).shifted
 
 
 def test_a_series_that_does_not_vary_is_not_judged() -> None:

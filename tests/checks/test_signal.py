@@ -42,11 +42,12 @@ def test_mass_that_the_lists_leave_out(clinic: Clinic) -> None:
     trace = opd_probe.replay(clinic.models["student"], teacher, clinic.rollouts, k=4)
     p = trace.column("student_logprobs_at_teacher_top").astype(np.float64)
     q = trace.column("teacher_top_logprobs").astype(np.float64)
-    truncated = (np.exp(p) * (p - q)).sum(1)
+    reverse, forward = (np.exp(p) * (p - q)).sum(1), (np.exp(q) * (q - p)).sum(1)
     assert line.status == "warn"
     assert line.values["student_mass_on_teacher_top"] == pytest.approx(np.exp(p).sum(1).mean(), rel=1e-6)
-    assert line.values["negative_share"] == pytest.approx((truncated < 0).mean())
-    assert line.values["negative_share"] > 0.05
+    assert line.values["reverse_negative"] == pytest.approx((reverse < 0).mean())
+    assert line.values["forward_negative"] == pytest.approx((forward < 0).mean())
+    assert line.values["reverse_negative"] > 0.05
 
 
 def test_one_token_renormalised(clinic: Clinic) -> None:

@@ -51,8 +51,22 @@ def test_the_same_responses_under_both_prompts(clinic: Clinic, other_frame: Path
     assert line.values["mean_change"] == pytest.approx(np.mean(changes), abs=1e-5)
     assert line.values["mean_absolute_change"] == pytest.approx(np.mean(np.abs(changes)), abs=1e-5)
     assert line.values["n_tokens"] == len(changes)
-    assert line.status == ("warn" if np.mean(np.abs(changes)) > 0.05 else "ok")
+    assert (np.mean(np.abs(changes)) < 0.05, line.status) == (True, "ok")  # this teacher hardly minds how it is asked
     assert f"{np.mean(changes):+.3f} nats per token" in line.figure
+
+
+def test_a_teacher_that_is_given_its_own_prompt(clinic: Clinic, other_frame: Path) -> None:
+    """The states are then scored under that prompt, and what it changes is told as before."""
+    own = [[*rollout.prompt_ids[:-2], *encode("answer ?")] for rollout in clinic.rollouts]
+    plain, found = clinic.findings(teacher=other_frame), clinic.findings(teacher=other_frame, teacher_prompts=own)
+    before, after = plain["teacher_prompt"].values, found["teacher_prompt"].values
+    assert after["mean_change"] == pytest.approx(before["mean_change"], abs=1e-6)
+    assert found["shift_replayed"].status == "ok"
+    difference = found["ending"].values["reward_at_eos"] - plain["ending"].values["reward_at_eos"]
+    assert abs(difference) > 1e-3
+    assert found["self_score_stored"].values["p50"] > plain["self_score_stored"].values["p50"]  # stored without it
+    few = clinic.findings(teacher=other_frame, teacher_prompts=own, max_rollouts=4)
+    assert few["teacher_prompt"].values["n_tokens"] == few["replay"].values["n_states"] < after["n_tokens"]
 
 
 def test_a_system_prompt_before_the_same_tail(clinic: Clinic, tmp_path: Path) -> None:
@@ -74,13 +88,21 @@ def test_no_template(clinic: Clinic, tmp_path: Path) -> None:
     assert "no chat template" in found["teacher_prompt"].figure
 
 
-def test_a_template_that_refuses(clinic: Clinic, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{{ raise_exception('not for you') }}", "not for you"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% if", "end of template"),
+    ],
+)
+def test_a_template_that_refuses(clinic: Clinic, tmp_path: Path, source: str, said: str) -> None:
     teacher = clinic.copy("teacher", tmp_path)
-    (teacher / "chat_template.jinja").write_text("{{ raise_exception('not for you') }}")
-    found = clinic.findings(teacher=teacher)
+    (teacher / "chat_template.jinja").write_text(source)
+    found = clinic.findings(clinic.rollouts[:4], teacher=teacher)
     assert found["template_tails"].status == "skip"
-    assert "not for you" in found["template_tails"].figure
-    assert "not for you" in found["teacher_prompt"].figure
+    assert said in found["template_tails"].figure
+    assert said in found["teacher_prompt"].figure
     assert found["replay"].status == "ok"
 
 

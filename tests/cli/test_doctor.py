@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from opd_probe.checks import CHECKS
@@ -15,10 +16,14 @@ from opd_probe.lab.demo import write_prompts
 from opd_probe.rollouts.files import write_rollouts
 from opd_probe.run.doctor import handful
 from opd_probe.types import Rollout
-from tests.checks.clinic import Clinic, edit_json
+from tests.checks.clinic import Clinic, edit_json, template
 from tests.checks.conftest import clinic as clinic  # the same fixture
 from tests.checks.test_tokenizers import swap
 from tests.cli.workspace import Caller, Outcome, files_below, write_lines
+from tests.models.served import cases
+from tests.models.served.recorded_server import Exchanges, serving
+from tests.rollouts.left_behind import slime, slime_sample
+from tests.tiny import save_checkpoint
 
 SHORT = ("--k", "32", "--repetition-length", "100")
 
@@ -136,12 +141,81 @@ def test_a_run_with_a_manifest_and_two_teachers(clinic: Clinic, examine: Caller,
     assert table.splitlines()[0].split()[:3] == ["run", "step", "teacher"]
 
 
+def test_a_teacher_that_reads_another_prompt(clinic: Clinic, examine: Caller, tmp_path: Path) -> None:
+    (tmp_path / "answer.jinja").write_text(template("answer"))
+    done = examine(*pair(clinic), *SHORT, "--teacher-template", tmp_path / "answer.jinja", "--teacher-template",
+                   "student", "--format", "json")  # fmt: skip
+    names = sorted({str(row["teacher"]) for row in done.rows})
+    assert len(names) == 2
+    changes = {
+        str(row["teacher"]): row["values"]["mean_absolute_change"]
+        for row in done.rows
+        if row["check"] == "teacher_prompt"
+    }
+    assert min(changes.values()) == 0.0
+    assert max(changes.values()) > 0.01
+
+
+def test_what_slime_left_with_the_teacher_a_token_late(clinic: Clinic, examine: Caller, tmp_path: Path) -> None:
+    """The file of a trainer as it writes it, with the log-probs of both models."""
+
+    def sample(number: int, rollout: Rollout, late: int) -> dict[str, object]:
+        scores = torch.tensor(rollout.extra["teacher_logprobs"])
+        return slime_sample(
+            index=number,
+            tokens=[*rollout.prompt_ids, *rollout.response_ids],
+            response_length=len(rollout.response_ids),
+            loss_mask=[1] * len(rollout.response_ids),
+            rollout_log_probs=list(rollout.logprobs or ()),
+            teacher_log_probs=torch.roll(scores, late),
+        )
+
+    student = clinic.copy("student", tmp_path).rename(tmp_path / "checkpoint-9")
+    found = {}
+    for late in (0, 1):
+        place = slime(tmp_path / str(late), [sample(n, rollout, late) for n, rollout in enumerate(clinic.rollouts)])
+        done = examine("doctor", "--student", student, "--teacher", clinic.root / "teacher", "--rollouts",
+                       place / "9.pt", *SHORT, "--format", "json")  # fmt: skip
+        assert done.code == late, done.err
+        found[late] = lines(done)
+    assert found[0]["shift_stored"]["status"] == found[0]["self_score_stored"]["status"] == "ok"
+    assert found[0]["sampler_logprobs"]["status"] == "ok"
+    assert found[1]["shift_stored"]["status"] == found[1]["self_score_stored"]["status"] == "fail"
+    assert "most by δ = +1" in str(found[1]["shift_stored"]["figure"])
+
+
 def test_progress_is_said_on_stderr(clinic: Clinic, examine: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("opd_probe.cli.progress.INTERVAL", 0.0)
     done = examine(*pair(clinic), *SHORT)
     said = {line.split(":")[1].strip() for line in done.err.splitlines() if line.startswith("check ")}
     assert said == {"student, in batches", "student, one rollout at a time", "teacher, in batches",
                     "teacher, one rollout at a time"}  # fmt: skip
+
+
+def test_a_served_teacher_beside_its_weights(examine: Caller, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "student", cases.student())
+    save_checkpoint(tmp_path / "teacher", cases.teacher())
+    rollouts = write_lines(tmp_path / "rollouts.jsonl", cases.rollouts())
+    words = [
+        "doctor",
+        "--student",
+        tmp_path / "student",
+        "--rollouts",
+        rollouts,
+        "--k",
+        str(cases.K),
+        "--format",
+        "json",
+    ]
+    weights = ("--teacher-weights", tmp_path / "teacher")
+    with serving(Exchanges.read("vllm_teacher.jsonl")) as server:
+        found = lines(examine(*words, "--teacher", server.url, *weights))
+    assert found["self_score"]["status"] == "ok"
+    assert "served against in-process" in str(found["self_score"]["figure"])
+    assert found["vocabulary"]["values"]["teacher_mass_outside"] is None  # type: ignore[index]
+    done = examine(*words, "--teacher", tmp_path / "teacher", *weights)
+    assert done.code == 2
+    assert done.errors == ["error: --teacher-weights: no teacher is served; leave it out"]
 
 
 @pytest.mark.parametrize(
