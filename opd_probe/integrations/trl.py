@@ -12,8 +12,11 @@ from opd_probe.errors import InputError, OpdProbeError
 from opd_probe.integrations.probe import Source, make_probe, write_manifest
 from opd_probe.integrations.undisturbed import refuse_sharded, undisturbed
 from opd_probe.models.loading import LoadedModel, load_model
+from opd_probe.models.served.endpoint import is_url, shown
+from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.run.plan import warn
+from opd_probe.run.served import served_model
 
 PREFIX = "opd/"
 """Before every name in the log, so that none of the trainer's own is taken: ``opd/overlap_ratio``."""
@@ -41,10 +44,10 @@ class OverlapCallback(TrainerCallback):
             such as a ``datasets.Dataset``. Rows are written to ``<output_dir>/opd-probe/prompts.jsonl``.
         rollouts: in place of prompts, one fixed set of responses: a file as ``--rollouts`` takes it, or its rows.
         every: steps between measurements.
-        teacher: a loaded model, or a path or hub id that is loaded when it is first needed; None: the trainer's
-            ``teacher_model``.
-        teacher_tokenizer: of a teacher that is a loaded model; None: the one in the directory that it came from, else
-            the trainer's.
+        teacher: a loaded model, a path or hub id that is loaded when it is first needed, or the URL of a vLLM or SGLang
+            server, as for :func:`opd_probe.replay`; None: the trainer's ``teacher_model``.
+        teacher_tokenizer: of a teacher that is a loaded model or served; None: the one in the directory that it came
+            from, else the trainer's.
         teacher_name, run: names in rows and figures; None: the last parts of the teacher's and the output's path.
         keep_teacher: False: a teacher given by path is loaded for each measurement and let go, for its memory's sake.
         at_start: also measure before the first step: step 0 of the curves.
@@ -84,6 +87,8 @@ class OverlapCallback(TrainerCallback):
                 "a loaded model"
             )
         self._teacher_tokenizer = teacher_tokenizer
+        if is_url(self._given):
+            self._given = served_model(self._given, teacher_tokenizer)
         self._loaded: LoadedModel | None = None
         self._options = options
         self._directory = Path(str(trainer.args.output_dir))
@@ -91,7 +96,7 @@ class OverlapCallback(TrainerCallback):
             self._directory,
             prompts=prompts,
             rollouts=rollouts,
-            teacher=teacher_name or Path(self._teacher_place() or "").name or type(self._given).__name__,
+            teacher=teacher_name or self._teacher_name(),
             run=run,
             out=out,
             options=options,
@@ -152,7 +157,8 @@ class OverlapCallback(TrainerCallback):
 
     def _values(self, step: int) -> dict[str, float]:
         student = self._student()
-        in_memory = [student] if self._by_path() else [student, self._unwrapped(self._given)]
+        ours = isinstance(self._given, PreTrainedModel)
+        in_memory = [student, self._unwrapped(self._given)] if ours else [student]
         with undisturbed(*in_memory):
             tokenizer = _tokenizer_of(self._trainer)
             loaded = load_model(student, tokenizer=tokenizer)
@@ -161,7 +167,9 @@ class OverlapCallback(TrainerCallback):
             labels = {"directory": str(self._directory.absolute())}
             return self._probe.values(self._probe.measure(loaded, teacher, step, labels))
 
-    def _teacher(self, student: LoadedModel) -> LoadedModel:
+    def _teacher(self, student: LoadedModel) -> LoadedModel | ServedModel:
+        if isinstance(self._given, ServedModel):
+            return self._given
         if not self._by_path():
             place = self._teacher_place()
             own = load_tokenizer(place, required=False) if place and Path(place).is_dir() else None
@@ -191,7 +199,13 @@ class OverlapCallback(TrainerCallback):
         return isinstance(self._given, (str, Path))
 
     def _teacher_place(self) -> str | None:
+        if isinstance(self._given, ServedModel):
+            return shown(self._given.endpoint.url)
         return str(self._given) if self._by_path() else _place_of(self._unwrapped(self._given))
+
+    def _teacher_name(self) -> str:
+        place = self._given.model if isinstance(self._given, ServedModel) else self._teacher_place()
+        return Path(place or "").name or type(self._given).__name__
 
 
 def _place_of(model: Any) -> str | None:

@@ -24,7 +24,9 @@ from opd_probe.run.settings import Options
 from opd_probe.run.stored import find_traces
 from tests.cli.workspace import Caller, files_below
 from tests.integrations.conftest import OPTIONS, PROMPTS, Training, make_trainer
-from tests.tiny import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
+from tests.models.served import cases
+from tests.models.served.recorded_server import Exchanges, serving
+from tests.tiny import CHAT_TEMPLATE, save_checkpoint, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -137,6 +139,24 @@ def test_fixed_rollouts_a_teacher_by_path_and_a_failure_later(models: Path, tmp_
         trainer.model.get_output_embeddings().weight.fill_(torch.nan)
     with pytest.warns(OpdProbeWarning, match="step 2: not measured .*logits are NaN"):
         callback.on_step_end(trainer.args, trainer.state, trainer.control)
+
+
+def test_a_served_teacher_and_what_it_does_not_tell(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "student", cases.student(), tiny_tokenizer(cases.WIDTH, chat_template=CHAT_TEMPLATE))
+    save_checkpoint(tmp_path / "teacher", cases.teacher())
+    trainer = make_trainer(tmp_path, tmp_path / "served", max_steps=1, save_strategy="no", words=cases.WIDTH)
+    with serving(Exchanges.read("vllm_teacher.jsonl")) as server:
+        options = {"k": 4, "trace_k": cases.K}
+        trainer.add_callback(OverlapCallback(trainer, rollouts=cases.rollouts(), teacher=server.url, **options))
+        trainer.train()
+        later = opd_probe.replay(tmp_path / "student", server.url, cases.rollouts(), k=cases.K)
+    training = Training(tmp_path / "served", trainer)
+    wanted = opd_probe.summarize(later, 4, resamples=0)
+    for name in ("overlap_ratio", "overlap_advantage", "teacher_overlap_mass", "sampled_reward"):
+        assert training.logged(f"opd/{name}")[0] == pytest.approx(wanted[name], rel=2e-5), name
+    assert not training.logged("opd/reverse_kl")  # unknown, and so not logged
+    assert sorted(training.logged("opd/n_states")) == [0, 1]
+    assert yaml.safe_load((tmp_path / "served" / "opd-probe.yaml").read_text())["teacher"] == server.url
 
 
 def test_mixed_precision_and_an_adapter(models: Path, tmp_path: Path) -> None:
