@@ -13,6 +13,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.device_mesh import init_device_mesh
+from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 import opd_probe
@@ -194,6 +195,36 @@ def test_generalised_knowledge_distillation(models: Path, tmp_path: Path) -> Non
     trainer.add_callback(OverlapCallback(trainer, Dataset.from_list(chat), run="gkd", **OPTIONS))
     trainer.train()
     assert sorted(Training(tmp_path, trainer).logged("opd/overlap_ratio")) == [0, 1]
+
+
+def test_reinforcement_learning_with_a_teacher_of_its_own(models: Path, tmp_path: Path) -> None:
+    """GRPO has no teacher_model: the callback is given one, and says so when it is not."""
+    trainer = GRPOTrainer(
+        model=str(models / "student"),
+        reward_funcs=lambda completions, **_: [float(len(one)) for one in completions],
+        args=GRPOConfig(output_dir=str(tmp_path), max_steps=1, use_cpu=True, bf16=False, report_to=[],
+                        disable_tqdm=True, save_strategy="no", logging_steps=1, max_completion_length=4,
+                        per_device_train_batch_size=2,
+                        num_generations=2),
+        train_dataset=Dataset.from_list([{"prompt": f"{i} {i + 1}"} for i in range(4)]),
+        processing_class=tiny_tokenizer(60, chat_template=CHAT_TEMPLATE),
+    )  # fmt: skip
+    with pytest.raises(InputError, match="GRPOTrainer has no teacher_model; give OverlapCallback a teacher"):
+        OverlapCallback(trainer, PROMPTS)
+    trainer.add_callback(OverlapCallback(trainer, PROMPTS, teacher=tiny_model(61, seed=1), run="grpo", **OPTIONS))
+    with pytest.warns(OpdProbeWarning, match="the teacher is a model in memory, so that no line can name it"):
+        trainer.train()
+    training = Training(tmp_path, trainer)
+    assert sorted(training.logged("opd/overlap_ratio")) == [0, 1]
+    log = training_log(find_traces([str(tmp_path / "opd-probe")], Options(k=4)), {"": write_state(training)})
+    assert log.set_index("step")["training_reward"].dropna().to_dict() == training.logged("reward")
+
+
+def write_state(training: Training) -> str:
+    """The state as a checkpoint would hold it."""
+    path = training.directory / "trainer_state.json"
+    training.trainer.state.save_to_json(str(path))
+    return str(path)
 
 
 def test_sharded_parameters_are_refused_when_training_starts(models: Path, tmp_path: Path) -> None:
