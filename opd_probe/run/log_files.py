@@ -59,9 +59,10 @@ def read_log(path: Path, names: Names = NAMES, *, required: bool = True) -> list
         MissingError: there is no such file.
         InputError: it cannot be read, or logs nothing that is known, or not as numbers.
     """
-    if not path.is_file():
+    events = "tfevents" in path.name or (path.is_dir() and any(path.glob("*tfevents*")))
+    if not (path.is_file() or (events and path.is_dir())):
         raise MissingError(f"training log {path}: no such file; expected {_accepted(names)}")
-    reader, appended = _READERS.get(path.suffix, (_console, True))
+    reader, appended = (_events, False) if events else _READERS.get(path.suffix, (_console, True))
     try:
         rows = list(reader(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -194,9 +195,24 @@ def _console(path: Path) -> Iterator[Row]:
         raise ValueError("no line step:N - name:value - … in it")
 
 
+def _events(path: Path) -> Iterator[Row]:
+    """tensorboard's event files, one or a directory of them."""
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError:
+        raise InputError(
+            f"training log {path}: event files need tensorboard; install it, or give trainer_state.json or a CSV file"
+        ) from None
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+    for tag in events.Tags()["scalars"]:
+        for event in events.Scalars(tag):
+            yield {"step": event.step, tag: event.value}
+
+
 _READERS: dict[str, tuple[Callable[[Path], Iterator[Row]], bool]] = {
     ".json": (_state, True),
     ".jsonl": (_lines, True),
     ".csv": (_table, False),
 }
-"""By suffix, and whether rows are in the order in which they were logged; anything else is a console log."""
+"""By suffix, and whether rows are in the order in which they were logged; anything else is a console log or, by its
+name, tensorboard's."""

@@ -20,6 +20,7 @@ import opd_probe
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.integrations.trl import OverlapCallback
 from opd_probe.integrations.undisturbed import undisturbed
+from opd_probe.run.log_files import read_log
 from opd_probe.run.logs import training_log
 from opd_probe.run.settings import Options
 from opd_probe.run.stored import find_traces
@@ -140,6 +141,18 @@ def test_fixed_rollouts_a_teacher_by_path_and_a_failure_later(models: Path, tmp_
         trainer.model.get_output_embeddings().weight.fill_(torch.nan)
     with pytest.warns(OpdProbeWarning, match="step 2: not measured .*logits are NaN"):
         callback.on_step_end(trainer.args, trainer.state, trainer.control)
+
+
+def test_tensorboards_event_files_are_a_training_log(watched: Training, tmp_path: Path) -> None:
+    directory = watched.directory.parent / "events"
+    rows = {row["step"]: row for row in read_log(directory)}
+    assert {step: row["loss"] for step, row in rows.items()} == pytest.approx(watched.logged("loss"), rel=1e-6)
+    (file,) = directory.glob("*tfevents*")
+    assert read_log(file) == list(rows.values())
+    broken = tmp_path / file.name
+    broken.write_bytes(b"\x00" * 100)
+    with pytest.raises(InputError, match="training log"):
+        read_log(broken)
 
 
 def test_a_served_teacher_and_what_it_does_not_tell(tmp_path: Path) -> None:
