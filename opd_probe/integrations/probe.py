@@ -205,14 +205,16 @@ def write_manifest(directory: Path, probe: Probe, models: Mapping[str, str | Non
     kind = "prompts" if probe.prompts else "rollouts"
     values: dict[str, Any] = {name: _reference(model, directory) for name, model in models.items()}
     values = {name: value for name, value in values.items() if value is not None}
-    values |= {kind: _reference(str(probe.source), directory), **given}
+    # The type of the teacher's weights alone: commands would load the student in it too.
+    options = {name: value for name, value in given.items() if name != "dtype"}
+    values |= {kind: _reference(str(probe.source), directory), **options}
     text = "# Written while the run trained; opd-probe overlap --ckpts reads it.\n" + yaml.safe_dump(
         values, sort_keys=False, allow_unicode=True
     )
     if not path.exists():
         return write_bytes(path, text.encode())
+    read_manifest(path)
     if yaml.safe_load(path.read_text(encoding="utf-8")) != values:
-        read_manifest(path)
         warn(f"manifest {path}: is there already and says something else; kept as it is")
     return path
 

@@ -17,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 import opd_probe
-from opd_probe.errors import InputError, OpdProbeWarning
+from opd_probe.errors import InputError, MissingError, OpdProbeWarning
 from opd_probe.integrations.trl import OverlapCallback
 from opd_probe.integrations.undisturbed import undisturbed
 from opd_probe.run.log_files import read_log
@@ -116,6 +116,8 @@ def test_what_cannot_be_used_is_said_at_once(watched: Training, tmp_path: Path) 
     trainer = watched.trainer
     with pytest.raises(InputError, match="prompts and rollouts: expected one of them"):
         OverlapCallback(trainer)
+    with pytest.raises(InputError, match="teacher of type int: expected a path"):
+        OverlapCallback(trainer, PROMPTS, teacher=3)
     with pytest.raises(InputError, match="every = 0"):
         OverlapCallback(trainer, PROMPTS, every=0, out=tmp_path)
     with pytest.raises(InputError, match="option 'top_k': unknown here; expected one of k, trace_k"):
@@ -260,3 +262,19 @@ def test_the_trainers_own_log_is_found_from_the_traces(watched: Training) -> Non
     log = training_log(measured, {}).set_index("step")
     assert log["loss"].dropna().to_dict() == watched.logged("loss")
     assert log["training_response_length"].dropna().to_dict() == watched.logged("completions/mean_length")
+
+
+def test_a_manifest_that_is_there_is_kept(models: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(models, tmp_path / "kept", max_steps=1)
+    callback = OverlapCallback(trainer, PROMPTS, at_start=False, dtype="float32", **OPTIONS)
+    path = tmp_path / "kept" / "opd-probe.yaml"
+    callback.on_train_begin(trainer.args, trainer.state, trainer.control)
+    assert "dtype" not in yaml.safe_load(path.read_text())  # of the teacher alone
+    callback.on_train_begin(trainer.args, trainer.state, trainer.control)  # the same again: nothing to say
+    path.write_text("teacher: ../../nowhere\n")
+    with pytest.raises(MissingError, match="key 'teacher'"):
+        callback.on_train_begin(trainer.args, trainer.state, trainer.control)
+    path.write_text(f"teacher: {models}/teacher\n")
+    with pytest.warns(OpdProbeWarning, match="is there already and says something else; kept as it is"):
+        callback.on_train_begin(trainer.args, trainer.state, trainer.control)
+    assert path.read_text() == f"teacher: {models}/teacher\n"
