@@ -118,6 +118,6 @@ def test_the_examples_of_training_loops_call_what_there_is() -> None:
     blocks = re.findall(r"```python\n(.*?)```", page("docs/training.md"), flags=re.DOTALL)
     calls = [node for block in blocks for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
     used = {getattr(call.func, "id", ""): [word.arg for word in call.keywords] for call in calls}
-    for function, more in ((OverlapCallback, OPTIONS), (overlap_metrics, ()), (topk_trace, ("run", "step", "teacher"))):
+    for function, more in ((OverlapCallback, OPTIONS), (overlap_metrics, ()), (topk_trace, ())):
         known = {*signature(function).parameters, *signature(topk_trace).parameters, *more}
         assert set(used[function.__name__]) <= known, function.__name__

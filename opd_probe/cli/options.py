@@ -311,7 +311,8 @@ TrainingLog = Annotated[
         "--training-log",
         panel=_RESULT,
         metavar="[RUN=]FILE",
-        help="A run's training log: trainer_state.json, .jsonl or .csv (of verl and wandb too), or verl's console log; "
+        help="A run's training log: trainer_state.json, .jsonl or .csv (of verl and wandb too), tensorboard's "
+        "event files, or verl's console log; "
         "RUN= when there are several runs, each with its own.",
     ),
 ]

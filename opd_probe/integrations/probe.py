@@ -17,6 +17,8 @@ from opd_probe.curves import summarize
 from opd_probe.errors import InputError
 from opd_probe.models.checkpoints import looks_like_hub_id
 from opd_probe.models.loading import LoadedModel
+from opd_probe.models.served.endpoint import is_url
+from opd_probe.models.served.model import ServedModel
 from opd_probe.rollouts.encoding import encode_rollouts
 from opd_probe.rollouts.files import read_rollouts, rollouts_digest, rollouts_from_dicts, write_rollouts
 from opd_probe.rollouts.prompts import read_prompts
@@ -27,6 +29,7 @@ from opd_probe.run.plan import warn
 from opd_probe.run.progress import Silent
 from opd_probe.run.sampling import check_pair, draw, step_name
 from opd_probe.run.selection import at_most
+from opd_probe.run.served import options_for
 from opd_probe.run.settings import Settings, parse_options, settle
 from opd_probe.run.tracing import TraceOptions, TraceRequest
 from opd_probe.trace import Trace
@@ -86,7 +89,9 @@ class Probe:
         folder = self.out / "traces" / file_names([self.run])[self.run] / file_names([self.teacher])[self.teacher]
         return folder / f"{step_name(Checkpoint('', step=step))}.parquet"
 
-    def measure(self, student: LoadedModel, teacher: LoadedModel, step: int, labels: Mapping[str, Any]) -> Trace:
+    def measure(
+        self, student: LoadedModel, teacher: LoadedModel | ServedModel, step: int, labels: Mapping[str, Any]
+    ) -> Trace:
         """Sample, replay through both models and write the trace of one step, in place of one that is there.
 
         Raises:
@@ -105,12 +110,14 @@ class Probe:
             allow_special_mismatch=self.settings.allow_special_mismatch,
             batch_tokens=self.settings.batch_tokens,
         )
+        if isinstance(teacher, ServedModel):
+            options = options_for(teacher, options, least=self.settings.k)
         states = "own" if self.prompts else "fixed"
         named = {"run": self.run, "step": step, "teacher": self.teacher, "states": states, **labels}
         request = TraceRequest(student, teacher, path, options, named)
         return request.make(student, teacher, rollouts, {"rollouts": rollouts_digest(rollouts)}, None)
 
-    def _states(self, student: LoadedModel, teacher: LoadedModel, step: int) -> list[Rollout]:
+    def _states(self, student: LoadedModel, teacher: LoadedModel | ServedModel, step: int) -> list[Rollout]:
         settings = self.settings
         if not self.prompts:
             return at_most(encode_rollouts(list(self.rollouts), student.tokenizer), settings.max_states, settings.seed)
@@ -198,14 +205,16 @@ def write_manifest(directory: Path, probe: Probe, models: Mapping[str, str | Non
     kind = "prompts" if probe.prompts else "rollouts"
     values: dict[str, Any] = {name: _reference(model, directory) for name, model in models.items()}
     values = {name: value for name, value in values.items() if value is not None}
-    values |= {kind: _reference(str(probe.source), directory), **given}
+    # The type of the teacher's weights alone: commands would load the student in it too.
+    options = {name: value for name, value in given.items() if name != "dtype"}
+    values |= {kind: _reference(str(probe.source), directory), **options}
     text = "# Written while the run trained; opd-probe overlap --ckpts reads it.\n" + yaml.safe_dump(
         values, sort_keys=False, allow_unicode=True
     )
     if not path.exists():
         return write_bytes(path, text.encode())
+    read_manifest(path)
     if yaml.safe_load(path.read_text(encoding="utf-8")) != values:
-        read_manifest(path)
         warn(f"manifest {path}: is there already and says something else; kept as it is")
     return path
 
@@ -216,4 +225,4 @@ def _reference(model: str | None, directory: Path) -> str | None:
         return None
     if Path(model).exists():
         return os.path.relpath(Path(model).absolute(), directory.absolute())
-    return model if looks_like_hub_id(model) else None
+    return model if is_url(model) or looks_like_hub_id(model) else None

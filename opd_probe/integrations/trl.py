@@ -5,15 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_utils import PreTrainedModel
 
 from opd_probe.errors import InputError, OpdProbeError
 from opd_probe.integrations.probe import Source, make_probe, write_manifest
 from opd_probe.integrations.undisturbed import refuse_sharded, undisturbed
+from opd_probe.models.checkpoints import looks_like_hub_id
 from opd_probe.models.loading import LoadedModel, load_model
+from opd_probe.models.served.endpoint import is_url, shown
+from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import load_tokenizer
+from opd_probe.run.memory import memory_advice
 from opd_probe.run.plan import warn
+from opd_probe.run.served import served_model
 
 PREFIX = "opd/"
 """Before every name in the log, so that none of the trainer's own is taken: ``opd/overlap_ratio``."""
@@ -41,10 +47,10 @@ class OverlapCallback(TrainerCallback):
             such as a ``datasets.Dataset``. Rows are written to ``<output_dir>/opd-probe/prompts.jsonl``.
         rollouts: in place of prompts, one fixed set of responses: a file as ``--rollouts`` takes it, or its rows.
         every: steps between measurements.
-        teacher: a loaded model, or a path or hub id that is loaded when it is first needed; None: the trainer's
-            ``teacher_model``.
-        teacher_tokenizer: of a teacher that is a loaded model; None: the one in the directory that it came from, else
-            the trainer's.
+        teacher: a loaded model, a path or hub id that is loaded when it is first needed, or the URL of a vLLM or SGLang
+            server, as for :func:`opd_probe.replay`; None: the trainer's ``teacher_model``.
+        teacher_tokenizer: of a teacher that is a loaded model or served; None: the one in the directory that it came
+            from, else the trainer's.
         teacher_name, run: names in rows and figures; None: the last parts of the teacher's and the output's path.
         keep_teacher: False: a teacher given by path is loaded for each measurement and let go, for its memory's sake.
         at_start: also measure before the first step: step 0 of the curves.
@@ -83,7 +89,12 @@ class OverlapCallback(TrainerCallback):
                 f"{type(trainer).__name__} has no teacher_model; give OverlapCallback a teacher: a path, a hub id or "
                 "a loaded model"
             )
+        if not isinstance(self._given, (str, Path, nn.Module)):
+            kind = type(self._given).__name__
+            raise InputError(f"teacher of type {kind}: expected a path, a hub id, a URL or a loaded model")
         self._teacher_tokenizer = teacher_tokenizer
+        if is_url(self._given):
+            self._given = served_model(self._given, teacher_tokenizer)
         self._loaded: LoadedModel | None = None
         self._options = options
         self._directory = Path(str(trainer.args.output_dir))
@@ -91,12 +102,11 @@ class OverlapCallback(TrainerCallback):
             self._directory,
             prompts=prompts,
             rollouts=rollouts,
-            teacher=teacher_name or Path(self._teacher_place() or "").name or type(self._given).__name__,
+            teacher=teacher_name or self._teacher_name(),
             run=run,
             out=out,
             options=options,
         )
-        self._measured = False
 
     def on_train_begin(
         self,
@@ -107,7 +117,7 @@ class OverlapCallback(TrainerCallback):
     ) -> None:
         """Refuse what cannot be measured, write the manifest, and measure the untrained student."""
         refuse_sharded(self._trainer.model_wrapped, "student")
-        if isinstance(self._given, PreTrainedModel):
+        if isinstance(self._given, nn.Module):
             refuse_sharded(self._given, "teacher")
         if not state.is_world_process_zero:
             return
@@ -118,7 +128,7 @@ class OverlapCallback(TrainerCallback):
         # A training that goes on from a checkpoint has measured that step before.
         known = state.global_step > 0 and self._probe.trace_path(state.global_step).is_file()
         if self._at_start and not known:
-            self._measure(state.global_step)
+            self._log(self._values(state.global_step))
 
     def on_step_end(
         self,
@@ -130,30 +140,22 @@ class OverlapCallback(TrainerCallback):
         """Measure, when it is time."""
         last = control.should_training_stop or state.global_step >= state.max_steps
         if state.is_world_process_zero and (last or state.global_step % self._every == 0):
-            self._measure(state.global_step)
-
-    def _measure(self, step: int) -> None:
-        try:
-            values = self._values(step)
-        except OpdProbeError as error:
-            if not self._measured:
-                raise
-            warn(f"step {step}: not measured ({error})")
-            return
-        self._measured = True
-        self._log({f"{PREFIX}{name}": value for name, value in values.items()})
+            try:
+                self._log(self._values(state.global_step))
+            except OpdProbeError as error:
+                warn(f"step {state.global_step}: not measured ({error})")
 
     def _log(self, values: dict[str, float]) -> None:
         """To everything that watches the trainer, and nothing else: TRL's own ``log`` would also hand over, and so
         empty, the metrics that are still being collected, and any log counts as the one that is due at this step."""
         due = self._trainer.control.should_log
-        Trainer.log(self._trainer, values)
+        Trainer.log(self._trainer, {f"{PREFIX}{name}": value for name, value in values.items()})
         self._trainer.control.should_log = due
 
     def _values(self, step: int) -> dict[str, float]:
         student = self._student()
-        in_memory = [student] if self._by_path() else [student, self._unwrapped(self._given)]
-        with undisturbed(*in_memory):
+        in_memory = [student, self._unwrapped(self._given)] if isinstance(self._given, nn.Module) else [student]
+        with undisturbed(*in_memory), memory_advice("measuring"):
             tokenizer = _tokenizer_of(self._trainer)
             loaded = load_model(student, tokenizer=tokenizer)
             loaded.identity |= {"step": step, "format": "training", "base": _place_of(student)}
@@ -161,7 +163,9 @@ class OverlapCallback(TrainerCallback):
             labels = {"directory": str(self._directory.absolute())}
             return self._probe.values(self._probe.measure(loaded, teacher, step, labels))
 
-    def _teacher(self, student: LoadedModel) -> LoadedModel:
+    def _teacher(self, student: LoadedModel) -> LoadedModel | ServedModel:
+        if isinstance(self._given, ServedModel):
+            return self._given
         if not self._by_path():
             place = self._teacher_place()
             own = load_tokenizer(place, required=False) if place and Path(place).is_dir() else None
@@ -191,7 +195,15 @@ class OverlapCallback(TrainerCallback):
         return isinstance(self._given, (str, Path))
 
     def _teacher_place(self) -> str | None:
+        if isinstance(self._given, ServedModel):
+            return shown(self._given.endpoint.url)
         return str(self._given) if self._by_path() else _place_of(self._unwrapped(self._given))
+
+    def _teacher_name(self) -> str:
+        place = self._given.model if isinstance(self._given, ServedModel) else self._teacher_place()
+        if place and not Path(place).exists() and looks_like_hub_id(place):
+            return place
+        return Path(place or "").name or type(self._given).__name__
 
 
 def _place_of(model: Any) -> str | None:

@@ -22,6 +22,7 @@ from opd_probe.metrics import METRICS
 from opd_probe.metrics.variants import Variant
 from opd_probe.trace import Trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, STATE_COLUMNS
+from opd_probe.types import StateOrigin
 
 Array = NDArray[Any]
 
@@ -111,7 +112,10 @@ def topk_trace(
     scores: Tensor | Sequence[float] | None = None,
     prompt_ids: Sequence[Any] | None = None,
     vocabulary_size: int | None = None,
-    **labels: Any,
+    run: str | None = None,
+    step: int | None = None,
+    teacher: str | None = None,
+    states: StateOrigin = "own",
 ) -> Trace:
     """A trace of one batch from tensors that are at hand: ``.save(path)`` it, and every command reads it.
 
@@ -125,91 +129,114 @@ def topk_trace(
         scores: [B], each response's reward or verdict (correct from 0.5 on).
         prompt_ids: [B], what tells prompts apart (verl's ``uid``), for intervals; None: every response is its own.
         vocabulary_size: ids that both models share, recorded as assumed; None: as far as the tensors go.
-        labels: ``run``, ``step``, ``teacher`` and ``states`` as rows and figures shall name them.
+        run, step, teacher, states: as rows and figures shall name them.
 
     Raises:
         InputError: as :func:`overlap_metrics`.
     """
-    mask = _mask(response_mask)
-    shape = tuple(student_topk_ids.shape)
-    if len(shape) != 3 or shape[:2] != tuple(mask.shape) or shape[2] == 0:
-        raise InputError(
-            f"student_topk_ids: shape {shape}; expected [B, T, K] beside a response_mask of {tuple(mask.shape)}"
-        )
-
-    def flat(name: str, given: Tensor | None, size: tuple[int, ...]) -> Tensor | None:
-        if given is None:
-            return None
-        if tuple(given.shape) != size:
-            raise InputError(f"{name}: shape {tuple(given.shape)}; expected {size} as the other tensors")
-        return given.detach()[mask.to(given.device)].cpu()
-
-    student = _side("student", flat("student_topk_ids", student_topk_ids, shape), student_topk_logprobs, flat,
-                    teacher_logprobs_at_student_top, "teacher_logprobs_at_student_top")  # fmt: skip
-    teacher = _side("teacher", flat("teacher_topk_ids", teacher_topk_ids, shape), teacher_topk_logprobs, flat,
-                    student_logprobs_at_teacher_top, "student_logprobs_at_teacher_top")  # fmt: skip
-    columns: dict[str, Tensor] = {
-        "student_top_ids": student[0], "student_top_logprobs": student[1],
-        "teacher_logprobs_at_student_top": _completed(student, teacher),
-        "teacher_top_ids": teacher[0], "teacher_top_logprobs": teacher[1],
-        "student_logprobs_at_teacher_top": _completed(teacher, student),
-    }  # fmt: skip
+    batch = _Batch(response_mask, student_topk_ids)
+    ours = batch.side("student", student_topk_ids, student_topk_logprobs, teacher_logprobs_at_student_top)
+    theirs = batch.side("teacher", teacher_topk_ids, teacher_topk_logprobs, student_logprobs_at_teacher_top)
     scalars = {
         "token_id": token_ids, "student_logprob": student_logprobs, "teacher_logprob": teacher_logprobs,
         "student_entropy": student_entropy, "teacher_entropy": teacher_entropy,
         "reverse_kl": reverse_kl, "forward_kl": forward_kl,
     }  # fmt: skip
-    for name, given in scalars.items():
-        values = flat(name, given, shape[:2])
-        columns |= {} if values is None else {name: values}
-    columns["position"] = torch.arange(mask.shape[1]).expand(mask.shape)[mask.cpu()]
-    arrays = _arrays(columns, int(mask.sum()))
+    arrays = _arrays({
+        "position": batch.positions,
+        "student_top_ids": ours[0], "student_top_logprobs": ours[1],
+        "teacher_logprobs_at_student_top": _completed(ours, theirs),
+        "teacher_top_ids": theirs[0], "teacher_top_logprobs": theirs[1],
+        "student_logprobs_at_teacher_top": _completed(theirs, ours),
+        **{name: batch.scalar(name, given) for name, given in scalars.items() if given is not None},
+    })  # fmt: skip
     seen = 1 + max(int(arrays[name].max()) for name in ("student_top_ids", "teacher_top_ids", "token_id"))
+    labels = {"run": run, "step": step, "teacher": teacher, "states": states}
     provenance = {
         "format_version": FORMAT_VERSION,
-        "K": shape[2],
+        "K": batch.depth,
         "temperature": 1.0,
         "student": {"source": "top-k tensors"},
         "teacher": {"source": "top-k tensors"},
-        "vocabulary": {"size": max(vocabulary_size or 0, seen, shape[2]), "assumed": True},
-        "labels": {"states": "own", **labels},
+        "vocabulary": {"size": max(vocabulary_size or 0, seen), "assumed": True},
+        "labels": {name: value for name, value in labels.items() if value is not None},
         "software": software(),
     }
-    return Trace(_rollouts(mask, scores, prompt_ids), provenance, arrays=arrays)
-
-
-def _mask(given: Tensor) -> Tensor:
-    if given.ndim != 2:
-        raise InputError(f"response_mask: shape {tuple(given.shape)}; expected [B, T]")
-    mask = given.detach().bool()
-    if not bool(mask.any()):
-        raise InputError("response_mask: no 1 in it; expected at least one token of the student's")
-    return mask
+    return Trace(batch.rollouts(scores, prompt_ids), provenance, arrays=arrays)
 
 
 _Side = tuple[Tensor, Tensor, Tensor | None]
 """Of the valid states: ids, the model's own log-probs, the other model's where they were given; [n, K] each."""
 
 
-def _side(name: str, ids: Tensor | None, own: Tensor, flat: Any, other: Tensor | None, other_name: str) -> _Side:
-    """One model's list in rank order, ties to the lower id."""
-    assert ids is not None
-    if ids.is_floating_point() or int(ids.min()) < 0 or int(ids.max()) > _LARGEST_ID:
-        raise InputError(f"{name}_topk_ids: expected token ids (whole numbers from 0 on) at every unmasked token")
-    shape = tuple(own.shape)
-    logprobs = flat(f"{name}_topk_logprobs", own, (*shape[:2], ids.shape[1])).float()
-    if bool(torch.isnan(logprobs).any()):
-        raise InputError(f"{name}_topk_logprobs: NaN at an unmasked token; expected the model's own log-probabilities")
-    rest = flat(other_name, other, shape)
-    order = ids.argsort(dim=1, stable=True)
-    sorted_ids = ids.gather(1, order)
-    if bool((sorted_ids[:, 1:] == sorted_ids[:, :-1]).any()):
-        raise InputError(f"{name}_topk_ids: one id twice in a state; expected {ids.shape[1]} different ids")
-    order = order.gather(1, logprobs.gather(1, order).argsort(dim=1, descending=True, stable=True))
-    return (
-        ids.gather(1, order).long(), logprobs.gather(1, order),
-        None if rest is None else rest.float().gather(1, order),
-    )  # fmt: skip
+class _Batch:
+    """The unmasked states of [B, T] tensors, on the CPU and one after another."""
+
+    def __init__(self, mask: Tensor, ids: Tensor) -> None:
+        if mask.ndim != 2:
+            raise InputError(f"response_mask: shape {tuple(mask.shape)}; expected [B, T]")
+        self.mask = mask.detach().bool()
+        if not bool(self.mask.any()):
+            raise InputError("response_mask: no 1 in it; expected at least one token of the student's")
+        if ids.ndim != 3 or ids.shape[:2] != mask.shape or ids.shape[2] == 0:
+            shape = tuple(mask.shape)
+            raise InputError(
+                f"student_topk_ids: shape {tuple(ids.shape)}; expected [B, T, K] beside a response_mask of {shape}"
+            )
+        self.depth = ids.shape[2]
+
+    @property
+    def positions(self) -> Tensor:
+        """The 0-based place of every state in its response."""
+        return torch.arange(self.mask.shape[1]).expand(self.mask.shape)[self.mask.cpu()]
+
+    def scalar(self, name: str, given: Tensor) -> Tensor:
+        """[B, T] as [n]."""
+        return self._flat(name, given, tuple(self.mask.shape))
+
+    def _flat(self, name: str, given: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if tuple(given.shape) != shape:
+            raise InputError(f"{name}: shape {tuple(given.shape)}; expected {shape} as the other tensors")
+        return given.detach()[self.mask.to(given.device)].cpu()
+
+    def side(self, name: str, ids: Tensor, own: Tensor, other: Tensor | None) -> _Side:
+        """One model's list in rank order, ties to the lower id."""
+        shape = (*self.mask.shape, self.depth)
+        flat = self._flat(f"{name}_topk_ids", ids, shape)
+        if flat.is_floating_point() or int(flat.min()) < 0 or int(flat.max()) > _LARGEST_ID:
+            raise InputError(f"{name}_topk_ids: expected token ids (whole numbers from 0 on) at every unmasked token")
+        logprobs = self._flat(f"{name}_topk_logprobs", own, shape).float()
+        if bool(torch.isnan(logprobs).any()):
+            raise InputError(f"{name}_topk_logprobs: NaN at an unmasked token; expected the model's own log-probs")
+        rest = None if other is None else self._flat(f"the other model's at {name}_topk_ids", other, shape).float()
+        order = flat.argsort(dim=1, stable=True)
+        ascending = flat.gather(1, order)
+        if bool((ascending[:, 1:] == ascending[:, :-1]).any()):
+            raise InputError(f"{name}_topk_ids: one id twice in a state; expected {self.depth} different ids")
+        order = order.gather(1, logprobs.gather(1, order).argsort(dim=1, descending=True, stable=True))
+        others = None if rest is None else rest.gather(1, order)
+        return flat.gather(1, order).long(), logprobs.gather(1, order), others
+
+    def rollouts(self, scores: Any, prompt_ids: Sequence[Any] | None) -> Any:
+        """The rollout table: a response without an unmasked token is a skipped one."""
+        size = len(self.mask)
+        for name, given in (("scores", scores), ("prompt_ids", prompt_ids)):
+            if given is not None and len(given) != size:
+                raise InputError(f"{name}: {len(given)} of them; expected one for each of the {size} responses")
+        ends = self.mask.long() * torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
+        table = []
+        for index, (states, length) in enumerate(zip(self.mask.sum(1).tolist(), ends.amax(1).tolist(), strict=True)):
+            row: dict[str, Any] = {
+                "rollout_id": str(index),
+                "prompt_id": str(index if prompt_ids is None else prompt_ids[index]),
+                "n_states": states,
+                "response_length": length,
+                "token_source": "sampled_ids",
+                "score": None if scores is None else float(scores[index]),
+                "skipped": None if states else "no unmasked token",
+            }
+            table.append(row)
+        return rollout_table(table)
 
 
 def _completed(own: _Side, other: _Side) -> Tensor:
@@ -222,8 +249,9 @@ def _completed(own: _Side, other: _Side) -> Tensor:
     return found.masked_fill(ids.gather(1, place) != own[0], torch.nan)
 
 
-def _arrays(columns: dict[str, Tensor], n: int) -> dict[str, Array]:
+def _arrays(columns: dict[str, Tensor]) -> dict[str, Array]:
     """The columns of a trace; those that nobody gave are NaN (ids: −1)."""
+    n = len(columns["position"])
     arrays: dict[str, Array] = {}
     for column in STATE_COLUMNS:
         if column.name in columns:
@@ -231,16 +259,3 @@ def _arrays(columns: dict[str, Tensor], n: int) -> dict[str, Array]:
         elif column.dtype != "string" and not column.optional:
             arrays[column.name] = np.full(n, np.nan if column.dtype.startswith("float") else -1, dtype=column.dtype)
     return arrays
-
-
-def _rollouts(mask: Tensor, scores: Any, prompt_ids: Sequence[Any] | None) -> Any:
-    rows = [{"rollout_id": str(i), "prompt_id": str(i), "token_source": "sampled_ids"} for i in range(len(mask))]
-    lengths = (mask.long() * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).tolist()
-    table: list[dict[str, Any]] = []
-    for index, (row, states, length) in enumerate(zip(rows, mask.sum(1).tolist(), lengths, strict=True)):
-        more: dict[str, Any] = {"n_states": states, "response_length": length}
-        more |= {} if states else {"skipped": "no unmasked token"}
-        more |= {} if scores is None else {"score": float(scores[index])}
-        more |= {} if prompt_ids is None else {"prompt_id": str(prompt_ids[index])}
-        table.append({**row, **more})
-    return rollout_table(table)

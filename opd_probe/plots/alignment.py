@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -63,6 +63,7 @@ def plot_alignment(
     columns: int = 2,
     title: str = "Alignment",
     references: pd.DataFrame | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> house.HouseFigure:
     """A grid of alignment curves.
 
@@ -76,6 +77,7 @@ def plot_alignment(
             the alignment metrics of the paper, then ``jsd`` and ``accuracy`` where they are known.
         columns: width of the figure, 1 or 2 columns of a paper.
         title: the beginning of the title; whose states are shown is added.
+        beside: by metric the column of what a trainer logged of it, drawn dashed in its panel over steps.
         references: levels to draw across the panels over steps: a row per ``label``, a column per metric.
 
     Raises:
@@ -85,7 +87,7 @@ def plot_alignment(
         raise InputError(f"plot_alignment: expected x = 'step' or 'position', got {x!r}")
     name = "overlap" if x == "step" else "position"
     check_table(name, table, ["run", "teacher", "step", "k", x])
-    panels = group_panels(_chosen(name, table, metrics))
+    panels = group_panels(_chosen(name, table, metrics), beside or {})
     if x == "step":
         return draw_steps(
             table,

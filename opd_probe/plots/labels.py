@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 
 @dataclass(frozen=True)
@@ -185,15 +186,24 @@ def panel_of(*metrics: str) -> Panel:
     return Panel((metric,), label.title, label.unit, reading=label.reading)
 
 
-def group_panels(metrics: Sequence[str]) -> list[Panel]:
-    """Panels in the order asked for; two metrics of one pair share the panel of the first."""
+def group_panels(metrics: Sequence[str], beside: Mapping[str, str] = MappingProxyType({})) -> list[Panel]:
+    """Panels in the order asked for; two metrics of one pair share the panel of the first.
+
+    Args:
+        beside: by metric, the column of what was logged of it; the two then have a panel of their own.
+    """
     asked = list(dict.fromkeys(metrics))
     panels: list[Panel] = []
     done: set[str] = set()
     for metric in asked:
         if metric in done:
             continue
-        pair = next((p for p in PAIRS if metric in p.metrics and set(p.metrics) <= set(asked)), None)
+        if metric in beside:
+            alone = panel_of(metric)
+            panels.append(Panel((metric, beside[metric]), alone.title, alone.unit, ("measured", "logged")))
+            done.add(metric)
+            continue
+        pair = next((p for p in PAIRS if metric in p.metrics and set(p.metrics) <= set(asked) - set(beside)), None)
         panel = pair or panel_of(metric)
         done.update(panel.metrics)
         panels.append(panel)

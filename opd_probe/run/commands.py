@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from opd_probe.run.logs import log_files, training_log, with_log
 from opd_probe.run.measures import Gathered, curves, in_order, mass_table, position_curves, summaries
 from opd_probe.run.output import check_writable, save_figure
 from opd_probe.run.peers import NAMES as VARIANT_NAMES
-from opd_probe.run.peers import draw_variant, file_name, shown, variant_rows
+from opd_probe.run.peers import as_logged, draw_variant, file_name, logged_names, shown, variant_rows
 from opd_probe.run.plan import make_plan
 from opd_probe.run.progress import Progress
 from opd_probe.run.request import DEFAULT_OUT, Request
@@ -77,10 +77,8 @@ def overlap(
         OpdProbeError: bad input, in one line.
     """
     logs = log_files(training_logs)
-    if logs and variant:
-        raise InputError("--training-log and --variant: give one of them; a log joins the paper's definitions")
     if variant:
-        return _variant(request, progress, "overlap", variant)
+        return _variant(request, progress, "overlap", variant, logs)
     for file in logs.values():
         read_log(Path(file).expanduser())  # a mistake shows before models run
     gathered = _gather(request, progress)
@@ -93,7 +91,7 @@ def overlap(
     )
     if not logs:
         return result
-    logged = log.assign(step=log["step"].astype("Int64")).dropna(axis="columns", how="all")
+    logged = log.dropna(axis="columns", how="all")
     table = as_table(rows)
     known = [name for name in TRAINING_SHEET if name in logged or (name in table and table[name].notna().any())]
 
@@ -151,15 +149,25 @@ def align(
     return _finish(gathered, "align", rows, POSITION_COLUMNS, draw)
 
 
-def _variant(request: Request, progress: Progress, command: str, text: str) -> Result:
-    """A command in another trainer's definitions, in files of their own: ``overlap-verl.csv``."""
+def _variant(
+    request: Request, progress: Progress, command: str, text: str, logs: Mapping[str, str] | None = None
+) -> Result:
+    """A command in another trainer's definitions, in files of their own: ``overlap-verl.csv``. What such a trainer's
+    log says of them stands beside them, as ``<name>_logged``."""
     variant = parse_variant(text)
+    for file in (logs or {}).values():
+        read_log(Path(file).expanduser(), logged_names(variant))
     gathered = _gather(request, progress)
     if isinstance(gathered, Result):
         return gathered
     rows = variant_rows(gathered, variant, command)
     columns = (*VARIANT_NAMES, *shown(variant, command))
-    return _finish(gathered, file_name(variant, command), rows, columns, _by_k(rows, draw_variant(variant, command)))
+    log = pd.DataFrame()
+    if logs:
+        log = training_log(gathered.measured, logs, logged_names(variant)).dropna(axis="columns", how="all")
+        rows = with_log(rows, log.rename(columns=as_logged))
+    figures = _by_k(rows, draw_variant(variant, command, log))
+    return _finish(gathered, file_name(variant, command), rows, columns, figures)
 
 
 def _depth(gathered: Gathered, bins: int) -> Result:

@@ -70,7 +70,7 @@ class Tables:
     @cached_property
     def steps(self) -> pd.DataFrame:
         """One row per trace, and the logged steps between them."""
-        log = self._log.assign(step=self._log["step"].astype("Int64"))
+        log = self._log
         missing = dict.fromkeys(QUANTITIES, np.nan)
         table = join_training_log(self._summaries, log) if len(log) else self._summaries.assign(**missing)
         return self.named(table)

@@ -15,7 +15,7 @@ import pandas as pd
 from opd_probe.errors import InputError, MissingError
 from opd_probe.run.plan import warn
 
-NAMES: dict[str, tuple[str, ...]] = {
+NAMES: Mapping[str, tuple[str, ...]] = {
     "loss": ("loss", "train/loss", "distillation/loss", "actor/loss", "actor/pg_loss"),
     "grad_norm": ("grad_norm", "train/grad_norm", "actor/grad_norm"),
     "training_reward": ("reward", "train/reward", "critic/score/mean", "critic/rewards/mean"),
@@ -35,8 +35,8 @@ STEPS = ("step", "global_step", "train/global_step", "trainer/global_step", "tra
 
 QUANTITIES = tuple(NAMES)
 STATE = "trainer_state.json"
-ACCEPTED = f"{STATE}, a JSON Lines or CSV file with step and {' or '.join(QUANTITIES[:2])}, or a console log of verl"
 
+Names = Mapping[str, tuple[str, ...]]
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _LINE = re.compile(r"(?<![\w/-])step:(\d+) - (.+)")
 _NUMPY = re.compile(r"^np\.\w+\((.*)\)$")
@@ -45,38 +45,48 @@ _REPEATED = re.compile(r"\s*\[repeated \d+x[^\]]*\]\s*$")
 Row = Mapping[str, Any]
 
 
-def read_log(path: Path, *, required: bool = True) -> list[dict[str, Any]]:
-    """The steps of a training log in order, each with those of :data:`QUANTITIES` that were logged (else None).
+def read_log(path: Path, names: Names = NAMES, *, required: bool = True) -> list[dict[str, Any]]:
+    """The steps of a training log in order, each with those quantities of ``names`` that were logged (else None).
 
     Of a step that was logged twice, as after a run went on from a checkpoint, the later values count, and what an
     abandoned stretch logged beyond that step is left out. NaN stays NaN.
 
     Args:
+        names: by quantity, what it may be called.
         required: whether a file that logs none of them is an error, or an empty list.
 
     Raises:
         MissingError: there is no such file.
         InputError: it cannot be read, or logs nothing that is known, or not as numbers.
     """
-    if not path.is_file():
-        raise MissingError(f"training log {path}: no such file; expected {ACCEPTED}")
-    reader, appended = _READERS.get(path.suffix, (_console, True))
+    events = "tfevents" in path.name or (path.is_dir() and any(path.glob("*tfevents*")))
+    if not (path.is_file() or (events and path.is_dir())):
+        raise MissingError(f"training log {path}: no such file; expected {_accepted(names)}")
+    reader, appended = (_events, False) if events else _READERS.get(path.suffix, (_console, True))
     try:
         rows = list(reader(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"training log {path}: cannot be read ({text}); expected {ACCEPTED}") from None
-    found = _by_step(path, rows, appended)
+        raise InputError(f"training log {path}: cannot be read ({text}); expected {_accepted(names)}") from None
+    found = _by_step(path, rows, names, appended)
     if required and not found:
-        names = list(dict.fromkeys(str(name) for row in rows for name in row))
-        got = ", ".join(names[:8]) + (", …" if len(names) > 8 else "") if names else "no rows"
-        raise InputError(f"training log {path}: expected rows with step and {' or '.join(QUANTITIES[:2])}, got {got}")
+        there = list(dict.fromkeys(str(name) for row in rows for name in row))
+        got = ", ".join(there[:8]) + (", …" if len(there) > 8 else "") if there else "no rows"
+        raise InputError(f"training log {path}: expected rows with step and {_first_two(names)}, got {got}")
     return found
 
 
-def _by_step(path: Path, rows: list[Row], appended: bool) -> list[dict[str, Any]]:
+def _first_two(names: Names) -> str:
+    return " or ".join(list(names)[:2])
+
+
+def _accepted(names: Names) -> str:
+    return f"{STATE}, a JSON Lines or CSV file with step and {_first_two(names)}, or a console log of verl"
+
+
+def _by_step(path: Path, rows: list[Row], wanted: Names, appended: bool) -> list[dict[str, Any]]:
     there = dict.fromkeys(name for row in rows for name in row)
-    sources = {quantity: _source(names, there) for quantity, names in NAMES.items()}
+    sources = {quantity: _source(names, there) for quantity, names in wanted.items()}
     step_name = next((name for name in STEPS if name in there), None)
     kept: dict[int, dict[str, Any]] = {}
     last = -1
@@ -88,7 +98,7 @@ def _by_step(path: Path, rows: list[Row], appended: bool) -> list[dict[str, Any]
         if appended and step < last:
             kept = {one: value for one, value in kept.items() if one < step}
         last = step
-        known = kept.setdefault(step, dict.fromkeys(QUANTITIES))
+        known = kept.setdefault(step, dict.fromkeys(wanted))
         known.update({quantity: value for quantity, value in values.items() if value is not None})
     return [{"step": step, **kept[step]} for step in sorted(kept)]
 
@@ -185,9 +195,24 @@ def _console(path: Path) -> Iterator[Row]:
         raise ValueError("no line step:N - name:value - … in it")
 
 
+def _events(path: Path) -> Iterator[Row]:
+    """tensorboard's event files, one or a directory of them."""
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError:
+        raise InputError(
+            f"training log {path}: event files need tensorboard; install it, or give trainer_state.json or a CSV file"
+        ) from None
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+    for tag in events.Tags()["scalars"]:
+        for event in events.Scalars(tag):
+            yield {"step": event.step, tag: event.value}
+
+
 _READERS: dict[str, tuple[Callable[[Path], Iterator[Row]], bool]] = {
     ".json": (_state, True),
     ".jsonl": (_lines, True),
     ".csv": (_table, False),
 }
-"""By suffix, and whether rows are in the order in which they were logged; anything else is a console log."""
+"""By suffix, and whether rows are in the order in which they were logged; anything else is a console log or, by its
+name, tensorboard's."""

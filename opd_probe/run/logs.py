@@ -10,15 +10,15 @@ import pandas as pd
 
 from opd_probe.errors import InputError
 from opd_probe.models.checkpoints import step_of_name
-from opd_probe.run.log_files import QUANTITIES, STATE, read_log
+from opd_probe.run.log_files import NAMES, STATE, Names, read_log
 from opd_probe.run.plan import warn
 from opd_probe.run.stored import Measured
 
 NAN = float("nan")
 
 
-def training_log(measured: Sequence[Measured], given: Mapping[str, str]) -> pd.DataFrame:
-    """The logs of the runs that have one: ``run``, ``step`` and :data:`QUANTITIES`; empty when none has.
+def training_log(measured: Sequence[Measured], given: Mapping[str, str], names: Names = NAMES) -> pd.DataFrame:
+    """The logs of the runs that have one: ``run``, ``step`` and the quantities of ``names``; empty when none has.
 
     Args:
         given: run → file; under "" the file of the one run that there is. The log of another run is the
@@ -37,15 +37,16 @@ def training_log(measured: Sequence[Measured], given: Mapping[str, str]) -> pd.D
             raise InputError(f"--training-log {run}=…: no trace of run {run!r}; the runs are {', '.join(runs)}")
     parts = []
     for run in runs:
-        rows = read_log(Path(files[run]).expanduser()) if run in files else _beside_checkpoints(measured, run)
-        parts.append(pd.DataFrame(rows, columns=["step", *QUANTITIES]).assign(run=run))
+        found = run in files
+        rows = read_log(Path(files[run]).expanduser(), names) if found else _beside_checkpoints(measured, run, names)
+        parts.append(pd.DataFrame(rows, columns=["step", *names]).assign(run=run))
     table = pd.concat(parts, ignore_index=True)
-    return table.astype(dict.fromkeys(QUANTITIES, "float64"))
+    return table.astype(dict.fromkeys(names, "float64") | {"step": "Int64"})
 
 
 def with_log(rows: Sequence[dict[str, Any]], log: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows with what their run logged at their step; NaN where it logged nothing then."""
-    names = [name for name in QUANTITIES if name in log and log[name].notna().any()]
+    names = [name for name in log.columns if name not in ("run", "step") and log[name].notna().any()]
     logged = {(row["run"], row["step"]): row for row in log.to_dict("records")}
     unknown: dict[str, Any] = dict.fromkeys(names, NAN)
     at = [logged.get((row["run"], row["step"]), unknown) for row in rows]
@@ -71,11 +72,11 @@ def log_files(texts: Sequence[str]) -> dict[str, str]:
     return files
 
 
-def _beside_checkpoints(measured: Sequence[Measured], run: str) -> list[dict[str, Any]]:
+def _beside_checkpoints(measured: Sequence[Measured], run: str, names: Names) -> list[dict[str, Any]]:
     for path in _states(measured, run):
         if path.is_file():
             try:
-                return read_log(path, required=False)
+                return read_log(path, names, required=False)
             except InputError as error:
                 warn(f"{error}; drawn without it")
                 return []

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from opd_probe import plots
-from opd_probe.curves import summarize_variant
+from opd_probe.curves import join_training_log, summarize_variant
 from opd_probe.metrics.variants import Quantity, Variant
+from opd_probe.run.log_files import Names
 from opd_probe.run.measures import Gathered, interval_options
 
 if TYPE_CHECKING:
@@ -55,10 +56,33 @@ def file_name(variant: Variant, command: str) -> str:
     return f"{command}-{variant.name.replace(':', '-')}"
 
 
-def draw_variant(variant: Variant, command: str) -> Callable[[pd.DataFrame], Figure]:
-    """What draws a table of one k."""
+def logged_names(variant: Variant) -> Names:
+    """What a trainer's log may call the quantities: their own names, with ``train/`` before them or without."""
+    return {one.name: (one.name, f"train/{one.name}") for one in variant.quantities}
+
+
+def as_logged(name: str) -> str:
+    """The column that holds what a trainer logged of a quantity, beside what was measured."""
+    return name if name in ("run", "step") else f"{name}_logged"
+
+
+def draw_variant(variant: Variant, command: str, log: pd.DataFrame | None = None) -> Callable[[pd.DataFrame], Figure]:
+    """What draws a table of one k.
+
+    Args:
+        log: what trainers logged, drawn dashed in the panels of the same quantities, a step each.
+    """
     peer, *options = variant.name.split(":")
     how = f" ({', '.join(options)})" if options else ""
     title = f"{_ABOUT[command][0]} as {peer}{how} logs it"
     metrics: Sequence[str] = shown(variant, command)
-    return lambda table: plots.plot_alignment(table, metrics=metrics, title=title)
+    if log is None or log.empty:
+        return lambda table: plots.plot_alignment(table, metrics=metrics, title=title)
+    beside = {name: as_logged(name) for name in metrics if name in log}
+
+    def draw(table: pd.DataFrame) -> Figure:
+        bare = table.drop(columns=[name for name in table.columns if str(name).endswith("_logged")])
+        joined = join_training_log(bare, log.rename(columns=as_logged))
+        return plots.plot_alignment(joined, metrics=metrics, beside=beside, title=title)
+
+    return draw

@@ -43,14 +43,14 @@ def make_trainer(models: Path, directory: Path, **more: Any) -> DistillationTrai
         "gradient_accumulation_steps": 1, "max_completion_length": 4, "learning_rate": 1e-2, "use_cpu": True,
         "bf16": False, "report_to": [], "disable_tqdm": True,
     }  # fmt: skip
-    adapter = more.pop("peft_config", None)
+    adapter, words = more.pop("peft_config", None), more.pop("words", 60)
     return DistillationTrainer(
         model=str(models / "student"),
         teacher_model=str(models / "teacher"),
         args=DistillationConfig(output_dir=str(directory), **(settings | more)),
         train_dataset=Dataset.from_list([{"prompt": f"{i} {i + 1}"} for i in range(8)]),
         peft_config=adapter,
-        processing_class=tiny_tokenizer(60, chat_template=CHAT_TEMPLATE),
+        processing_class=tiny_tokenizer(words, chat_template=CHAT_TEMPLATE),
     )
 
 

@@ -13,18 +13,22 @@ from datasets import Dataset
 from peft import LoraConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.device_mesh import init_device_mesh
+from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 import opd_probe
-from opd_probe.errors import InputError, OpdProbeWarning
+from opd_probe.errors import InputError, MissingError, OpdProbeWarning
 from opd_probe.integrations.trl import OverlapCallback
 from opd_probe.integrations.undisturbed import undisturbed
+from opd_probe.run.log_files import read_log
 from opd_probe.run.logs import training_log
 from opd_probe.run.settings import Options
 from opd_probe.run.stored import find_traces
 from tests.cli.workspace import Caller, files_below
 from tests.integrations.conftest import OPTIONS, PROMPTS, Training, make_trainer
-from tests.tiny import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
+from tests.models.served import cases
+from tests.models.served.recorded_server import Exchanges, serving
+from tests.tiny import CHAT_TEMPLATE, save_checkpoint, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -112,6 +116,8 @@ def test_what_cannot_be_used_is_said_at_once(watched: Training, tmp_path: Path) 
     trainer = watched.trainer
     with pytest.raises(InputError, match="prompts and rollouts: expected one of them"):
         OverlapCallback(trainer)
+    with pytest.raises(InputError, match="teacher of type int: expected a path"):
+        OverlapCallback(trainer, PROMPTS, teacher=3)
     with pytest.raises(InputError, match="every = 0"):
         OverlapCallback(trainer, PROMPTS, every=0, out=tmp_path)
     with pytest.raises(InputError, match="option 'top_k': unknown here; expected one of k, trace_k"):
@@ -137,6 +143,36 @@ def test_fixed_rollouts_a_teacher_by_path_and_a_failure_later(models: Path, tmp_
         trainer.model.get_output_embeddings().weight.fill_(torch.nan)
     with pytest.warns(OpdProbeWarning, match="step 2: not measured .*logits are NaN"):
         callback.on_step_end(trainer.args, trainer.state, trainer.control)
+
+
+def test_tensorboards_event_files_are_a_training_log(watched: Training, tmp_path: Path) -> None:
+    directory = watched.directory.parent / "events"
+    rows = {row["step"]: row for row in read_log(directory)}
+    assert {step: row["loss"] for step, row in rows.items()} == pytest.approx(watched.logged("loss"), rel=1e-6)
+    (file,) = directory.glob("*tfevents*")
+    assert read_log(file) == list(rows.values())
+    broken = tmp_path / file.name
+    broken.write_bytes(b"\x00" * 100)
+    with pytest.raises(InputError, match="training log"):
+        read_log(broken)
+
+
+def test_a_served_teacher_and_what_it_does_not_tell(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "student", cases.student(), tiny_tokenizer(cases.WIDTH, chat_template=CHAT_TEMPLATE))
+    save_checkpoint(tmp_path / "teacher", cases.teacher())
+    trainer = make_trainer(tmp_path, tmp_path / "served", max_steps=1, save_strategy="no", words=cases.WIDTH)
+    with serving(Exchanges.read("vllm_teacher.jsonl")) as server:
+        options = {"k": 4, "trace_k": cases.K}
+        trainer.add_callback(OverlapCallback(trainer, rollouts=cases.rollouts(), teacher=server.url, **options))
+        trainer.train()
+        later = opd_probe.replay(tmp_path / "student", server.url, cases.rollouts(), k=cases.K)
+    training = Training(tmp_path / "served", trainer)
+    wanted = opd_probe.summarize(later, 4, resamples=0)
+    for name in ("overlap_ratio", "overlap_advantage", "teacher_overlap_mass", "sampled_reward"):
+        assert training.logged(f"opd/{name}")[0] == pytest.approx(wanted[name], rel=2e-5), name
+    assert not training.logged("opd/reverse_kl")  # unknown, and so not logged
+    assert sorted(training.logged("opd/n_states")) == [0, 1]
+    assert yaml.safe_load((tmp_path / "served" / "opd-probe.yaml").read_text())["teacher"] == server.url
 
 
 def test_mixed_precision_and_an_adapter(models: Path, tmp_path: Path) -> None:
@@ -176,6 +212,36 @@ def test_generalised_knowledge_distillation(models: Path, tmp_path: Path) -> Non
     assert sorted(Training(tmp_path, trainer).logged("opd/overlap_ratio")) == [0, 1]
 
 
+def test_reinforcement_learning_with_a_teacher_of_its_own(models: Path, tmp_path: Path) -> None:
+    """GRPO has no teacher_model: the callback is given one, and says so when it is not."""
+    trainer = GRPOTrainer(
+        model=str(models / "student"),
+        reward_funcs=lambda completions, **_: [float(len(one)) for one in completions],
+        args=GRPOConfig(output_dir=str(tmp_path), max_steps=1, use_cpu=True, bf16=False, report_to=[],
+                        disable_tqdm=True, save_strategy="no", logging_steps=1, max_completion_length=4,
+                        per_device_train_batch_size=2,
+                        num_generations=2),
+        train_dataset=Dataset.from_list([{"prompt": f"{i} {i + 1}"} for i in range(4)]),
+        processing_class=tiny_tokenizer(60, chat_template=CHAT_TEMPLATE),
+    )  # fmt: skip
+    with pytest.raises(InputError, match="GRPOTrainer has no teacher_model; give OverlapCallback a teacher"):
+        OverlapCallback(trainer, PROMPTS)
+    trainer.add_callback(OverlapCallback(trainer, PROMPTS, teacher=tiny_model(61, seed=1), run="grpo", **OPTIONS))
+    with pytest.warns(OpdProbeWarning, match="the teacher is a model in memory, so that no line can name it"):
+        trainer.train()
+    training = Training(tmp_path, trainer)
+    assert sorted(training.logged("opd/overlap_ratio")) == [0, 1]
+    log = training_log(find_traces([str(tmp_path / "opd-probe")], Options(k=4)), {"": write_state(training)})
+    assert log.set_index("step")["training_reward"].dropna().to_dict() == training.logged("reward")
+
+
+def write_state(training: Training) -> str:
+    """The state as a checkpoint would hold it."""
+    path = training.directory / "trainer_state.json"
+    training.trainer.state.save_to_json(str(path))
+    return str(path)
+
+
 def test_sharded_parameters_are_refused_when_training_starts(models: Path, tmp_path: Path) -> None:
     from torch.distributed import destroy_process_group, init_process_group
     from torch.distributed.fsdp import fully_shard
@@ -196,3 +262,19 @@ def test_the_trainers_own_log_is_found_from_the_traces(watched: Training) -> Non
     log = training_log(measured, {}).set_index("step")
     assert log["loss"].dropna().to_dict() == watched.logged("loss")
     assert log["training_response_length"].dropna().to_dict() == watched.logged("completions/mean_length")
+
+
+def test_a_manifest_that_is_there_is_kept(models: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(models, tmp_path / "kept", max_steps=1)
+    callback = OverlapCallback(trainer, PROMPTS, at_start=False, dtype="float32", **OPTIONS)
+    path = tmp_path / "kept" / "opd-probe.yaml"
+    callback.on_train_begin(trainer.args, trainer.state, trainer.control)
+    assert "dtype" not in yaml.safe_load(path.read_text())  # of the teacher alone
+    callback.on_train_begin(trainer.args, trainer.state, trainer.control)  # the same again: nothing to say
+    path.write_text("teacher: ../../nowhere\n")
+    with pytest.raises(MissingError, match="key 'teacher'"):
+        callback.on_train_begin(trainer.args, trainer.state, trainer.control)
+    path.write_text(f"teacher: {models}/teacher\n")
+    with pytest.warns(OpdProbeWarning, match="is there already and says something else; kept as it is"):
+        callback.on_train_begin(trainer.args, trainer.state, trainer.control)
+    assert path.read_text() == f"teacher: {models}/teacher\n"

@@ -124,6 +124,11 @@ def test_a_saved_trace_is_one_like_any_other(batch: dict[str, Any], tmp_path: Pa
         ({"student_topk_ids": torch.full((B, T, K), -1)}, "student_topk_ids: expected token ids"),
         ({"student_topk_logprobs": torch.full((B, T, K), torch.nan)}, "student_topk_logprobs: NaN"),
         ({"k": K + 1}, "k = 9"),
+        ({"scores": [1.0]}, "scores: 1 of them; expected one for each of the 3 responses"),
+        (
+            {"teacher_logprobs_at_student_top": torch.zeros(B, T)},
+            r"the other model's at student_topk_ids: shape \(3, 5\)",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit(batch: dict[str, Any], change: dict[str, Any], message: str) -> None:
