@@ -17,8 +17,8 @@ from opd_probe.integrations.verl import overlap_metrics, topk_trace
 from opd_probe.lab.experiments import EXPERIMENTS
 from opd_probe.lab.signatures import PUBLISHED, RULES
 from opd_probe.metrics import METRICS, TRACE_METRICS
-from opd_probe.models.formats import FORMATS
 from opd_probe.metrics.variants import VARIANTS
+from opd_probe.models.formats import FORMATS
 from opd_probe.rollouts.sources import SOURCES
 from opd_probe.run.log_files import NAMES
 from opd_probe.trace.schema import FORMAT_VERSION, ROLLOUT_COLUMNS, STATE_COLUMNS
