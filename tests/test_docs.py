@@ -18,6 +18,7 @@ from opd_probe.lab.experiments import EXPERIMENTS
 from opd_probe.lab.signatures import PUBLISHED, RULES
 from opd_probe.metrics import METRICS, TRACE_METRICS
 from opd_probe.metrics.variants import VARIANTS
+from opd_probe.models.formats import FORMATS
 from opd_probe.rollouts.sources import SOURCES
 from opd_probe.run.log_files import NAMES
 from opd_probe.trace.schema import FORMAT_VERSION, ROLLOUT_COLUMNS, STATE_COLUMNS
@@ -45,6 +46,12 @@ def test_every_column_has_its_row(column) -> None:  # type: ignore[no-untyped-de
     kind = f"{column.dtype}[K]" if column.shape == "top" else column.dtype
     row = f"| `{column.name}` | {kind} | {column.unit} | {column.range} | {column.meaning} |"
     assert row in page("docs/formats.md")
+
+
+@pytest.mark.parametrize("name", [known.name for known in FORMATS])
+def test_every_checkpoint_format_is_described(name: str) -> None:
+    written_by = {"prime-rl": "| prime-rl |", "megatron": "| verl with Megatron |"}  # these lead to another format
+    assert written_by.get(name, f"| `{name}` |") in page("docs/formats.md")
 
 
 def test_the_format_version() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opd_probe.errors import InputError, MissingError, OpdProbeWarning
-from opd_probe.models.checkpoints import resolve_checkpoint, step_of_name
+from opd_probe.models.checkpoints import outermost, resolve_checkpoint, step_of_name
 from opd_probe.models.samplers import check_vllm
 from opd_probe.models.served.endpoint import is_url, parse_endpoint, shown
 from opd_probe.models.served.model import ServedModel
@@ -246,7 +246,7 @@ def _served_teachers(request: Request, runs: Sequence[Run], teachers: Mapping[st
 def _identity(model: str) -> str:
     if is_url(model):
         return str(parse_endpoint(model))
-    return str(Path(model).resolve()) if Path(model).exists() else f"hub:{model}"
+    return str(outermost(Path(model).resolve())) if Path(model).exists() else f"hub:{model}"
 
 
 def _teacher_parts(identity: str, model: str, served: ServedModel | None) -> tuple[str, ...]:
@@ -255,7 +255,7 @@ def _teacher_parts(identity: str, model: str, served: ServedModel | None) -> tup
         return served.endpoint.url, Path(served.model).name if served.model.startswith("/") else served.model
     if identity.startswith("hub:"):
         return (model,)
-    parts = path_parts(os.path.normpath(Path(model).absolute()))
+    parts = path_parts(outermost(Path(os.path.normpath(Path(model).absolute()))))
     if len(parts) > 1 and step_of_name(parts[-1]) is not None:
         return (*parts[:-2], f"{parts[-2]}/{parts[-1]}")
     return parts

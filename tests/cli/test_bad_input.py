@@ -115,7 +115,7 @@ CASES: dict[str, tuple[Make, list[str]]] = {
     "no such teacher": (lambda _: overlap(teacher="./none"), ["--teacher ./none: no such path"]),
     "no such rollouts": (lambda _: overlap(rollouts="none.jsonl"), ["--rollouts none.jsonl: no such file"]),
     "no checkpoint": (directory("logs", "code"), ["found code/, logs/", "expected a checkpoint"]),
-    "verl layout without weights": (directory("global_step_5/actor"), ["found global_step_5/", "actor directory"]),
+    "verl layout without weights": (directory("global_step_5/actor"), ["found global_step_5/", "model_world_size_W_"]),
     "teacher is no checkpoint": (lambda _: overlap(teacher="runs"), ["checkpoint runs", "holds no checkpoint"]),
     "no teacher": (
         lambda _: ["overlap", "--ckpts", RUN, "--rollouts", "rollouts.jsonl"],

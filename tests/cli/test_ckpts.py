@@ -32,11 +32,13 @@ def test_a_run_of_verl_gives_the_numbers_of_the_same_models_saved_whole(
 
 def test_each_checkpoint_samples_its_own_responses(call: Caller, jobs: Path, tmp_path: Path) -> None:
     prompts = write_lines(tmp_path / "prompts.jsonl", [{"prompt": f"{i} {i + 1}"} for i in range(2)])
-    words = ["overlap", "--teacher", jobs / "base", "--prompts", prompts, "--max-new-tokens", "4", "--format", "json"]
-    step = jobs / "fsdp2" / "global_step_10"
-    one = call(*words, "--ckpts", step, "--out", tmp_path / "one")
-    other = call(*words, "--ckpts", step / "actor", step, "--out", tmp_path / "other")
-    assert [(row["run"], row["step"], row["states"]) for row in one.rows] == [("fsdp2", 10, "own")]
+    words = ["overlap", "--prompts", prompts, "--max-new-tokens", "4", "--format", "json"]
+    step, teacher = jobs / "fsdp2" / "global_step_10", jobs / "hsdp1" / "global_step_5"
+    one = call(*words, "--ckpts", step, "--teacher", teacher, "--out", tmp_path / "one")
+    known = [(row["run"], row["step"], row["teacher"], row["states"]) for row in one.rows]
+    assert known == [("fsdp2", 10, "hsdp1/global_step_5", "own")]
+    teachers = ["--teacher", teacher / "actor", "--teacher", teacher]
+    other = call(*words, "--ckpts", step / "actor", step, *teachers, "--out", tmp_path / "other")
     assert one.rows == other.rows
 
 

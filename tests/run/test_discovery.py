@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from opd_probe.errors import InputError, MissingError, OpdProbeWarning
-from opd_probe.run.discovery import Run, discover
+from opd_probe.run.discovery import Run, discover, find_checkpoints
 
 
 def checkpoint(path: Path, step: int | None = None) -> Path:
@@ -202,3 +202,69 @@ def test_the_base_of_an_adapter(tmp_path: Path) -> None:
     (adapter / "adapter_model.safetensors").write_bytes(b"")
     assert quietly(tmp_path / "a")[0].checkpoints[0].base == "org/base"
     assert quietly(tmp_path / "a", base="org/other")[0].checkpoints[0].base == "org/other"
+
+
+def verl(path: Path, world: int = 1) -> Path:
+    """What verl's names make a checkpoint."""
+    (path / "actor" / "huggingface").mkdir(parents=True)
+    (path / "actor" / "huggingface" / "config.json").write_text("{}")
+    for rank in range(world):
+        (path / "actor" / f"model_world_size_{world}_rank_{rank}.pt").write_bytes(b"")
+    return path
+
+
+def test_a_run_of_verl_a_step_of_it_and_what_is_in_a_step(tmp_path: Path) -> None:
+    for step in (20, 5):
+        verl(tmp_path / "runs" / "a" / f"global_step_{step}", world=2)
+    (run,) = quietly(tmp_path / "runs" / "*")
+    assert (run.name, steps(run)) == ("a", [5, 20])
+    assert [one.path for one in run.checkpoints] == [
+        str(tmp_path / "runs/a" / f"global_step_{step}/actor") for step in (5, 20)
+    ]
+    assert {one.format for one in run.checkpoints} == {"verl-fsdp"}
+    step = tmp_path / "runs/a/global_step_5"
+    for place in (step, step / "actor"):
+        assert quietly(place)[0].checkpoints == run.checkpoints[:1]
+    assert quietly(step, step / "actor", tmp_path / "runs/a") == [run]
+    assert find_checkpoints(tmp_path / "runs/*") == list(run.checkpoints)
+    assert find_checkpoints(step) == list(run.checkpoints[:1])
+
+
+def test_a_step_that_was_not_saved_to_its_end(tmp_path: Path) -> None:
+    for step in (5, 10):
+        verl(tmp_path / "a" / f"global_step_{step}")
+    last = tmp_path / "a" / "latest_checkpointed_iteration.txt"
+    last.write_text("5")
+    with pytest.warns(OpdProbeWarning, match="global_step_10: latest_checkpointed_iteration.txt has 5 as the last"):
+        assert [one.step for one in find_checkpoints(tmp_path / "a")] == [5]
+    assert steps(quietly(tmp_path / "a" / "global_step_10")[0]) == [10]
+    for text in ("10", "2", "release", ""):  # 2: the record of another run
+        last.write_text(text)
+        assert steps(quietly(tmp_path / "a")[0]) == [5, 10]
+
+
+def test_a_step_that_lacks_a_rank_is_left_out_of_its_run(tmp_path: Path) -> None:
+    for step in (5, 10):
+        verl(tmp_path / "a" / f"global_step_{step}", world=2)
+    (tmp_path / "a/global_step_10/actor/model_world_size_2_rank_1.pt").unlink()
+    with pytest.warns(OpdProbeWarning, match=r"skipped .*global_step_10/actor: .*model_world_size_2_rank_1\.pt"):
+        assert [one.step for one in find_checkpoints(tmp_path / "a")] == [5]
+    with pytest.raises(InputError, match=r"model_world_size_2_rank_1\.pt"):
+        find_checkpoints(tmp_path / "a" / "global_step_10")
+
+
+def test_the_base_is_only_that_of_what_needs_one(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "a" / "checkpoint-5")
+    verl(tmp_path / "b" / "global_step_5")
+    bare = tmp_path / "c" / "step_5" / "trainer"
+    bare.mkdir(parents=True)
+    for name in (".metadata", "__0_0.distcp"):
+        (bare / name).write_bytes(b"")
+    found = find_checkpoints(tmp_path / "*", base="org/base")
+    assert [(one.format, one.base) for one in found] == [
+        ("huggingface", None),
+        ("verl-fsdp", None),
+        ("dcp", "org/base"),
+    ]
+    (tmp_path / "c" / "opd-probe.yaml").write_text("student: org/student")
+    assert [(one.step, one.base) for one in find_checkpoints(tmp_path / "c")] == [(0, None), (5, "org/student")]

@@ -27,7 +27,7 @@ def weight_files(path: Path) -> list[Path]:
         return [path / SINGLE]
     index = path / INDEX
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{index}: not a safetensors index ({error}); save the checkpoint again") from None
     for name in names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from opd_probe.errors import InputError
 from opd_probe.models.formats.headers import read_json_object
 
 CONFIG = "adapter_config.json"
@@ -36,7 +37,9 @@ def base(path: Path) -> str | None:
     name = read_config(path).get("base_model_name_or_path")
     if not name:
         return None
+    if not isinstance(name, str):
+        raise InputError(f"{path / CONFIG}: base_model_name_or_path is {name!r}; expected a path or a hub id")
     for candidate in (path / name, Path(name)):
         if candidate.is_dir():
             return str(candidate.resolve())
-    return str(name)
+    return name
