@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -152,11 +152,7 @@ class ServedReplay:
         told = total - sum(len(sequence.positions) for sequence in todo)
         if progress is not None:
             progress(told, total)
-        asked = [
-            ([*sequence.input_ids.tolist(), int(sequence.token_ids[-1])], (sequence.state_index + 1).tolist())
-            for sequence in todo
-        ]
-        for number, answer in self.teacher.scores(asked, self.settings.k):
+        for number, answer in self.teacher.scores(_Asked(todo), self.settings.k):
             sequence = todo[number]
             yield sequence.rollout, self._on_shared(answer, sequence)
             told += len(sequence.positions)
@@ -225,6 +221,23 @@ class ServedReplay:
             return scorer.score(hidden, tokens, teacher)
         except LogitError as error:
             raise located(error, members, self.rollouts) from None
+
+
+class _Asked(Sequence[tuple[list[int], list[int]]]):
+    """What a server is asked of each rollout: its ids up to the last sampled token, and the places of sampled tokens.
+
+    Made when it is looked up: as lists of numbers, all rollouts together would take many times their memory.
+    """
+
+    def __init__(self, sequences: Sequence[StateSequence]) -> None:
+        self._sequences = sequences
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __getitem__(self, index: Any) -> Any:
+        sequence = self._sequences[index]
+        return [*sequence.input_ids.tolist(), int(sequence.token_ids[-1])], (sequence.state_index + 1).tolist()
 
 
 class _StudentScorer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections.abc import Iterator, Mapping
@@ -65,8 +66,11 @@ class Client:
             # Certificates take a while to load, and http has none.
             secure = endpoint.url.startswith("https:")
             self._http = httpx.Client(headers=headers, auth=endpoint.login, timeout=timeout, verify=secure)
+            httpx.URL(endpoint.url)
         except (UnicodeEncodeError, ValueError):  # a header takes ASCII; the message of the error would show the key
             raise InputError(f"server {endpoint}: {KEY_VARIABLE} holds characters that no key has") from None
+        except httpx.InvalidURL as error:
+            raise InputError(f"server {endpoint}: is no address ({error}); expected http://host:port") from None
         self._over = threading.Event()
         self._running = 0
         self._lock = threading.Lock()
@@ -131,9 +135,9 @@ class Client:
                 if response.status_code not in _AGAIN:
                     raise self._refused(path, response.status_code, response.text)
                 retry_after = _seconds(response.headers.get("Retry-After"))
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 what = f"{_failures(error)} ({self._brief(str(error))})"
-            except ValueError:  # not JSON, or not even text
+            except (ValueError, RecursionError):  # not JSON, or not even text
                 what = "answers 200 with something that is not JSON"
             except RuntimeError:  # httpx says so of a client that is closed
                 if not self._over.is_set():
@@ -171,9 +175,10 @@ class Client:
 def _seconds(value: str | None) -> float | None:
     """A ``Retry-After`` in seconds; one that is a date is left to our own rule."""
     try:
-        return None if value is None else float(value)
+        found = math.nan if value is None else float(value)
     except ValueError:
         return None
+    return found if math.isfinite(found) else None
 
 
 def _failures(error: Exception) -> str:

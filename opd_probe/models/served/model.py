@@ -132,7 +132,7 @@ class ServedModel:
 
         Args:
             sequences: the ids of each, and the places in it whose tokens are asked about, each given what stands
-                before it.
+                before it. Looked up one by one, from threads.
             k: depth of the lists, at most what :meth:`allowed` gave.
 
         Raises:
@@ -171,18 +171,18 @@ def few_at_a_time(
     The first failure ends it: ``stop`` is called, nothing more is asked, and answers that are under way are still
     yielded before it is raised. Whoever stops listening waits for none of them.
     """
-    waiting = deque(enumerate(items))
+    waiting = deque(range(len(items)))
     told: SimpleQueue[tuple[int, _Answer] | BaseException | None] = SimpleQueue()
     over = threading.Event()
 
     def work() -> None:
         while not over.is_set():
             try:
-                index, item = waiting.popleft()
+                index = waiting.popleft()
             except IndexError:
                 break
             try:
-                told.put((index, ask(item)))
+                told.put((index, ask(items[index])))
             except BaseException as error:
                 over.set()
                 told.put(error)

@@ -102,9 +102,10 @@ CUT = Fault(200, b'{"choices": [{"ind', {"Content-Length": "4000"})
         [Fault(500, b"CUDA out of memory"), Fault(503, b"", {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"})],
         [Fault(close=True), CUT],
         [Fault(200, b"<html>not JSON</html>"), Fault(200, b"\xff\xfe\x00garbage")],
-        [Fault(502, b"\xff" * 10, {"Retry-After": "nan"})],
+        [Fault(502, b"\xff" * 10, {"Retry-After": "nan"}), Fault(408, b"", {"Retry-After": "-3"})],
+        [Fault(200, b"not zipped", {"Content-Encoding": "gzip"}), Fault(200, b"[" * 100_000)],
     ],
-    ids=["busy", "broken", "breaks off", "garbage", "bad gateway"],
+    ids=["busy", "broken", "breaks off", "garbage", "bad gateway", "cannot be decoded"],
 )
 def test_what_passes_is_tried_again(server: Served, faults: list[Fault]) -> None:
     served, asked = reach(server), sequences()
@@ -139,6 +140,21 @@ def test_patience_ends_and_keeps_what_was_told(server: Served, fault: Fault, sai
     assert [index for index, _ in told] == [0]
     assert "\n" not in str(caught.value)
     assert len(server.bodies(PATH)) == 1 + QUICK.attempts
+
+
+@pytest.mark.parametrize("url", ["http://a b:80", "http://" + "x" * 300, "http://xn--\u00fc:1"])
+def test_addresses_that_are_none(url: str) -> None:
+    with pytest.raises(OpdProbeError) as caught:
+        connect(parse_endpoint(url), patience=QUICK)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("status", "advice"), [(301, "give the address"), (403, "OPD_PROBE_API_KEY"), (404, "check")])
+def test_refusals_say_what_to_do(server: Served, status: int, advice: str) -> None:
+    server.fail("/v1/models", [Fault(status, b"no", {"Location": "http://127.0.0.1:9/"})])
+    with pytest.raises(Refused, match=rf"/v1/models answers {status} \(no\); .*{advice}"):
+        reach(server)
+    assert len(server.asked) == 1
 
 
 def test_nobody_there() -> None:
