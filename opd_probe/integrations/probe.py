@@ -41,6 +41,9 @@ OPTIONS = (
 )  # fmt: skip
 """The options of ``opd-probe.yaml`` that make sense for models that are loaded already."""
 
+SAMPLING = ("sample_temperature", "max_new_tokens", "num_rollouts")
+"""Those of them that fixed rollouts have no use for."""
+
 LOGGED = (
     "overlap_ratio", "overlap_advantage", "student_overlap_mass", "teacher_overlap_mass", "student_topk_mass",
     "teacher_topk_mass", "entropy_gap", "student_entropy", "teacher_entropy", "reverse_kl", "forward_kl",
@@ -194,20 +197,21 @@ def _rollout_file(given: Source, place: Path) -> Path:
     return path
 
 
-def write_manifest(directory: Path, probe: Probe, models: Mapping[str, str | None], given: Mapping[str, Any]) -> Path:
+def write_manifest(directory: Path, probe: Probe, models: Mapping[str, str | None]) -> Path:
     """``opd-probe.yaml`` of a run: what its checkpoints do not say. One that is there already is kept.
 
     Args:
         models: ``teacher`` and ``student`` as paths or hub ids; None: unknown, and left out.
-        given: the options that are not at their defaults.
     """
     path = directory / MANIFEST_NAME
     kind = "prompts" if probe.prompts else "rollouts"
     values: dict[str, Any] = {name: _reference(model, directory) for name, model in models.items()}
     values = {name: value for name, value in values.items() if value is not None}
-    # The type of the teacher's weights alone: commands would load the student in it too.
-    options = {name: value for name, value in given.items() if name != "dtype"}
-    values |= {kind: _reference(str(probe.source), directory), **options}
+    # All that decides the numbers, at its default or not; but dtype, which is of the teacher's weights alone here.
+    left_out = {"dtype", *(() if probe.prompts else SAMPLING)}
+    options = {name: getattr(probe.settings, name) for name in OPTIONS if name not in left_out}
+    values |= {kind: _reference(str(probe.source), directory)}
+    values |= {name: value for name, value in options.items() if value is not None}
     text = "# Written while the run trained; opd-probe overlap --ckpts reads it.\n" + yaml.safe_dump(
         values, sort_keys=False, allow_unicode=True
     )

@@ -96,7 +96,6 @@ class OverlapCallback(TrainerCallback):
         if is_url(self._given):
             self._given = served_model(self._given, teacher_tokenizer)
         self._loaded: LoadedModel | None = None
-        self._options = options
         self._directory = Path(str(trainer.args.output_dir))
         self._probe = make_probe(
             self._directory,
@@ -124,7 +123,7 @@ class OverlapCallback(TrainerCallback):
         models = {"teacher": self._teacher_place(), "student": _place_of(self._student())}
         if models["teacher"] is None:
             warn(f"manifest of {self._directory}: the teacher is a model in memory, so that no line can name it")
-        write_manifest(self._directory, self._probe, models, self._options)
+        write_manifest(self._directory, self._probe, models)
         # A training that goes on from a checkpoint has measured that step before.
         known = state.global_step > 0 and self._probe.trace_path(state.global_step).is_file()
         if self._at_start and not known:

@@ -87,6 +87,7 @@ def steady(training: Training) -> list[dict[str, float]]:
 def test_traces_samples_and_manifest_lie_where_the_commands_look(watched: Training) -> None:
     manifest = yaml.safe_load((watched.directory / "opd-probe.yaml").read_text())
     assert {name: manifest[name] for name in OPTIONS} == OPTIONS
+    assert (manifest["temperature"], manifest["sample_temperature"], manifest["seed"]) == (1.0, 1.0, 0)
     for name in ("teacher", "student", "prompts"):
         assert (watched.directory / manifest[name]).exists(), name
     assert files_below(watched.directory / "opd-probe") == {
