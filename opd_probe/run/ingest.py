@@ -82,6 +82,8 @@ def _graded(rollouts: Sequence[Rollout], regrade: bool, progress: Progress) -> t
 def _report(found: RolloutSet, rollouts: Sequence[Rollout], graded: int) -> dict[str, Any]:
     steps = sorted({rollout.step for rollout in rollouts if rollout.step is not None})
     masks = [rollout.response_mask for rollout in rollouts if rollout.response_mask is not None]
+    tokens = sum(len(rollout.response_ids) for rollout in rollouts)
+    ends = [rollout.finish_reason for rollout in rollouts if rollout.finish_reason is not None]
     return {
         "kind": found.kind,
         "files": len(found.files),
@@ -91,13 +93,13 @@ def _report(found: RolloutSet, rollouts: Sequence[Rollout], graded: int) -> dict
         "steps_are": source_named(found.kind).steps_are or None,
         "without_step": sum(rollout.step is None for rollout in rollouts),
         "token_source": rollouts[0].token_source,
-        "tokens": sum(len(rollout.response_ids) for rollout in rollouts),
-        "masked_tokens": sum(len(mask) - sum(mask) for mask in masks),
+        "tokens": tokens or None,  # of text they are not known yet
+        "masked_tokens": sum(len(mask) - sum(mask) for mask in masks) if tokens else None,
         "with_score": sum(rollout.score is not None for rollout in rollouts),
         "with_answer": sum(rollout.answer is not None for rollout in rollouts),
         "graded": graded,
         "with_logprobs": sum(rollout.logprobs is not None for rollout in rollouts),
         "with_teacher_logprobs": sum("teacher_logprobs" in rollout.extra for rollout in rollouts),
-        "truncated": sum(rollout.finish_reason == "length" for rollout in rollouts),
+        "truncated": ends.count("length") if ends else None,
         "skipped": dict(found.skipped),
     }

@@ -45,7 +45,9 @@ def test_what_was_recognised_is_said(call: Caller, tmp_path: Path) -> None:
 def test_answers_are_graded_where_there_is_no_score(call: Caller, tmp_path: Path) -> None:
     source = WRITERS["opd-gen-vllm"](tmp_path, [opd_row(), opd_row(seed=1, response="8"), opd_row(answer=None)])
     done = call("ingest", source, "-o", tmp_path / "r.jsonl", "--format", "json")
-    assert (json.loads(done.out)["graded"], json.loads(done.out)["token_source"]) == (2, "retokenized")
+    said = json.loads(done.out)
+    assert (said["graded"], said["token_source"]) == (2, "retokenized")
+    assert (said["tokens"], said["masked_tokens"], said["truncated"]) == (None, None, None)  # unknown is not zero
     assert [rollout.score for rollout in read_rollouts(tmp_path / "r.jsonl")] == [1.0, 0.0, None]
 
 
