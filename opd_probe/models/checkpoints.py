@@ -17,7 +17,7 @@ from opd_probe.models.formats.headers import Headers
 from opd_probe.models.served.endpoint import is_url, shown
 from opd_probe.types import Checkpoint
 
-_STEP_NAME = re.compile(r"(?:checkpoint-|global_step_|step_)(\d+)")
+_STEP_NAME = re.compile(r"(?:checkpoint-|global_step_|step_|iter_)(\d+)")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?$")
 _LEVELS = 3
 """Directories between a step's own and that of its weights, as in ``global_step_5/actor/model/huggingface``."""
@@ -218,7 +218,7 @@ def step_of(path: Path) -> int | None:
 
 
 def step_of_name(name: str) -> int | None:
-    """N of ``checkpoint-N``, ``global_step_N`` or ``step_N``; None for any other name."""
+    """N of ``checkpoint-N``, ``global_step_N``, ``step_N`` or ``iter_N``; None for any other name."""
     match = _STEP_NAME.fullmatch(name)
     return int(match.group(1)) if match else None
 

@@ -235,10 +235,17 @@ def test_verls_megatron_layout(tmp_path: Path) -> None:
         resolve_checkpoint(actor)
 
 
-@pytest.mark.parametrize("name", ["iter_0000010", "release", "other"])
-def test_shards_of_megatron(tmp_path: Path, name: str) -> None:
-    for file in (".metadata", "__0_0.distcp", "common.pt", "metadata.json"):
-        (tmp_path / name).mkdir(exist_ok=True)
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("iter_0000010", (".metadata", "__0_0.distcp", "metadata.json")),
+        ("other", (".metadata", "__0_0.distcp", "common.pt", "metadata.json")),
+        ("release", ("mp_rank_00_000/x",)),
+    ],
+)
+def test_shards_of_megatron(tmp_path: Path, name: str, files: tuple[str, ...]) -> None:
+    for file in files:
+        (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name / file).touch()
     assert "Hugging Face export, which --save-hf writes" in refusal(tmp_path / name)
 

@@ -31,7 +31,7 @@ def steps(run: Run) -> list[int | None]:
     return [one.step for one in run.checkpoints]
 
 
-@pytest.mark.parametrize("name", ["checkpoint-{}", "global_step_{}", "step_{}"])
+@pytest.mark.parametrize("name", ["checkpoint-{}", "global_step_{}", "step_{}", "iter_{:07}"])
 def test_a_run_directory_is_ordered_by_number(tmp_path: Path, name: str) -> None:
     for step in (100, 5, 20):
         checkpoint(tmp_path / "good" / name.format(step))

@@ -42,8 +42,9 @@ def refuses(path: Path) -> str | None:
         return f"verl's Megatron shards ({MANIFEST} has the model in format {entry.get('format')}); {_MERGE}"
     if (path / "dist_ckpt").is_dir() or _is_actor(path / "actor"):
         return f"verl's older Megatron layout (dist_ckpt/); {_MERGE}"
-    shards = _ITERATION.fullmatch(path.name) and any(path.iterdir())
-    if shards or ((path / ".metadata").is_file() and (path / "common.pt").is_file()):
+    names = {entry.name for entry in path.iterdir()}
+    older = any(name.startswith("mp_rank_") for name in names)
+    if older or "common.pt" in names or (_ITERATION.fullmatch(path.name) and ".metadata" in names):
         return (
             "Megatron's shards, as slime and miles save them; give the Hugging Face export, which --save-hf writes "
             "beside them or their converter (tools/convert_torch_dist_to_hf.py) makes"
