@@ -57,6 +57,12 @@ class Side:
     generation_eos: tuple[int, ...]
     served: bool = False
 
+    @property
+    def pad_id(self) -> int | None:
+        """The padding id of the tokenizer, where there is one."""
+        token: int | None = None if self.tokenizer is None else self.tokenizer.pad_token_id
+        return token
+
     def label(self, token: int) -> str:
         """A token's string and its id."""
         known = self.tokenizer is not None and token < len(self.tokenizer)
@@ -138,6 +144,14 @@ class Evidence:
         if rollout.response_mask is None:
             return np.ones(len(rollout.response_ids), dtype=bool)
         return np.asarray(rollout.response_mask, dtype=bool)
+
+    def end(self, index: int) -> int | None:
+        """Where in a response the EOS is that ends it: the first of the EOS and padding at its end."""
+        side, ids = self.student, self.rollouts[index].response_ids
+        start = len(ids)
+        while start and int(ids[start - 1]) in (*side.eos_ids, side.pad_id):
+            start -= 1
+        return next((place for place in range(start, len(ids)) if int(ids[place]) in side.eos_ids), None)
 
 
 def reward(columns: Columns) -> Floats:

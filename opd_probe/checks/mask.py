@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.checks.evidence import Columns, Evidence, Floats, Side
+from opd_probe.checks.evidence import Columns, Evidence, Floats
 from opd_probe.checks.registry import Skip, Verdict, grade, register
 from opd_probe.checks.stored import FIELD, numbers
 from opd_probe.errors import OpdProbeError
@@ -33,38 +33,23 @@ def mask_eos(evidence: Evidence) -> Verdict:
         raise Skip("the student has no EOS id")
     finished = hidden = lacking = padded = 0
     for index, rollout in enumerate(evidence.rollouts):
-        ids, mask = np.asarray(rollout.response_ids, dtype=np.int64), evidence.mask(index)
-        end = _end(ids, side)
+        end, mask = evidence.end(index), evidence.mask(index)
         padded += bool(mask[end + 1 :].any()) if end is not None else False
         if end is not None:
             finished += 1
             hidden += not mask[end]
-        elif rollout.finish_reason == "stop" and len(ids):
+        elif rollout.finish_reason == "stop" and len(mask):
             finished += 1
             lacking += 1
     if not finished:
         raise Skip("no response of the handful has finished")
     values = {"n_finished": finished, "n_hidden": hidden, "n_missing": lacking, "n_padding_counted": padded}
-    pad = "; pad is EOS" if _pad(side) in side.eos_ids else ""
+    pad = "; pad is EOS" if side.pad_id in side.eos_ids else ""
     figure = (
         f"of {finished} finished responses the EOS of {hidden} is masked and that of {lacking} missing, {padded} count "
         f"padding{pad}"
     )
     return Verdict(grade(fail=hidden + padded > 0, warn=lacking > 0), figure, values)
-
-
-def _pad(side: Side) -> int | None:
-    return None if side.tokenizer is None else side.tokenizer.pad_token_id
-
-
-def _end(ids: Any, side: Side) -> int | None:
-    """The index of the EOS that ends a response: the first of the run of EOS and padding at its end."""
-    closing = {*side.eos_ids, _pad(side)}
-    start = len(ids)
-    while start and int(ids[start - 1]) in closing:
-        start -= 1
-    ends = [place for place in range(start, len(ids)) if int(ids[place]) in side.eos_ids]
-    return ends[0] if ends else None
 
 
 @register(
@@ -126,7 +111,7 @@ def mask_tokens(evidence: Evidence) -> Verdict:
     if side.tokenizer is None:
         raise Skip("the student has no tokenizer")
     own, others = turn_markers(side.tokenizer)
-    ending = {*side.eos_ids, _pad(side)}  # the line 'mask_eos' is about these
+    ending = {*side.eos_ids, side.pad_id}  # the line 'mask_eos' is about these
     special = special_ids(side.tokenizer) - ending - others - own
     counted = [
         int(t) for i, r in enumerate(evidence.rollouts) for t in np.asarray(r.response_ids, int)[evidence.mask(i)]

@@ -10,7 +10,11 @@ from opd_probe.checks.evidence import Evidence, share
 from opd_probe.checks.registry import Skip, Verdict, grade, register
 
 TRUNCATED_LIMIT = 0.2
+"""Share of truncated rollouts from which a fifth of the signal is of responses that nobody has seen end."""
+
 TRUNCATED_COLLAPSE = 0.8
+"""Share of truncated rollouts in a run that collapses; it goes on to 1."""
+
 COMPRESSION = 10.0
 """τ: how far a repetitive tail compresses, in bytes over zlib bytes."""
 
@@ -107,13 +111,14 @@ def token_source(evidence: Evidence) -> Verdict:
     known_from="arXiv 2604.08527",
 )
 def truncation(evidence: Evidence) -> Verdict:
-    eos = set(evidence.student.eos_ids)
-    known = [r for r in evidence.rollouts if len(r.response_ids) and (r.finish_reason or eos)]
+    known = {
+        index: rollout.finish_reason == "length" if rollout.finish_reason else evidence.end(index) is None
+        for index, rollout in enumerate(evidence.rollouts)
+        if len(rollout.response_ids) and (rollout.finish_reason or evidence.student.eos_ids)
+    }
     if not known:
         raise Skip("no finish reasons, and the student has no EOS id")
-    cut = sum(
-        r.finish_reason == "length" or (r.finish_reason is None and int(r.response_ids[-1]) not in eos) for r in known
-    )
+    cut = sum(known.values())
     rate = share(cut, len(known))
     status = grade(fail=rate > TRUNCATED_COLLAPSE, warn=rate > TRUNCATED_LIMIT)
     figure = f"{cut} of {len(known)} rollouts ({rate:.0%}) end without EOS"

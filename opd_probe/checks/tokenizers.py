@@ -105,18 +105,17 @@ def _eos_words(side: Side) -> str:
 
 @register(
     "ending",
-    measures="mean r at the last token of responses that end with EOS",
+    measures="mean r at the EOS that ends a response",
     rule="warn: below log 0.05 = −3.0 nats: the teacher gives the student's EOS less than a twentieth of its "
     "probability, so that distillation teaches not to stop",
     advice="compare the EOS ids above, and where in a response the teacher would have ended it",
     known_from="ms-swift#9526",
 )
 def ending(evidence: Evidence) -> Verdict:
-    ends = []
+    ends: list[float] = []
     for index, columns in evidence.replayed().items():
-        last = len(evidence.rollouts[index].response_ids) - 1
-        if columns["position"][-1] == last and int(columns["token_id"][-1]) in evidence.student.eos_ids:
-            ends.append(float(reward(columns)[-1]))
+        at = np.flatnonzero(columns["position"] == evidence.end(index))
+        ends += reward(columns)[at].tolist()
     known = np.array([value for value in ends if not np.isnan(value)])
     if not len(known):
         raise Skip("no replayed response ends with an EOS that is counted and shared")

@@ -20,7 +20,8 @@ def doctor(
             "--ckpts",
             "--student",
             metavar="PATH...",
-            help="The student: a checkpoint, a run directory (its last checkpoint is checked), or a hub id.",
+            help="The student: a checkpoint, a run directory (its last checkpoint that has rollouts is checked), or a "
+            "hub id.",
             rich_help_panel="Input",
             show_default=False,
         ),

@@ -6,6 +6,7 @@ import gc
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -32,7 +33,7 @@ from opd_probe.run.sampling import draw
 from opd_probe.run.served import served_model
 from opd_probe.run.tables import json_row, present
 from opd_probe.run.tracing import TraceOptions
-from opd_probe.types import Rollout
+from opd_probe.types import Checkpoint, Rollout
 
 if TYPE_CHECKING:
     from opd_probe.models.placement import DeviceMap
@@ -101,7 +102,8 @@ def doctor(
         raise InputError("teacher_weights: the teacher is not served; leave it out")
 
     def load_teacher() -> LoadedModel | ServedModel:
-        gc.collect()  # modules hold reference cycles: without it the student would stay beside it
+        if isinstance(student, (str, Path, Checkpoint)):
+            gc.collect()  # modules hold reference cycles: without it the student would stay beside it
         return known if served else load_model(known, **load)
 
     pair = Pair(
@@ -139,7 +141,7 @@ def check_runs(
     max_rollouts: int = HANDFUL,
     repetition_length: int = REPETITION_LENGTH,
 ) -> tuple[Result, bool]:
-    """The checklist of every run of a request, at its last checkpoint, against each of its teachers.
+    """The checklist of every run of a request, at its last checkpoint that has rollouts, against each of its teachers.
 
     Args:
         teacher_weights: of served teachers.
@@ -151,11 +153,11 @@ def check_runs(
         OpdProbeError: bad input, in one line.
     """
     weights = model_path("--teacher-weights", teacher_weights)
-    plans = [_narrowed(plan) for plan in plan_runs(request)]
+    plans = plan_runs(request)
     if weights is not None and not any(isinstance(t.checkpoint, ServedModel) for plan in plans for t in plan.teachers):
         raise InputError("--teacher-weights: no teacher is served; leave it out")
     files, pool = Files(plans), ModelPool(progress)
-    files.check()
+    plans = tuple(_narrowed(plan, files) for plan in plans)
     rows = []
     for plan in plans:
         settings = plan.settings
@@ -196,15 +198,34 @@ def _rows(
     return rows
 
 
-def _narrowed(plan: RunPlan) -> RunPlan:
-    """The run with its last checkpoint alone, and one model in memory at a time unless asked otherwise: a handful of
-    rollouts is quick to run."""
+def _narrowed(plan: RunPlan, files: Files) -> RunPlan:
+    """The run with one checkpoint, and one model in memory at a time unless asked otherwise: a handful of rollouts is
+    quick to run."""
     alone = plan.settings.sequential is None or plan.settings.sequential
     return replace(
         plan,
-        run=replace(plan.run, checkpoints=plan.run.checkpoints[-1:]),
+        run=replace(plan.run, checkpoints=(_checkpoint(plan, files),)),
         settings=plan.settings.model_copy(update={"sequential": alone}),
     )
+
+
+def _checkpoint(plan: RunPlan, files: Files) -> Checkpoint:
+    """The last checkpoint that prompts can be sampled from, or that the file has rollouts for.
+
+    Raises:
+        OpdProbeError: a file that cannot be used, or that has rollouts for none.
+    """
+    latest = plan.run.checkpoints[-1]
+    if plan.source.kind == "prompts":
+        files.prompts(plan.source.path)
+        return latest
+    rollouts = files.rollouts(plan.source.path)
+    steps = {rollout.step for rollout in rollouts}
+    for checkpoint in reversed(plan.run.checkpoints):
+        if checkpoint.step is not None and checkpoint.step + plan.settings.step_offset in steps:
+            return checkpoint
+    files.replayed(plan, latest)  # without steps; or it says which there are
+    return latest
 
 
 def _pair(

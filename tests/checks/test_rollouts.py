@@ -112,6 +112,11 @@ def test_truncation_without_finish_reasons(clinic: Clinic) -> None:
     assert clinic.findings([*whole, *cut])["truncation"].values["truncation_rate"] == 0.5
 
 
+def test_padding_behind_eos_is_no_truncation(clinic: Clinic) -> None:
+    padded = [bare(rollout, response_ids=(*rollout.response_ids, 0, 0)) for rollout in clinic.rollouts]
+    assert clinic.findings(padded)["truncation"].values["truncation_rate"] == 0.0
+
+
 def test_repeated_text(clinic: Clinic) -> None:
     loop = tuple(encode("answer " * 80))
     looping = [bare(rollout, response_ids=(*rollout.response_ids[:9], *loop)) for rollout in clinic.rollouts[:4]]

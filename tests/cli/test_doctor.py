@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,20 @@ def test_what_slime_left_with_the_teacher_a_token_late(clinic: Clinic, examine: 
     assert found[0]["sampler_logprobs"]["status"] == "ok"
     assert found[1]["shift_stored"]["status"] == found[1]["self_score_stored"]["status"] == "fail"
     assert "most by δ = +1" in str(found[1]["shift_stored"]["figure"])
+
+
+def test_the_last_checkpoint_that_has_rollouts(clinic: Clinic, examine: Caller, tmp_path: Path) -> None:
+    run = tmp_path / "mine"
+    for step in (5, 20, 100):
+        clinic.copy("student", run).rename(run / f"checkpoint-{step}")
+    stepped = tmp_path / "rollouts.jsonl"
+    write_rollouts(stepped, [replace(rollout, step=20) for rollout in clinic.rollouts])
+    words = ["doctor", "--ckpts", run, "--teacher", clinic.root / "teacher", "--rollouts", stepped, *SHORT]
+    done = examine(*words, "--format", "json")
+    assert (done.code, {row["step"] for row in done.rows}) == (0, {20})
+    refused = examine(*words, "--step-offset", "1")
+    assert refused.code == 2
+    assert "the checkpoints are of steps 5, 20, 100, the rollouts of steps 20" in refused.errors[0]
 
 
 def test_progress_is_said_on_stderr(clinic: Clinic, examine: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
