@@ -14,9 +14,6 @@ TOP_LIMIT = 0.5
 FEWEST = 100
 """Tokens below which the top 1 % is not judged."""
 
-NEGATIVE_LIMIT = 0.05
-"""The share of states that a loss clamped at 0 may lose."""
-
 MASS_LIMIT = 0.9
 """The least student mass on the lists; runs that work have 97 to 99 % of it on the tokens that both share."""
 
@@ -50,11 +47,11 @@ def signal_share(evidence: Evidence) -> Verdict:
 
 @register(
     "top_k",
-    measures="student mass on the teacher's top k, and shares of states whose truncated KL over it is negative: "
+    measures="student mass on the teacher's top k, truncated KL over it and the share of states where it is negative: "
     "reverse Σ p (log p − log q), forward Σ q (log q − log p)",
-    rule="warn: mass below 0.9, or more than 5 % of states negative in either direction: a trainer that clamps such a "
-    "loss at 0 loses them silently, and the reverse one falls too when mass leaves the support; k = 1: renormalised, "
-    "it is always 0",
+    rule="warn: mass below 0.9, or a truncated KL whose mean is negative: it falls when mass leaves the support, and a "
+    "trainer that clamps it at 0 loses its negative states silently (some are in every pair that agrees); k = 1: "
+    "renormalised, it is always 0",
     advice="renormalise on the support or add a bucket for the rest, raise k, and watch the mass beside the loss",
     known_from="verl#7856, verl PR#5041, PR#7806, Rethinking-OPD#15",
 )
@@ -70,16 +67,19 @@ def top_k(evidence: Evidence) -> Verdict:
         raise Skip(f"no state has the teacher's whole top {k}")
     p, q = p[whole], q[whole]
     mass = float(np.exp(p).sum(1).mean())
-    reverse, forward = (float((_truncated(a, b) < 0).mean()) for a, b in ((p, q), (q, p)))
-    values = {"k": k, "student_mass_on_teacher_top": mass, "reverse_negative": reverse, "forward_negative": forward}
+    reverse, forward = _truncated(p, q), _truncated(q, p)
+    values = {"k": k, "student_mass_on_teacher_top": mass}
+    values |= {f"{name}_negative": float((kl < 0).mean()) for name, kl in (("reverse", reverse), ("forward", forward))}
+    values |= {f"{name}_mean": float(kl.mean()) for name, kl in (("reverse", reverse), ("forward", forward))}
     figure = (
-        f"k = {k}: {mass:.1%} of the student's mass is on the teacher's top k; {reverse:.1%} of states have a negative "
-        f"truncated reverse KL, {forward:.1%} a negative forward one"
+        f"k = {k}: {mass:.1%} of the student's mass is on the teacher's top k; truncated reverse KL "
+        f"{values['reverse_mean']:.2g} nats, negative at {values['reverse_negative']:.1%} of states, forward "
+        f"{values['forward_mean']:.2g}, negative at {values['forward_negative']:.1%}"
     )
     if k == 1:
         return Verdict("warn", f"{figure}; renormalised on one token every divergence is 0", values)
-    lost = max(reverse, forward) > NEGATIVE_LIMIT
-    return Verdict("warn" if mass < MASS_LIMIT or lost else "ok", figure, values)
+    falls = min(values["reverse_mean"], values["forward_mean"]) < 0
+    return Verdict("warn" if mass < MASS_LIMIT or falls else "ok", figure, values)
 
 
 def _truncated(p: Floats, q: Floats) -> Floats:
