@@ -103,7 +103,7 @@ class TopView:
     @cached_property
     def untold_on_student(self) -> Bools:
         """Where q is unknown at a token of S_p, [n]: a served teacher tells it where both agree on the tokens."""
-        return np.asarray(np.isnan(self.teacher_logprobs_on_student).any(1))
+        return np.asarray(np.isnan(self.block["teacher_logprobs_at_student_top"][:, : self.k]).any(1))
 
     @cached_property
     def _overlap_partitions(self) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:

@@ -104,7 +104,8 @@ def replay(
         reuse: whether a fitting trace at ``out`` is used again.
         sequential: load the student, run it, let it go, and only then load the teacher; the student's hidden states
             wait on disk and the numbers are the same. None: when both are read from disk and do not fit together.
-        progress: called with (states done, states in all).
+        progress: called with (states done, states in all); with a served teacher every state counts twice, once told
+            and once replayed.
 
     Returns:
         The trace; rollouts in the order given, skipped ones in its rollout table with the reason.

@@ -50,7 +50,7 @@ class ServedModel:
     version: str | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     patience: Patience | None = None
-    _limits: dict[int, int] = field(default_factory=dict, repr=False)
+    _limits: dict[int, int] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def model(self) -> str:
@@ -143,9 +143,21 @@ class ServedModel:
             def ask(item: tuple[Sequence[int], Sequence[int]]) -> Told:
                 ids, places = item
                 answer = client.post(self.dialect.path, self.dialect.score_request(self.entry, ids, k))
+                self._check_weights(answer)
                 return self.read(lambda: self.dialect.told(answer, ids, places, k))
 
             yield from few_at_a_time(ask, sequences, at_once, client.give_up)
+
+    def _check_weights(self, answer: Any) -> None:
+        """Refuse the answer of weights that were put in meanwhile, which SGLang tells."""
+        before = self.details.get("weight_version")
+        meta = answer.get("meta_info") if isinstance(answer, Mapping) else None
+        now = meta.get("weight_version", before) if isinstance(meta, Mapping) else before
+        if now != before:
+            raise ServerError(
+                f"server {self.endpoint}: its weights changed from version {before!r} to {now!r} meanwhile; give the "
+                "command again, which starts anew with these"
+            )
 
     def read(self, read: Callable[[], _Answer]) -> _Answer:
         """What an answer says.

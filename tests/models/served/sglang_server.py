@@ -25,6 +25,7 @@ class SGLangAnswers(Exchanges):
     def __init__(self, model: Qwen2ForCausalLM, *, old: bool = False, adapter: str | None = None) -> None:
         super().__init__({})
         self.model = model
+        self.weights = "7"
         prefix = "/get_" if old else "/"
         self.info: dict[str, Any] = {
             f"{prefix}model_info": {
@@ -52,7 +53,7 @@ class SGLangAnswers(Exchanges):
     @torch.no_grad()
     def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
         ids, wanted = body["input_ids"], body["sampling_params"]["max_new_tokens"]
-        meta: dict[str, Any] = {"prompt_tokens": len(ids), "weight_version": "7"}
+        meta: dict[str, Any] = {"prompt_tokens": len(ids), "weight_version": self.weights}
         if "top_logprobs_num" in body:
             logs = torch.log_softmax(self.model(torch.tensor([ids])).logits[0].float(), -1)
             clipped = [token if token < logs.shape[1] - 1 else 0 for token in ids]

@@ -81,6 +81,15 @@ def test_sglang_says_the_same_in_its_layout(old: bool) -> None:
         assert all(body["sampling_params"]["max_new_tokens"] == 0 for body in server.bodies("/generate"))
 
 
+def test_weights_that_change_meanwhile_are_noticed() -> None:
+    answers = SGLangAnswers(cases.teacher())
+    with serving(answers) as server:
+        served = reach(server)
+        answers.weights = "8"
+        with pytest.raises(ServerError, match="its weights changed from version '7' to '8' meanwhile"):
+            list(served.scores(sequences(), cases.K))
+
+
 def test_an_adapter_is_named_in_sglangs_request() -> None:
     with serving(SGLangAnswers(cases.teacher(), adapter="lora-7")) as server:
         with pytest.raises(InputError, match=r"has 2 models \(tiny, lora-7\); name one, as in .*#tiny"):
