@@ -9,7 +9,7 @@ from opd_probe.run.pool import ModelPool
 from opd_probe.run.progress import Progress
 from opd_probe.run.request import Request
 from opd_probe.run.result import Result
-from opd_probe.run.sampling import draw, named_by_step
+from opd_probe.run.sampling import drafts_path, draw, named_by_step
 from opd_probe.run.tables import json_row
 from opd_probe.types import Rollout
 
@@ -33,7 +33,8 @@ def sample(request: Request, progress: Progress) -> Result:
     for checkpoint in run.run.checkpoints:
         # Of a teacher only its vocabulary and its positions matter here, so that none is loaded.
         teachers = [pool.teacher_outline(run, teacher.checkpoint) for teacher in run.teachers]
-        rollouts = draw(pool.sampled_student(run, checkpoint), teachers, checkpoint, prompts, run.settings, progress)
+        student, drafts = pool.sampled_student(run, checkpoint), drafts_path(plan.out, checkpoint)
+        rollouts = draw(student, teachers, checkpoint, prompts, run.settings, progress, drafts)
         rows.append(
             json_row(
                 {
@@ -48,4 +49,6 @@ def sample(request: Request, progress: Progress) -> Result:
         )
         everything += named_by_step(rollouts, checkpoint) if len(run.run.checkpoints) > 1 else rollouts
     write_rollouts(plan.out, everything)
+    for checkpoint in run.run.checkpoints:
+        drafts_path(plan.out, checkpoint).unlink(missing_ok=True)
     return Result(rows, COLUMNS, plan.format, (plan.out,))

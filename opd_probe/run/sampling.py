@@ -75,8 +75,10 @@ class Sampler:
                 if read is not None:
                     _check_positions(max(read), model, plan.settings.max_new_tokens)
             student = self.pool.sampled_student(plan, checkpoint)
-            rollouts = draw(student, others, checkpoint, prompts, plan.settings, self.progress)
+            drafts = drafts_path(path, checkpoint)
+            rollouts = draw(student, others, checkpoint, prompts, plan.settings, self.progress, drafts)
             store_samples(path, rollouts, key)
+            drafts.unlink(missing_ok=True)
         # What rollouts carry along decides no draw: it is as the prompts say today, whenever they were drawn.
         carried = {prompt.id: prompt.carried for prompt in prompts}
         rollouts = [replace(rollout, extra=carried[rollout.prompt_id or ""]) for rollout in rollouts]
@@ -128,11 +130,13 @@ def draw(
     prompts: Sequence[Prompt],
     settings: Settings,
     progress: Progress,
+    drafts: Path | None = None,
 ) -> list[Rollout]:
     """Sample ``num_rollouts`` responses to each prompt, of ids that all teachers share.
 
     Args:
         student: loaded; in outline, vLLM or the server of the settings samples from the checkpoint.
+        drafts: the file that keeps what a server has drawn, for when the same is asked for again.
 
     Raises:
         OpdProbeError: prompts that cannot be encoded, models that do not fit, or responses that could become
@@ -159,8 +163,14 @@ def draw(
         if isinstance(student, LoadedModel):
             return sample_rollouts(student, encoded, batch_tokens=settings.batch_tokens, **how)
         if is_url(settings.sampler):
-            return sample_from_server(student, _server(settings.sampler, checkpoint), encoded, **how)
+            served = _server(settings.sampler, checkpoint)
+            return sample_from_server(student, served, encoded, drafts=drafts, **how)
         return sample_with_vllm(student, checkpoint, encoded, dtype=settings.dtype, **how)
+
+
+def drafts_path(path: Path, checkpoint: Checkpoint) -> Path:
+    """Beside the file that a checkpoint's samples go to: where those wait that a server has drawn already."""
+    return path.with_name(f".{path.name}.{step_name(checkpoint)}.partial")
 
 
 def _server(url: str, checkpoint: Checkpoint) -> ServedModel:

@@ -165,6 +165,7 @@ def test_samples_from_a_server(ask: Caller, tmp_path: Path) -> None:
         done = ask("rollout", *given, "--sampler", url, "--out", tmp_path / "r.jsonl", "--format", "json")
         assert done.code == 0, done.err
         assert done.rows[0]["n_rollouts"] == 6
+        assert [path.name for path in tmp_path.iterdir()] == ["r.jsonl"]
         rollouts = read_rollouts(tmp_path / "r.jsonl")
         assert {rollout.sampler for rollout in rollouts} == {"vllm 0.32.0, served"}
         assert {rollout.step for rollout in rollouts} == {20}

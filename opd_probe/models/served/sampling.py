@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,7 @@ from opd_probe.errors import InputError, ServerError
 from opd_probe.models.samplers import COOLEST
 from opd_probe.models.served.client import Client, Patience
 from opd_probe.models.served.dialects import Draw, Drawn
+from opd_probe.models.served.drafts import Drafts
 from opd_probe.models.served.endpoint import Endpoint
 from opd_probe.models.served.model import ServedModel, connect, few_at_a_time, list_models
 from opd_probe.types import Checkpoint, Prompt, Rollout
@@ -86,6 +90,7 @@ def sample_from_server(
     seed: int = 0,
     step: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    drafts: Path | None = None,
 ) -> list[Rollout]:
     """Sample as :func:`opd_probe.models.generation.sample_rollouts` does, from a server that has the student.
 
@@ -96,6 +101,8 @@ def sample_from_server(
     Args:
         student: the outline of the checkpoint.
         served: the model that is the checkpoint.
+        drafts: the file that keeps responses as they come, for a later call that asks for the same; None: none. The
+            caller removes it.
 
     Raises:
         ServerError: no usable answer, or an id outside ``allowed_ids``.
@@ -107,29 +114,69 @@ def sample_from_server(
     check_sampling(student, prompts, num_rollouts, max_new_tokens, temperature)
     _check(served, prompts, max_new_tokens, temperature)
     allowed, banned = _restriction(served, allowed_ids, student.width)
-    wanted = [(prompt, sample) for prompt in prompts for sample in range(num_rollouts)]
-    made_by = served.made_by
-    rollouts: dict[int, Rollout] = {}
+    requests = []
+    for prompt in prompts:
+        for sample in range(num_rollouts):
+            own = rollout_seed(seed, prompt.id, sample)
+            how = Draw(max_new_tokens, temperature, own, student.eos_ids, allowed, banned)
+            requests.append(_Request(prompt, sample, how))
+    kept = Drafts(drafts, _digest(served, requests))
+    rollouts: dict[str, Rollout] = {}
+
+    def take(request: _Request, drawn: Drawn) -> None:
+        prompt, sample, made_by = request.prompt, request.sample, served.made_by
+        rollout = make_rollout(student, prompt, sample, drawn.ids, drawn.logprobs, sampler=made_by, step=step)
+        _check_drawn(served, rollout, drawn, allowed_ids, max_new_tokens)
+        kept.keep(rollout.id, drawn)
+        told = temperature == 1.0 and all(map(math.isfinite, drawn.logprobs))
+        rollouts[rollout.id] = rollout if told else dataclasses.replace(rollout, logprobs=None)
+        if progress is not None:
+            progress(len(rollouts), len(requests))
+
+    for request in requests:
+        if request.id in kept.known:
+            take(request, kept.known[request.id])
+    for request, drawn in _drawn(served, [request for request in requests if request.id not in kept.known]):
+        take(request, drawn)
+    return [rollouts[request.id] for request in requests]
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One response that is wanted."""
+
+    prompt: Prompt
+    sample: int
+    how: Draw
+
+    @property
+    def id(self) -> str:
+        """Of its rollout."""
+        return f"{self.prompt.id}/{self.sample}"
+
+    def body(self, served: ServedModel) -> dict[str, Any]:
+        """What the server is sent."""
+        return served.dialect.draw_request(served.entry, list(self.prompt.ids or ()), self.how)
+
+
+def _digest(served: ServedModel, requests: Sequence[_Request]) -> str:
+    """sha256 over all that decides the draws."""
+    digest = hashlib.sha256(f"{served.digest} {served.made_by}".encode())
+    for request in requests:
+        digest.update(json.dumps([request.id, request.body(served)], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _drawn(served: ServedModel, requests: Sequence[_Request]) -> Iterator[tuple[_Request, Drawn]]:
+    """What the server draws, as it comes."""
     with Client(served.endpoint, served.patience) as client:
 
-        def ask(item: tuple[Prompt, int]) -> Drawn:
-            prompt, sample = item
-            how = Draw(
-                max_new_tokens, temperature, rollout_seed(seed, prompt.id, sample), student.eos_ids, allowed, banned
-            )
-            ids = list(prompt.ids or ())
-            answer = client.post(served.dialect.path, served.dialect.draw_request(served.entry, ids, how))
-            return served.read(lambda: served.dialect.drawn(answer, ids))
+        def ask(request: _Request) -> Drawn:
+            answer = client.post(served.dialect.path, request.body(served))
+            return served.read(lambda: served.dialect.drawn(answer, list(request.prompt.ids or ())))
 
-        for index, drawn in few_at_a_time(ask, wanted, AT_ONCE, client.give_up):
-            prompt, sample = wanted[index]
-            rollout = make_rollout(student, prompt, sample, drawn.ids, drawn.logprobs, sampler=made_by, step=step)
-            _check_drawn(served, rollout, drawn, allowed_ids, max_new_tokens)
-            told = temperature == 1.0 and all(map(math.isfinite, drawn.logprobs))
-            rollouts[index] = rollout if told else dataclasses.replace(rollout, logprobs=None)
-            if progress is not None:
-                progress(len(rollouts), len(wanted))
-    return [rollouts[index] for index in range(len(wanted))]
+        for index, drawn in few_at_a_time(ask, requests, AT_ONCE, client.give_up):
+            yield requests[index], drawn
 
 
 def _check(served: ServedModel, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float) -> None:

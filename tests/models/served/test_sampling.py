@@ -132,6 +132,32 @@ def test_what_passes_is_tried_again(server: Served) -> None:
     check(sampled(server), "vllm 0.32.0, served")
 
 
+def test_what_was_drawn_before_an_interrupt_is_not_drawn_again(server: Served, tmp_path: Path) -> None:
+    drafts, path = tmp_path / "new" / ".drafts", "/v1/completions"
+    whole = sampled(server)
+    server.fail(path, [None, Fault(400, b"no"), None])
+    with pytest.raises(ServerError, match="answers 400"):
+        sampled(server, drafts=drafts)
+    lines = drafts.read_text().splitlines()
+    assert 2 <= len(lines) <= 6  # the key, and what was drawn beside the refused one
+    drafts.write_text("\n".join([*lines, lines[-1][:20]]))  # cut off in the middle of a line
+    server.fail(path, [])
+    before = len(server.bodies(path))
+    assert sampled(server, drafts=drafts) == whole
+    assert len(server.bodies(path)) - before == 6 - (len(lines) - 1)
+    before = len(server.bodies(path))
+    assert sampled(server, drafts=drafts) == whole
+    assert len(server.bodies(path)) == before
+    assert sampled(server, drafts=drafts, allowed_ids=ALLOWED) != whole  # under another key
+    assert len(server.bodies(path)) == before + 6
+
+
+@pytest.mark.parametrize("content", ["", "garbage", "[1]", '{"key": 3}\n[]', "\x00"])
+def test_drafts_that_are_broken_are_started_afresh(server: Served, tmp_path: Path, content: str) -> None:
+    (tmp_path / "drafts").write_text(content)
+    assert len(sampled(server, drafts=tmp_path / "drafts")) == 6
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
