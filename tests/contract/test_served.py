@@ -144,7 +144,7 @@ def test_its_metrics_are_those_of_its_weights(traces: tuple[Trace, Trace]) -> No
 def test_a_key_that_is_wrong(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPD_PROBE_API_KEY", "wrong-key")
     with pytest.raises(ServerError, match=r"answers 401 .*set OPD_PROBE_API_KEY") as caught:
-        opd_probe.replay("no/such", teacher, [])
+        opd_probe.replay("no/such", teacher, [{"prompt_ids": [3], "response_ids": [4]}])
     assert "wrong-key" not in str(caught.value)
 
 

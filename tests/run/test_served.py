@@ -25,6 +25,7 @@ from tests.tiny import save_checkpoint, tiny_model, tiny_tokenizer
 
 PATH = "/v1/completions"
 REFUSAL = Fault(400, b'{"error": {"message": "no"}}')
+ROWS = [{"prompt_ids": [5, 9, 40], "response_ids": [7, 33]}]
 PROBE = 1
 """Requests before the first rollout: how deep the lists go."""
 
@@ -179,14 +180,13 @@ def test_the_teachers_tokenizer_can_be_named(tmp_path: Path) -> None:
     other = tiny_tokenizer(words=["a", *words[1:]])
     save_checkpoint(tmp_path / "student", cases.student(), tiny_tokenizer(cases.WIDTH))
     other.save_pretrained(tmp_path / "tokenizer")
-    rows = [{"prompt_ids": [5, 9, 40], "response_ids": [7, 33]}]
     with serving(SGLangAnswers(cases.teacher())) as server:
-        trace = opd_probe.replay(tmp_path / "student", server.url, rows, k=4)
+        trace = opd_probe.replay(tmp_path / "student", server.url, ROWS, k=4)
         assert trace.provenance["vocabulary"]["assumed"]
-        named = opd_probe.replay(tmp_path / "student", server.url, rows, k=4, teacher_tokenizer=tiny_tokenizer(64))
+        named = opd_probe.replay(tmp_path / "student", server.url, ROWS, k=4, teacher_tokenizer=tiny_tokenizer(64))
         assert (named.vocabulary_size, named.provenance["vocabulary"]["assumed"]) == (64, False)
         with pytest.raises(VocabularyError, match="id 3 is '0' in the first and 'a' in the second"):
-            opd_probe.replay(tmp_path / "student", server.url, rows, k=4, teacher_tokenizer=str(tmp_path / "tokenizer"))
+            opd_probe.replay(tmp_path / "student", server.url, ROWS, k=4, teacher_tokenizer=str(tmp_path / "tokenizer"))
 
 
 def test_prompts_of_the_teachers_own(student: LoadedModel) -> None:
@@ -232,7 +232,7 @@ def test_a_sequence_too_long_for_the_server(student: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("source", ["http://joe:hunter2@127.0.0.1:9", "https://joe:hunter2@host:port"])
-@pytest.mark.parametrize("call", [lambda s: opd_probe.replay(s, "x", []), lambda s: opd_probe.replay("x", s, [])])
+@pytest.mark.parametrize("call", [lambda s: opd_probe.replay(s, "x", ROWS), lambda s: opd_probe.replay("x", s, ROWS)])
 def test_no_password_in_an_error(source: str, call: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("opd_probe.models.served.model.HELLO", 1)
     with pytest.raises(opd_probe.OpdProbeError) as caught:

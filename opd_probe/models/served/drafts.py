@@ -66,8 +66,8 @@ def _read(path: Path, key: str) -> dict[str, Drawn]:
             return {}
         for line in lines:
             row = json.loads(line)
-            name = row.pop("id")
-            found[name] = Drawn(**row)
+            drawn = Drawn([int(token) for token in row["ids"]], [float(p) for p in row["logprobs"]], row["reason"])
+            found[str(row["id"])] = drawn
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass
     return found
