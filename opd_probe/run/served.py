@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +14,11 @@ import numpy as np
 from opd_probe.engine.replay import Progress
 from opd_probe.engine.scoring import Columns
 from opd_probe.engine.served import TOLD, ServedReplay, refuse_temperature
-from opd_probe.errors import InputError, OpdProbeWarning
+from opd_probe.errors import InputError, OpdProbeWarning, TraceError
 from opd_probe.models.served.endpoint import Endpoint, is_url, parse_endpoint
 from opd_probe.models.served.model import ServedModel, connect, local_root
 from opd_probe.models.vocabulary import load_tokenizer, tokenizer_digest
-from opd_probe.trace import TraceSpool
+from opd_probe.trace import Trace, TraceSpool, read_trace
 
 if TYPE_CHECKING:
     from opd_probe.run.tracing import TraceOptions
@@ -76,11 +78,31 @@ def tokenizer_of_served(teacher: ServedModel) -> str | None:
     return None if teacher.tokenizer is None else tokenizer_digest(teacher.tokenizer)
 
 
-def served_states(engine: ServedReplay, spool: TraceSpool, progress: Progress | None) -> Iterator[tuple[int, Columns]]:
+def told_beside(path: Path | None, fingerprint: Mapping[str, Any], k: int, size: int) -> Trace | None:
+    """A finished trace of the same folder for which the teacher was asked the same: that of another checkpoint.
+
+    Args:
+        path, fingerprint: of the trace that is to be made.
+        size: of the shared vocabulary, on which the teacher's lists are kept.
+    """
+    for file in sorted(path.parent.glob("*.parquet")) if path is not None else []:
+        with suppress(TraceError):
+            found = read_trace(file)
+            before = found.provenance.get("fingerprint", {})
+            same = all(before.get(name) == value for name, value in fingerprint.items() if name != "student weights")
+            if file != path and same and k <= found.K and found.vocabulary_size == size:
+                return found
+    return None
+
+
+def served_states(
+    engine: ServedReplay, spool: TraceSpool, progress: Progress | None, told: Trace | None = None
+) -> Iterator[tuple[int, Columns]]:
     """Both passes: the server's answers, kept in the spool as they come, then the student's.
 
     Args:
         progress: called with (done, in all), every state counted once for each pass.
+        told: a trace that holds the answers already, see :func:`told_beside`.
     """
     total = sum(engine.state_counts)
 
@@ -91,6 +113,8 @@ def served_states(engine: ServedReplay, spool: TraceSpool, progress: Progress | 
     def replayed(done: int, _: int) -> None:
         answered(total + done, total)
 
+    if told is not None and np.array_equal(told.rollout_offsets, spool.offsets):
+        spool.put_answers(told.blocks(TOLD))
     for index, values in engine.answers(spool.answered, answered):
         spool.put_answer(index, values)
     yield from engine.states(spool.done, lambda rollout: spool.answer(rollout, TOLD), replayed)

@@ -27,7 +27,7 @@ from opd_probe.rollouts.files import prompt_key, rollouts_digest
 from opd_probe.rollouts.grading import grade
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts
 from opd_probe.run.memory import memory_advice
-from opd_probe.run.served import served_states, tokenizer_of_served, warn_foreign
+from opd_probe.run.served import served_states, tokenizer_of_served, told_beside, warn_foreign
 from opd_probe.trace import Trace, TraceSpool, read_trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, array_columns
 from opd_probe.types import Rollout
@@ -226,11 +226,11 @@ class _Job:
         directory = None if path is None else path.with_name(f".{path.name}.partial")
         served = isinstance(engine, ServedReplay)
         spool = TraceSpool(counts, columns, self.settings.k, directory, key, answers=served)
-        states = (
-            served_states(engine, spool, progress)
-            if isinstance(engine, ServedReplay)
-            else engine.states(spool.done, progress)
-        )
+        if isinstance(engine, ServedReplay):
+            told = told_beside(path, fingerprint, self.settings.k, self.vocabulary.size)
+            states = served_states(engine, spool, progress, told)
+        else:
+            states = engine.states(spool.done, progress)
         for index, values in states:
             spool.put(index, values)
         if isinstance(teacher, ServedModel):

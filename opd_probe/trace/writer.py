@@ -96,6 +96,18 @@ class TraceSpool:
             self.arrays[name][self._rows(rollout)] = column
         self.answered[rollout] = True
 
+    def put_answers(self, blocks: Iterable[Mapping[str, Array]]) -> None:
+        """Store some columns of all rows, given in order, block by block; their top lists may be deeper."""
+        start = 0
+        for block in blocks:
+            stop = start + len(block["rollout"])
+            for name, column in block.items():
+                if name in self.arrays:
+                    held = self.arrays[name][start:stop]
+                    held[:] = column[:, : held.shape[1]] if held.ndim == 2 else column
+            start = stop
+        self.answered[:] = True
+
     def answer(self, rollout: int, columns: Sequence[str]) -> dict[str, Array]:
         """Columns of one rollout as they were put."""
         return {name: np.array(self.arrays[name][self._rows(rollout)]) for name in columns}

@@ -141,6 +141,22 @@ def test_a_finished_trace_is_used_again_wherever_the_model_is_served(
         replayed(changed, student, out=out)
 
 
+def test_another_checkpoint_of_the_same_states_asks_nothing(
+    server: Served, student: LoadedModel, tmp_path: Path
+) -> None:
+    replayed(server, student, out=tmp_path / "step-1.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no trace")
+    later = load_model(tiny_model(cases.WIDTH, hidden=64, seed=8, tied=False))
+    before = len(server.bodies(PATH))
+    trace = replayed(server, later, out=tmp_path / "step-2.parquet")
+    assert len(server.bodies(PATH)) == before + PROBE
+    check_against(opd_probe.replay(later, cases.teacher(), cases.rollouts(), k=cases.K), trace)
+    before = len(server.bodies(PATH))
+    others = [row for row in cases.rollouts() if row["id"] != "r1"]
+    opd_probe.replay(later, server.url, others, k=cases.K, out=tmp_path / "step-3.parquet")
+    assert len(server.bodies(PATH)) == before + PROBE + 3
+
+
 def test_several_teachers_one_of_them_served(server: Served, student: LoadedModel, local: Trace) -> None:
     teachers = {"here": cases.teacher(), "there": server.url}
     traces = opd_probe.replay_teachers(student, teachers, cases.rollouts(), k=cases.K)
