@@ -136,6 +136,11 @@ def test_only_these_know_transformers() -> None:
     assert "models" in users
 
 
+def test_only_served_models_know_httpx() -> None:
+    users = {name for name, tree in MODULES.items() for t in imported(tree) if t.split(".")[0] == "httpx"}
+    assert users == {"opd_probe.models.served.client"}
+
+
 def test_the_walk_sees_an_upward_import() -> None:
     tree = ast.parse("def f():\n    from opd_probe.curves import summarize\n    import torch.nn\n")
     assert list(imported(tree)) == ["opd_probe.curves", "torch.nn"]

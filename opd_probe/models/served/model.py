@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from opd_probe.errors import InputError, ServerError
 from opd_probe.models.served.client import Client, Patience, Refused
 from opd_probe.models.served.dialects import DIALECTS, Dialect, Told
 from opd_probe.models.served.endpoint import Endpoint
+from opd_probe.models.served.workers import few_at_a_time
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +24,6 @@ CONCURRENCY = 4
 HELLO = 3
 """Attempts of the first request: a wrong address should show soon."""
 
-_Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
 
 
@@ -173,53 +170,6 @@ class ServedModel:
                 f"server {self.endpoint}: the answer of {self.dialect.path} {what}; expected the layout of "
                 f"{self.dialect.name}"
             ) from None
-
-
-def few_at_a_time(
-    ask: Callable[[_Item], _Answer], items: Sequence[_Item], at_once: int, stop: Callable[[], None]
-) -> Iterator[tuple[int, _Answer]]:
-    """Yield (index, answer) as answers come, with at most ``at_once`` requests under way.
-
-    The first failure ends it: ``stop`` is called, nothing more is asked, and answers that are under way are still
-    yielded before it is raised. Whoever stops listening waits for none of them.
-    """
-    waiting = deque(range(len(items)))
-    told: SimpleQueue[tuple[int, _Answer] | BaseException | None] = SimpleQueue()
-    over = threading.Event()
-
-    def work() -> None:
-        while not over.is_set():
-            try:
-                index = waiting.popleft()
-            except IndexError:
-                break
-            try:
-                told.put((index, ask(items[index])))
-            except BaseException as error:
-                over.set()
-                told.put(error)
-        told.put(None)
-
-    working = min(at_once, len(items))
-    failure: BaseException | None = None
-    try:
-        for _ in range(working):
-            # Not a pool: its threads would keep an interrupted process until the server has answered.
-            threading.Thread(target=work, daemon=True, name="opd-probe-server").start()
-        while working:
-            entry = told.get()
-            if entry is None:
-                working -= 1
-            elif isinstance(entry, BaseException):
-                failure = failure or entry
-                stop()
-            else:
-                yield entry
-    finally:
-        over.set()
-        stop()
-    if failure is not None:
-        raise failure
 
 
 def stated_limit(said: str) -> int | None:

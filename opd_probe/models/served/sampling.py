@@ -20,7 +20,8 @@ from opd_probe.models.served.client import Client, Patience
 from opd_probe.models.served.dialects import Draw, Drawn
 from opd_probe.models.served.drafts import Drafts
 from opd_probe.models.served.endpoint import Endpoint
-from opd_probe.models.served.model import ServedModel, connect, few_at_a_time, list_models
+from opd_probe.models.served.model import ServedModel, connect, list_models
+from opd_probe.models.served.workers import few_at_a_time
 from opd_probe.types import Checkpoint, Prompt, Rollout
 
 if TYPE_CHECKING:
