@@ -148,12 +148,6 @@ def test_refused_in_one_line(ask: Caller, server: Served, tmp_path: Path, more: 
     assert not (tmp_path / "out").exists()
 
 
-def test_the_doctor_wants_weights(ask: Caller, server: Served) -> None:
-    done = ask("doctor", "--ckpts", "runs/a", "--teacher", server.url, "--rollouts", "rollouts.jsonl", "--k", "4")
-    assert (done.code, len(done.errors)) == (2, 1)
-    assert "is behind HTTP, and this command needs its weights" in done.err
-
-
 def test_samples_from_a_server(ask: Caller, tmp_path: Path) -> None:
     more = {"--num-rollouts": "3", "--max-new-tokens": "8", "--seed": "5", "--prompts": "prompts.jsonl"}
     given = ["--ckpts", "runs/a", *(word for pair in more.items() for word in pair)]
