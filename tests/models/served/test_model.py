@@ -46,6 +46,14 @@ def sequences() -> list[tuple[list[int], list[int]]]:
     return found
 
 
+def until(reached: Callable[[], bool]) -> None:
+    """Wait for other threads, for a while at most."""
+    for _ in range(2000):
+        if reached():
+            return
+        time.sleep(0.01)
+
+
 def check_against_the_model(asked: list[tuple[list[int], list[int]]], told: dict[int, Any]) -> None:
     model = cases.teacher()
     assert set(told) == set(range(len(asked)))
@@ -178,10 +186,7 @@ def test_few_requests_at_a_time(server: Served) -> None:
     told: dict[int, Any] = {}
     worker = threading.Thread(target=lambda: told.update(served.scores(asked, cases.K)))
     worker.start()
-    for _ in range(1000):  # until as many wait as may
-        if server.running == CONCURRENCY:
-            break
-        time.sleep(0.01)
+    until(lambda: server.running == CONCURRENCY)
     time.sleep(0.1)  # one more would have come by now
     server.gate.set()
     worker.join(20)
@@ -203,9 +208,10 @@ def test_the_first_refusal_ends_it(server: Served) -> None:
 
 def test_whoever_stops_listening_waits_for_nobody(server: Served) -> None:
     served = reach(server)
-    server.fail(PATH, [None, *[Fault(wait=3.0)] * 9])
+    server.fail(PATH, [None, *[Fault(wait=60.0)] * 9])
     answers = served.scores(sequences(), cases.K)
     next(answers)
+    until(lambda: server.running > 0)
     answers.close()  # type: ignore[attr-defined]
     assert server.running > 0
 
