@@ -62,15 +62,17 @@ class Client:
         self._secrets = [secret for secret in (key, *(endpoint.login or ())) if secret]
         headers = {} if key is None or endpoint.login else {"Authorization": f"Bearer {key}"}
         timeout = httpx.Timeout(self.patience.read, connect=self.patience.connect)
+        if key is not None and not (key.isascii() and key.isprintable()):  # the library's error would show it
+            raise InputError(f"server {endpoint}: {KEY_VARIABLE} holds characters that no key has")
         try:
+            httpx.URL(endpoint.url)
             # Certificates take a while to load, and http has none.
             secure = endpoint.url.startswith("https:")
             self._http = httpx.Client(headers=headers, auth=endpoint.login, timeout=timeout, verify=secure)
-            httpx.URL(endpoint.url)
-        except (UnicodeEncodeError, ValueError):  # a header takes ASCII; the message of the error would show the key
-            raise InputError(f"server {endpoint}: {KEY_VARIABLE} holds characters that no key has") from None
         except httpx.InvalidURL as error:
             raise InputError(f"server {endpoint}: is no address ({error}); expected http://host:port") from None
+        except (ValueError, ImportError) as error:  # of a proxy that the environment names
+            raise InputError(f"server {endpoint}: cannot be asked ({self._brief(str(error))})") from None
         self._over = threading.Event()
         self._running = 0
         self._lock = threading.Lock()

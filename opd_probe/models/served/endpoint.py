@@ -68,4 +68,4 @@ def shown(text: str) -> str:
 
 def api_key() -> str | None:
     """The key that requests carry, from the environment; None: they carry none."""
-    return os.environ.get(KEY_VARIABLE) or None
+    return os.environ.get(KEY_VARIABLE, "").strip() or None
