@@ -292,7 +292,18 @@ def step_curves(series: Sequence[Series], panel: Panel, axis: StepAxis, x: str) 
             for name, rows in one.seeds.items():
                 curves += _over_steps(replace(thin, key=f"{main.key}:seed {name}"), rows, metric, axis, x)
             curves += _over_steps(main, one.rows, metric, axis, x)
-    return curves
+    return _each_band_once(curves)
+
+
+def _each_band_once(curves: Sequence[Curve]) -> list[Curve]:
+    """What does not depend on the teacher has one band for all teachers of a run, not one upon the other."""
+    seen: set[tuple[Any, ...]] = set()
+    kept = []
+    for curve in curves:
+        band = curve.color, *(values.tobytes() for values in (curve.x, curve.lo, curve.hi))
+        kept.append(replace(curve, band=curve.band and band not in seen))
+        seen.add(band)
+    return kept
 
 
 def _over_steps(curve: Curve, rows: pd.DataFrame, metric: str, axis: StepAxis, x: str) -> list[Curve]:

@@ -105,12 +105,16 @@ def seed_note(series: Sequence[Series], *, lines: bool = True) -> str:
 
 
 def shorten(names: Sequence[str], limit: int = _LONGEST) -> list[str]:
-    """Names of at most ``limit`` characters where possible: without the beginning that all share, then cut in
-    the middle; left whole where the cut would make two names alike."""
+    """Names of at most ``limit`` characters where possible: without the run, or else the beginning, that all share,
+    then cut in the middle; none is cut where that would make two alike."""
     brief = list(names)
-    if max(map(len, brief), default=0) > limit and len(set(brief)) > 1:
-        shared = re.match(r".*[-_/ .]|", _shared_start(brief))
-        start = len(shared.group()) if shared else 0
+    longest = max(map(len, brief), default=0)
+    if longest > limit and len(set(brief)) > 1:
+        shared = _shared_start(brief)
+        run, part = (re.match(pattern, shared) for pattern in (r".* ← |", r".*[-_/ .]|"))
+        start = len(run.group()) if run else 0
+        if not start or longest - start + 1 > limit:
+            start = len(part.group()) if part else 0
         brief = [f"…{name[start:]}" for name in brief] if start > 1 else brief
 
     def cut(name: str) -> str:
@@ -118,7 +122,7 @@ def shorten(names: Sequence[str], limit: int = _LONGEST) -> list[str]:
         return name if len(name) <= limit else f"{name[:head]}…{name[-(limit - 1 - head) :]}"
 
     short = [cut(name) for name in brief]
-    return [whole if short.count(one) > 1 else one for whole, one in zip(brief, short, strict=True)]
+    return short if len(set(short)) == len(set(brief)) else brief
 
 
 def _shared_start(names: Sequence[str]) -> str:

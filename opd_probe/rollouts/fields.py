@@ -10,8 +10,8 @@ import numpy as np
 
 from opd_probe.errors import InputError
 
-_LARGEST_ID = 2**62
-"""Beyond, integers of 64 bits end; what a model knows is checked when it is known."""
+_LARGEST = 2**62
+"""Of ids and steps: beyond, integers of 64 bits end; which ids a model knows is checked when it is known."""
 
 Fields = Mapping[str, Any]
 
@@ -36,7 +36,7 @@ def token_ids(place: str, row: Fields, name: str) -> tuple[int, ...]:
         values = [int(value) for value in values]
     if values and min(values) < 0:
         raise InputError(f"{place}: {name} holds the negative id {min(values)}; expected ids of the tokenizer")
-    if values and max(values) > _LARGEST_ID:
+    if values and max(values) > _LARGEST:
         raise InputError(f"{place}: {name} holds {max(values)}, which no tokenizer has; expected ids of the tokenizer")
     return tuple(values)
 
@@ -65,7 +65,7 @@ def logprobs(place: str, row: Fields, name: str, length: int, of: str = "respons
     for value in values:
         if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating, type(None))):
             raise InputError(f"{place}: {name} holds {value!r}; expected numbers or null")
-        numbers.append(math.nan if value is None else float(value))
+        numbers.append(math.nan if value is None else _float(place, name, value))
     return tuple(numbers)
 
 
@@ -113,6 +113,8 @@ def whole_number(place: str, row: Fields, name: str) -> int | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer)) or value != value // 1:
         raise InputError(f"{place}: {name} is {value!r}; expected a whole number")
+    if abs(value) > _LARGEST:
+        raise InputError(f"{place}: {name} is beyond 64 bits; expected a whole number within them")
     return int(value)
 
 
@@ -122,8 +124,15 @@ def number(place: str, row: Fields, name: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, (bool, int, float, np.number, np.bool_)):
-        return float(value)
+        return _float(place, name, value)
     raise InputError(f"{place}: {name} is {value!r}; expected a number")
+
+
+def _float(place: str, name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # JSON's whole numbers may be of any length
+        raise InputError(f"{place}: {name} holds a whole number beyond all floats; expected a number") from None
 
 
 def reference_answer(value: Any) -> str | None:

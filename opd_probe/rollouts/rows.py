@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from opd_probe.errors import InputError, MissingError, OutputError
 
 Row = tuple[str, Mapping[str, Any]]
 """Where the row stands, and the row."""
-
 
 def absent(value: Any) -> bool:
     """None, or the NaN, NA or NaT that data frames put where nothing is."""
@@ -69,9 +69,7 @@ def _json_rows(path: Path, what: str) -> Iterator[Row]:
                     row = json.loads(line)
                 except (ValueError, RecursionError) as error:
                     raise InputError(f"{place}: not valid JSON ({error}); mend or remove the line") from None
-                if not isinstance(row, dict):
-                    raise InputError(f"{place}: expected a JSON object, got {type(row).__name__}")
-                yield place, row
+                yield place, _object(place, row, _may_hold_halves(line))
         except UnicodeDecodeError as error:
             raise InputError(f"{what} {path}: not UTF-8 text ({error.reason}); expected JSON lines") from None
 
@@ -88,14 +86,33 @@ def _is_document(path: Path) -> bool:
 
 def _document_rows(path: Path, what: str) -> Iterator[Row]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what} {path}: not valid JSON ({error}); mend the file") from None
+    halves = _may_hold_halves(text)
     for number, row in enumerate(document if isinstance(document, list) else [document]):
         place = f"{what} {path}, entry {number}"
-        if not isinstance(row, dict):
-            raise InputError(f"{place}: expected a JSON object, got {type(row).__name__}")
-        yield place, row
+        yield place, _object(place, row, halves)
+
+
+def _may_hold_halves(text: str) -> bool:
+    """Whether JSON names characters by the halves that UTF-16 makes of them; a half alone is no text."""
+    return re.search(r"\\u[dD][89a-fA-F]", text) is not None
+
+
+def _object(place: str, row: Any, halves: bool) -> dict[str, Any]:
+    """A row, which must be an object, and without ``halves`` that stand alone."""
+    if not isinstance(row, dict):
+        raise InputError(f"{place}: expected a JSON object, got {type(row).__name__}")
+    if not halves:
+        return row
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise InputError(f"{place}: holds {half}, half of a character; mend or remove the text") from None
+    return row
 
 
 def _parquet_rows(path: Path, what: str) -> Iterator[Row]:
@@ -109,7 +126,7 @@ def _parquet_rows(path: Path, what: str) -> Iterator[Row]:
                 for row in batch.to_pylist():
                     yield f"{what} {path}, row {number}", {name: _plain(value) for name, value in row.items()}
                     number += 1
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # text that is not UTF-8 among them
         raise InputError(f"{what} {path}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
 
 
@@ -130,7 +147,7 @@ def _arrow_rows(path: Path, what: str) -> Iterator[Row]:
                 for row in batch.to_pylist():
                     yield f"{what} {path}, row {number}", {name: _plain(value) for name, value in row.items()}
                     number += 1
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{what} {path}: not a whole Arrow file ({str(error).splitlines()[0]})") from None
 
 

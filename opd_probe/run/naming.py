@@ -8,6 +8,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+_LONGEST = 160
+"""Bytes; file systems take 255, of which some are for what is added to a name while a file is made."""
+
 _REVISION_STEP = re.compile(r"(?:checkpoint|global_step|step)[-_]?(\d+)")
 
 
@@ -45,14 +48,15 @@ def path_parts(path: str | Path) -> tuple[str, ...]:
 def file_names(names: Sequence[str]) -> dict[str, str]:
     """For each name, one path component that is safe everywhere; different names get different ones.
 
-    ``/`` becomes ``--``; where that is not reversible, a few digits of the name's hash are appended.
+    ``/`` becomes ``--``; where that is not reversible, or the name is too long, digits of its hash are appended.
     """
     result: dict[str, str] = {}
     taken: set[str] = set()
     for name in names:
         safe = re.sub(r"[^\w.@+-]", "_", name.replace("/", "--")).strip(".") or "_"
-        if safe.casefold() in taken:
-            safe = f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        short = safe.encode()[:_LONGEST].decode(errors="ignore")
+        if short != safe or safe.casefold() in taken:
+            safe = f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         taken.add(safe.casefold())
         result[name] = safe
     return result

@@ -103,12 +103,15 @@ def _name(teacher: str, prompt: TeacherPrompt | None, templates: Mapping[str, st
         return teacher
     parts = [] if prompt.template == STUDENT else [templates[prompt.template]]
     if prompt.system is not None:
-        words = " ".join(prompt.system.split())
-        shown = words if len(words) <= _SHOWN else f"{words[: _SHOWN - 1]}…"
-        parts.append(f"system {shown}" if words else "no system")
+        words = _cut(" ".join(prompt.system.split()))
+        parts.append(f"system {words}" if words else "no system")
     if prompt.thinking is not None:
         parts.append(f"thinking {'on' if prompt.thinking else 'off'}")
     if prompt.context is not None:
-        fields = (field.rsplit(".", 1)[-1] for field in context_fields(prompt.context))
-        parts.append(f"context {', '.join(fields)}")
+        fields = dict.fromkeys(field.rsplit(".", 1)[-1] for field in context_fields(prompt.context))
+        parts.append(f"context {_cut(' + '.join(fields))}")
     return f"{teacher} ({', '.join(parts)})"
+
+
+def _cut(words: str) -> str:
+    return words if len(words) <= _SHOWN else f"{words[: _SHOWN - 1]}…"

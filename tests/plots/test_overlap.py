@@ -113,6 +113,16 @@ def test_a_run_keeps_its_colour_and_series_survive_grey() -> None:
         assert len({look(one) for one in drawn(ax)}) == len(drawn(ax))
 
 
+def test_what_no_teacher_changes_has_one_band() -> None:
+    rows = run_rows("a", COMPATIBLE, teacher="near") + run_rows("a", COMPATIBLE, teacher="far")
+    table = pd.DataFrame(rows)
+    table.loc[table["teacher"] == "far", ["overlap_ratio_lo", "overlap_ratio_hi"]] += 0.001
+    figure = plot_overlap(table)
+    bands = {name: len(panel(figure, name).collections) for name in ("Accuracy", RATIO)}
+    assert bands == {"Accuracy": 1, RATIO: 2}
+    assert len(drawn(panel(figure, "Accuracy"))) == 2
+
+
 def test_twelve_long_names() -> None:
     figure = plot_overlap(crowd_table())
     for ax in figure.axes:

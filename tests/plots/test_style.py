@@ -85,6 +85,8 @@ def test_names_are_shortened_where_they_stay_distinct() -> None:
     alike = ["x" * 40 + str(n) + "y" * 40 for n in range(2)]
     assert shorten(alike) == alike
     assert shorten([]) == []
+    prompts = [f"a-long-run ← a-long-teacher{prompt}" for prompt in ("", " (own)", " (own, context solution)")]
+    assert shorten(prompts)[:2] == ["…a-long-teacher", "…a-long-teacher (own)"]
 
 
 def test_house_style_is_left_behind() -> None:

@@ -62,6 +62,14 @@ def test_everything_that_a_row_may_hold(tmp_path: Path) -> None:
     assert rollout.extra == {"reward_std": 0.25}
 
 
+@pytest.mark.parametrize("name", ["r.jsonl", "r.json"])
+def test_half_a_character_is_no_text(name: str, tmp_path: Path) -> None:
+    rows = [{**GOOD, "note": "\U0001f600"}, {**GOOD, "note": "\ud800"}]
+    path = _jsonl(tmp_path / name, *(rows if name == "r.jsonl" else [json.dumps(rows)]))
+    with pytest.raises(InputError, match=r"(line 2|entry 1): holds \\ud800, half of a character"):
+        read_rollouts(path)
+
+
 PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
     "no prompt_ids": ({"prompt_ids": None}, "no prompt_ids"),
     "no response_ids": ({"response_ids": None}, "no response_ids"),
@@ -76,6 +84,8 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
     "log-probs that are text": ({"logprobs": ["a", "b", "c"]}, "logprobs holds 'a'"),
     "a score that is text": ({"score": "good"}, "score is 'good'"),
     "a step that is a fraction": ({"step": 1.5}, r"step is 1\.5"),
+    "a step of more than 64 bits": ({"step": 10**30}, "step is beyond 64 bits"),
+    "a score beyond all floats": ({"score": 10**400}, "score holds a whole number beyond all floats"),
     "a step that is text": ({"step": "3"}, "step is '3'"),
     "a finish reason that is a number": ({"finish_reason": 3}, "finish_reason is int"),
     "an id that is a list": ({"id": [1]}, "id is list"),

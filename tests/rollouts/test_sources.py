@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -35,6 +37,7 @@ from tests.rollouts.left_behind import (
 )
 from tests.tiny import tiny_model
 
+HUGE = pytest.param(10**400, id="huge")
 SAMPLED = {"slime", "open-instruct", "prime-rl", "openai", "opd-probe"}
 
 
@@ -300,7 +303,7 @@ def test_broken_rows_are_named(kind: str, row: dict[str, Any], message: str, tmp
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize("value", [None, 3, "a", [], {}, [[[]]], {"a": None}, float("nan"), True])
+@pytest.mark.parametrize("value", [None, 3, "a", [], {}, [[[]]], {"a": None}, float("nan"), True, HUGE, "²"])
 def test_no_value_of_a_field_ends_in_a_traceback(kind: str, value: Any, tmp_path: Path) -> None:
     rows = json.loads(json.dumps(EXAMPLES[kind], default=lambda held: held.tolist()))
     for name in rows:
@@ -386,6 +389,14 @@ def test_a_torch_file_runs_no_code(tmp_path: Path) -> None:
         torch.save(held, path)
         with pytest.raises(InputError, match=re.escape(message)):
             read_rollouts(path)
+
+
+def test_a_parquet_file_of_text_that_is_not_utf_8(tmp_path: Path) -> None:
+    offsets = pa.py_buffer(np.array([0, 2], dtype="<i4").tobytes())
+    column = pa.Array.from_buffers(pa.utf8(), 1, [None, offsets, pa.py_buffer(b"\xff\xfe")])
+    pq.write_table(pa.table({"input": column, "output": ["x"]}), tmp_path / "5.parquet")
+    with pytest.raises(InputError, match=r"5\.parquet: not a whole Parquet file \('utf-8' codec"):
+        read_rollouts(tmp_path / "5.parquet")
 
 
 def test_a_document_that_is_broken(tmp_path: Path) -> None:

@@ -56,3 +56,10 @@ def test_file_names_are_one_component_and_differ() -> None:
     assert names["org/name@main"] == "org--name@main"
     assert len({name.casefold() for name in names.values()}) == 5
     assert all("/" not in name and name not in ("", ".", "..") for name in names.values())
+
+
+def test_long_names_make_file_names_that_file_systems_take() -> None:
+    long = ["x" * 300, "x" * 299 + "y", "\u540d" * 90]
+    names = file_names(long)
+    assert len(set(names.values())) == 3
+    assert all(len(name.encode()) < 200 for name in names.values())

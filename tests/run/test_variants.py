@@ -72,7 +72,8 @@ def test_names_say_what_is_not_the_students(tmp_path: Path) -> None:
         TeacherPrompt(system="Be\nbrief."): "big (system Be brief.)",
         TeacherPrompt(system=long): "big (system You are a careful mathe…)",
         TeacherPrompt("own", thinking=True, context="extra_info.solution"): "big (own, thinking on, context solution)",
-        TeacherPrompt(context="See {answer} and {a.hint}."): "big (context answer, hint)",
+        TeacherPrompt(context="See {answer} and {a.hint}."): "big (context answer + hint)",
+        TeacherPrompt(context="{number} {reference_solution}"): "big (context number + reference_solu…)",
     }
     names = variant_names({"x": "big"}, [("x", prompt) for prompt in prompts])
     assert names == {("x", prompt): name for prompt, name in prompts.items()}

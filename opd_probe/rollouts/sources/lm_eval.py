@@ -42,7 +42,7 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
                 prompt=prompt,
                 response=text,
                 answer=_answer(row.get("target")),
-                score=None if several else _score(row),
+                score=None if several else _score(place, row),
                 token_source="retokenized",
                 extra=extra if messages is None else {**extra, "messages": messages},
             )
@@ -74,11 +74,12 @@ def _answer(target: Any) -> str | None:
     return answer if answer is None else answer.rpartition("####")[2].strip()
 
 
-def _score(row: Mapping[str, Any]) -> float | None:
+def _score(place: str, row: Mapping[str, Any]) -> float | None:
     """The first metric that is a number."""
     names = row.get("metrics")
-    values = [row.get(str(name)) for name in names] if isinstance(names, list) else []
-    return next((float(value) for value in values if isinstance(value, (int, float))), None)
+    known = [str(name) for name in names] if isinstance(names, list) else []
+    found = next((name for name in known if isinstance(row.get(name), (int, float))), None)
+    return None if found is None else fields.number(place, row, found)
 
 
 SOURCE = Source(

@@ -46,7 +46,7 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
 def _with_step(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
     step = row.get("step")
     if isinstance(step, str):
-        if not step.isdigit():
+        if not step.isdecimal():
             raise InputError(f"{place}: step is {step!r}; expected a whole number")
         return {**row, "step": int(step)}
     return dict(row)

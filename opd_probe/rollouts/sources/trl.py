@@ -54,7 +54,7 @@ def logged(where: Where, row: Mapping[str, Any], marks: Mapping[str, Any]) -> Ro
         prompt=prompt if isinstance(prompt, str) else None,
         response=completion,
         answer=answers[0] if answers else None,
-        score=float(row[rewards[0]]) if len(rewards) == 1 else None,
+        score=fields.number(place, row, rewards[0]) if len(rewards) == 1 else None,
         token_source="retokenized",
         extra=extra,
     )
