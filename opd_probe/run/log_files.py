@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from opd_probe.errors import InputError, MissingError
+from opd_probe.models.checkpoints import step_of_name
 from opd_probe.run.plan import warn
 
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -37,6 +38,8 @@ QUANTITIES = tuple(NAMES)
 STATE = "trainer_state.json"
 
 Names = Mapping[str, tuple[str, ...]]
+_LAST_STEP = 2**53
+"""Beyond it a float, such as a CSV file's, no longer tells steps apart."""
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _LINE = re.compile(r"(?<![\w/-])step:(\d+) - (.+)")
 _NUMPY = re.compile(r"^np\.\w+\((.*)\)$")
@@ -60,12 +63,15 @@ def read_log(path: Path, names: Names = NAMES, *, required: bool = True) -> list
         InputError: it cannot be read, or logs nothing that is known, or not as numbers.
     """
     events = "tfevents" in path.name or (path.is_dir() and any(path.glob("*tfevents*")))
+    if path.is_dir() and not events:
+        path = next((state for state in states_below(path) if state.is_file()), path)
     if not (path.is_file() or (events and path.is_dir())):
-        raise MissingError(f"training log {path}: no such file; expected {_accepted(names)}")
-    reader, appended = (_events, False) if events else _READERS.get(path.suffix, (_console, True))
+        what = f"no {STATE} or event file in this directory" if path.is_dir() else "no such file"
+        raise MissingError(f"training log {path}: {what}; expected {_accepted(names)}")
+    reader, appended = (_events, False) if events else _READERS.get(path.suffix.lower(), (_console, True))
     try:
         rows = list(reader(path))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"training log {path}: cannot be read ({text}); expected {_accepted(names)}") from None
     found = _by_step(path, rows, names, appended)
@@ -74,6 +80,13 @@ def read_log(path: Path, names: Names = NAMES, *, required: bool = True) -> list
         got = ", ".join(there[:8]) + (", …" if len(there) > 8 else "") if there else "no rows"
         raise InputError(f"training log {path}: expected rows with step and {_first_two(names)}, got {got}")
     return found
+
+
+def states_below(directory: Path) -> list[Path]:
+    """Where a run's trainer may have left its state: in the directory itself, then in its checkpoints, latest first."""
+    steps = {step_of_name(path.name): path for path in directory.glob("*") if path.is_dir()}
+    known = sorted((step for step in steps if step is not None), reverse=True)
+    return [place / STATE for place in (directory, *(steps[step] for step in known))]
 
 
 def _first_two(names: Names) -> str:
@@ -118,24 +131,28 @@ def _mean(path: Path, row: Row, names: list[str]) -> float | None:
 
 
 def _number(path: Path, name: str, value: Any) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
     try:
-        return float(str(value))
-    except ValueError:
+        return float(value if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value))
+    except (ValueError, OverflowError):
         raise InputError(f"training log {path}: {name} is {str(value)[:40]!r}; expected a number") from None
 
 
 def _whole(path: Path, value: Any) -> int:
     number = _number(path, "step", value)
-    if not (math.isfinite(number) and number >= 0 and number == int(number)):
+    if not (0 <= number <= _LAST_STEP and number == int(number)):
         raise InputError(f"training log {path}: step is {value!r}; expected a whole number from 0 on")
     return int(number)
 
 
+def _encoding(path: Path) -> str:
+    """UTF-8, or the UTF-16 in which some shells redirect output; with a byte order mark or without."""
+    with path.open("rb") as file:
+        return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
 def _state(path: Path) -> Iterator[Row]:
     """transformers' ``trainer_state.json``."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding=_encoding(path)))
     if not isinstance(content, dict) or not isinstance(content.get("log_history"), list):
         raise ValueError("no list log_history in it")
     for row in content["log_history"]:
@@ -145,7 +162,7 @@ def _state(path: Path) -> Iterator[Row]:
 def _lines(path: Path) -> Iterator[Row]:
     """JSON Lines, flat, or as verl's file logger nests them: ``{"step": …, "data": {…}}``."""
     broken = ""
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding=_encoding(path)) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -166,9 +183,11 @@ def _lines(path: Path) -> Iterator[Row]:
 
 def _table(path: Path) -> Iterator[Row]:
     """CSV: plain, or an export of wandb's, with columns ``<run> - <name>`` beside their ``__MIN`` and ``__MAX``."""
-    table = pd.read_csv(path)
+    table = pd.read_csv(path, encoding=_encoding(path), skipinitialspace=True)
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError("rows have more fields than the header has names")
     names = [str(name) for name in table.columns]
-    kept = {name: name.split(" - ", 1)[-1] for name in names if not name.endswith(("__MIN", "__MAX"))}
+    kept = {name: name.rsplit(" - ", 1)[-1] for name in names if not name.endswith(("__MIN", "__MAX"))}
     twice = [name for name in dict.fromkeys(kept.values()) if list(kept.values()).count(name) > 1]
     if twice:
         raise ValueError(f"columns of several runs ({twice[0]}); export one run to a file")
@@ -179,7 +198,7 @@ def _table(path: Path) -> Iterator[Row]:
 def _console(path: Path) -> Iterator[Row]:
     """verl's console: ``step:12 - actor/pg_loss:0.1 - …``, coloured or not, with or without the name of a process."""
     nothing = True
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding=_encoding(path), errors="replace") as file:
         for line in file:
             match = _LINE.search(_ESCAPES.sub("", line))
             if match is None:
@@ -212,6 +231,7 @@ def _events(path: Path) -> Iterator[Row]:
 _READERS: dict[str, tuple[Callable[[Path], Iterator[Row]], bool]] = {
     ".json": (_state, True),
     ".jsonl": (_lines, True),
+    ".ndjson": (_lines, True),
     ".csv": (_table, False),
 }
 """By suffix, and whether rows are in the order in which they were logged; anything else is a console log or, by its

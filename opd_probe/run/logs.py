@@ -9,8 +9,7 @@ from typing import Any
 import pandas as pd
 
 from opd_probe.errors import InputError
-from opd_probe.models.checkpoints import step_of_name
-from opd_probe.run.log_files import NAMES, STATE, Names, read_log
+from opd_probe.run.log_files import NAMES, STATE, Names, read_log, states_below
 from opd_probe.run.plan import warn
 from opd_probe.run.stored import Measured
 
@@ -89,8 +88,7 @@ def _states(measured: Sequence[Measured], run: str) -> list[Path]:
     known = [one for one in measured if one.run == run and one.step is not None]
     places = []
     for one in sorted(known, key=lambda one: one.step or 0, reverse=True):
-        places.append(Path(str(one.trace.provenance.get("student", {}).get("path", ""))))
+        places.append(Path(str(one.trace.provenance.get("student", {}).get("path", ""))) / STATE)
         if directory := one.trace.provenance.get("labels", {}).get("directory"):
-            steps = {step_of_name(path.name): path for path in Path(directory).glob("*") if path.is_dir()}
-            places += [steps[step] for step in sorted((s for s in steps if s is not None), reverse=True)]
-    return [place / STATE for place in dict.fromkeys(places)]
+            places += states_below(Path(directory))
+    return list(dict.fromkeys(places))

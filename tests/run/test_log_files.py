@@ -82,6 +82,33 @@ def test_a_log_that_is_being_written(tmp_path: Path) -> None:
     assert math.isnan(row["loss"])
 
 
+def test_the_directory_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    with pytest.raises(MissingError, match=r"no trainer_state\.json or event file in this directory"):
+        read_log(tmp_path)
+    for step in (10, 9):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        state = {"log_history": [{"step": step, "loss": 0.5}]}
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
+    assert known(read_log(tmp_path)) == [{"step": 10, "loss": 0.5}]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("log.JSONL", json.dumps({"step": 3, "loss": 0.5}) + "\r\n"),
+        ("log.csv", "step, loss\r\n3, 0.5\r\n"),
+        ("log.csv", "Step,a - b - train/loss\n3,0.5\n"),
+        ("log.txt", "step:3 - actor/pg_loss:0.5\n"),
+        ("trainer_state.json", json.dumps({"log_history": [{"step": 3, "loss": 0.5}]})),
+    ],
+)
+def test_byte_order_marks_and_what_else_windows_does(tmp_path: Path, name: str, text: str, encoding: str) -> None:
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert known(read_log(tmp_path / name)) == [{"step": 3, "loss": 0.5}]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -95,6 +122,10 @@ def test_a_log_that_is_being_written(tmp_path: Path) -> None:
         ("log.jsonl", '{"step": NaN, "loss": 1}\n', "step is nan; expected a whole number"),
         ("log.jsonl", '{"step": true, "loss": 1}\n', "step is 'True'; expected a number"),
         ("log.jsonl", '{"epoch": 1, "loss": 1}\n', "expected rows with step .* got epoch, loss"),
+        ("log.jsonl", f'{{"step": {10**30}, "loss": 1}}\n', "step is 1000.*; expected a whole number"),
+        ("log.jsonl", f'{{"step": 1, "loss": {10**400}}}\n', "loss is '1000.*; expected a number"),
+        ("log.jsonl", "[" * 100_000, r"cannot be read \(maximum recursion depth"),
+        ("log.csv", "step,loss\n1,0.5,7,8\n", r"cannot be read \(rows have more fields than the header"),
         ("log.csv", "", r"cannot be read \(No columns"),
         ("log.csv", "Wall time,Step,Value\n1,2,3\n", "expected rows with step .* got Wall time, Step, Value"),
         ("log.csv", "Step,a - train/loss,b - train/loss\n1,2,3\n", r"columns of several runs \(train/loss\)"),
