@@ -262,7 +262,8 @@ StepOffset = Annotated[
         "--step-offset",
         panel=_INPUT,
         metavar="N",
-        help="The checkpoint of step S gets the rollouts of step S + N (default: 0).",
+        help="The checkpoint of step S gets the rollouts of step S + N: 1 for training rollouts of verl, TRL and "
+        "ms-swift (default: 0).",
     ),
 ]
 AllowSpecialMismatch = Annotated[

@@ -81,6 +81,7 @@ def compare(
         check_k(trace, k)
     check_average(average)
     common, only = _common_prompts(a, b)
+    _warn_of_mixture(a, b)
     names = metric_names(metrics)
     sides = [_Side.of(trace, common, k, names, average, everything=metrics is None) for trace in (a, b)]
     if resamples:
@@ -109,6 +110,18 @@ def compare(
             )
     counts = {"n_prompts": len(common), "n_prompts_only_a": only[0], "n_prompts_only_b": only[1]}
     return pd.DataFrame(rows).assign(**counts)
+
+
+def _warn_of_mixture(a: Trace, b: Trace) -> None:
+    text = ["retokenized" in trace.rollouts.column("token_source").to_pylist() for trace in (a, b)]
+    if text[0] != text[1]:
+        of_text, other = ("A", "B") if text[0] else ("B", "A")
+        warnings.warn(
+            f"compare: {of_text} is of re-tokenised text, {other} of sampled ids; a difference may come from that "
+            "alone",
+            OpdProbeWarning,
+            stacklevel=3,
+        )
 
 
 def _common_prompts(a: Trace, b: Trace) -> tuple[list[str], tuple[int, int]]:

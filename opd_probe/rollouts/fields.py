@@ -113,7 +113,7 @@ def whole_number(place: str, row: Fields, name: str) -> int | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer)) or value != value // 1:
         raise InputError(f"{place}: {name} is {value!r}; expected a whole number")
-    if abs(value) > _LARGEST:
+    if not -_LARGEST <= int(value) <= _LARGEST:
         raise InputError(f"{place}: {name} is beyond 64 bits; expected a whole number within them")
     return int(value)
 

@@ -40,22 +40,28 @@ class RolloutSet:
 
 
 def read_rollout_set(
-    paths: Sequence[str | Path], kind: str | None = None, progress: Callable[[int, int], None] | None = None
+    paths: Sequence[str | Path],
+    kind: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    besides: Path | None = None,
 ) -> RolloutSet:
     """Read rollout files, and those in directories, as one set.
 
     Args:
         kind: the name of a kind of file; None: recognised by the fields of each file's first row.
         progress: called with (files done, files in all).
+        besides: a file that is not read though it lies in a directory that is.
 
     Raises:
         MissingError, InputError: names the file, the line or row, and the field; or there is no rollout, rollouts of
             two kinds, or sampled ids beside text.
     """
     forced = None if kind is None else source_named(kind)
-    found = [file for path in paths for file in _files(Path(path))]
+    found = [file for path in paths for file in _files(Path(path), besides)]
     if not found:
-        raise InputError(f"rollouts {paths[0]}: no file with rollouts in it; expected {', '.join(_SUFFIXES)}")
+        raise InputError(
+            f"rollouts {paths[0]}: no file with rollouts in it or one folder below; expected {', '.join(_SUFFIXES)}"
+        )
     rollouts: list[tuple[str, Rollout]] = []
     skipped: Counter[str] = Counter()
     read: list[tuple[Path, Source]] = []
@@ -147,23 +153,27 @@ def counted(skipped: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in skipped.items())
 
 
-def _files(path: Path) -> list[tuple[Path, bool]]:
+def _files(path: Path, besides: Path | None) -> list[tuple[Path, bool]]:
     """The files that a path means, each with whether it was named itself."""
     if path.is_file():
         return [(path, True)]
     if not path.is_dir():
         raise MissingError(f"rollouts {path}: no such file or directory")
     for pattern in ("*", "*/*"):  # prime-rl puts each step into a folder of its own
-        inside = [file for file in path.glob(pattern) if _may_hold_rollouts(file)]
+        inside = [file for file in path.glob(pattern) if _may_hold_rollouts(file) and not _same(file, besides)]
         if inside:
             return [(file, False) for file in sorted(inside, key=_natural)]
     return []
 
 
 def _may_hold_rollouts(file: Path) -> bool:
-    """By its name; torch files without a number are a trainer's optimiser and the like."""
+    """By its name; torch files without a number are a trainer's optimiser and the like, those of ranks its shards."""
     known = file.suffix in _SUFFIXES and not file.name.startswith(".")
-    return known and (file.suffix != ".pt" or file.stem[-1:].isdecimal())
+    return known and (file.suffix != ".pt" or (file.stem[-1:].isdecimal() and "_world_size_" not in file.stem))
+
+
+def _same(file: Path, other: Path | None) -> bool:
+    return other is not None and file.resolve() == other.resolve()
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

@@ -152,8 +152,9 @@ def messages_of(place: str, rollout: Rollout) -> list[Mapping[str, Any]]:
     messages = rollout.extra.get("messages")
     if messages is None:
         raise InputError(
-            f"{place}: no chat messages (only {'token ids' if rollout.prompt_ids else 'text'}), of which a teacher's "
-            "own prompt is made; give them in a field 'messages', or have the teacher read what the student read"
+            f"{place}: no chat messages (only {'token ids' if rollout.prompt is None else 'text'}), of which a "
+            "teacher's own prompt is made; give them in a field 'messages', or have the teacher read what the student "
+            "read"
         )
     check_messages(place, messages)
     kept = list(messages)

@@ -15,7 +15,7 @@ from opd_probe.run.progress import Progress
 from opd_probe.run.request import DEFAULT_OUT
 from opd_probe.run.result import Result
 from opd_probe.run.settings import parse_options
-from opd_probe.run.stored import Measured, find_traces, warn_of_mixture
+from opd_probe.run.stored import Measured, find_traces
 from opd_probe.run.tables import as_table, json_row, present, write_csv
 
 COLUMNS = ("step_a", "step_b", "metric", "unit", "a", "b", "difference", "n_prompts")
@@ -40,7 +40,6 @@ def compare(
     given = parse_options(options)
     sides = [find_traces([place], given, what=f"compare {name}") for name, place in (("A", a), ("B", b))]
     pairs = pair_up(*sides)
-    warn_of_mixture([one for pair in pairs for one in pair])
     rows: list[dict[str, Any]] = []
     progress.begin("compare")
     for done, (first, second) in enumerate(pairs):

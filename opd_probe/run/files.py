@@ -8,9 +8,10 @@ from typing import Any
 from opd_probe.models.checkpoints import home_of, resolve_checkpoint
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
-from opd_probe.rollouts.files import read_rollouts
 from opd_probe.rollouts.prompts import read_prompts
-from opd_probe.run.plan import RunPlan
+from opd_probe.rollouts.reading import read_rollout_set, remarks
+from opd_probe.rollouts.sources import source_named
+from opd_probe.run.plan import RunPlan, warn
 from opd_probe.run.selection import at_most, check_steps, of_checkpoint, origin
 from opd_probe.types import Checkpoint, Prompt, Rollout, StateOrigin
 
@@ -21,6 +22,7 @@ class Files:
     def __init__(self, plans: Sequence[RunPlan]) -> None:
         self._plans = plans
         self._rollouts: dict[str, list[Rollout]] = {}
+        self._steps_are: dict[str, str] = {}
         self._prompts: dict[str, list[Prompt]] = {}
 
     def check(self) -> None:
@@ -35,6 +37,13 @@ class Files:
                 continue
             for checkpoint in plan.run.checkpoints:
                 self.replayed(plan, checkpoint)
+            steps_are = self._steps_are[plan.source.path]
+            if (
+                steps_are
+                and not plan.settings.step_offset
+                and check_steps(self.rollouts(plan.source.path), plan.source.path)
+            ):
+                warn(f"rollouts {plan.source.path}: {steps_are}")
 
     def prompts(self, path: str) -> list[Prompt]:
         """The prompts of a file."""
@@ -45,7 +54,11 @@ class Files:
     def rollouts(self, path: str) -> list[Rollout]:
         """The rollouts of a file."""
         if path not in self._rollouts:
-            self._rollouts[path] = read_rollouts(path)
+            found = read_rollout_set([path])
+            for line in remarks(found):
+                warn(line)
+            self._rollouts[path] = found.rollouts
+            self._steps_are[path] = source_named(found.kind).steps_are
         return self._rollouts[path]
 
     def replayed(self, plan: RunPlan, checkpoint: Checkpoint) -> tuple[list[Rollout], StateOrigin]:

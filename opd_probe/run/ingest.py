@@ -44,8 +44,10 @@ def ingest(
     if path.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"--out {out}: expected the .jsonl or .parquet file to write")
     check_file_writable(path)
+    if any(path.resolve() == Path(given).resolve() for given in paths):
+        raise InputError(f"--out {out}: is a file to be read, which is not written over; choose another name")
     progress.begin("read")
-    found = read_rollout_set(paths, kind, progress.update)
+    found = read_rollout_set(paths, kind, progress.update, besides=path)
     rollouts = found.rollouts if score is None else [_scored(rollout, score) for rollout in found.rollouts]
     rollouts, graded = _graded(rollouts, regrade, progress)
     write_rollouts(path, rollouts)

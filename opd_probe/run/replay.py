@@ -17,6 +17,7 @@ from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
 from opd_probe.rollouts.files import read_rollouts, rollouts_from_dicts
+from opd_probe.rollouts.reading import checked_set
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts, given_prompts
 from opd_probe.run.files import tokenizer_of
 from opd_probe.run.memory import too_large_together
@@ -281,7 +282,7 @@ def read_source(rollouts: RolloutsSource) -> list[Rollout]:
     given: list[Any] = list(rollouts)
     nouns = [rollout for rollout in given if isinstance(rollout, Rollout)]
     if nouns and len(nouns) == len(given):
-        return nouns
+        return checked_set(((f"rollouts, entry {number}", one) for number, one in enumerate(nouns)), "rollouts")
     if nouns:
         raise InputError("rollouts: Rollout objects and dictionaries in one list; expected all of one kind")
     return rollouts_from_dicts(given)

@@ -46,12 +46,13 @@ def of_checkpoint(
     chosen = [rollout for rollout in rollouts if rollout.step == wanted]
     if not chosen:
         have = _steps(c.step for c in checkpoints)
-        found = _steps(rollout.step for rollout in rollouts)
+        steps = {rollout.step for rollout in rollouts}
         shift = f" with --step-offset {offset}" if offset else ""
+        fitting = " 1" if wanted is not None and not offset and wanted + 1 in steps else ""
         raise InputError(
             f"rollouts {path}: none for step {_name(checkpoint.step)} of run {checkpoint.run}{shift}; the "
-            f"checkpoints are of steps {have}, the rollouts of steps {found}; shift them with --step-offset "
-            "or leave checkpoints out"
+            f"checkpoints are of steps {have}, the rollouts of steps {_steps(steps)}; shift them with --step-offset"
+            f"{fitting} or leave checkpoints out"
         )
     return chosen
 

@@ -69,6 +69,13 @@ def test_the_score_is_the_field_that_is_named(call: Caller, tmp_path: Path) -> N
     assert "no such field; its numbers are MathAccuracy, advantages, entropy, Format" in done.err
 
 
+def test_a_file_in_the_directory_that_is_read_can_be_made_anew(call: Caller, tmp_path: Path) -> None:
+    folder = WRITERS["verl"](tmp_path)
+    done = [call("ingest", folder, "-o", folder / "rollouts.jsonl", "--format", "json") for _ in range(2)]
+    assert [one.code for one in done] == [0, 0]
+    assert [(said := json.loads(one.out))["kind"] + str(said["files"]) for one in done] == ["verl2", "verl2"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -82,6 +89,7 @@ def test_the_score_is_the_field_that_is_named(call: Caller, tmp_path: Path) -> N
         (("strange.jsonl", "-o", "r.jsonl", "--kind", "foo"), "--kind foo: no such kind; expected verl, opd-gen-vllm"),
         (("strange.jsonl", "-o", "r.jsonl", "--kind", "verl"), "line 1: no input; expected input, output, as verl"),
         (("good.jsonl", "ids.jsonl", "-o", "r.jsonl"), "kinds are not pooled, so read them one by one"),
+        (("good.jsonl", "-o", "good.jsonl"), "--out good.jsonl: is a file to be read, which is not written over"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -155,7 +163,8 @@ def test_re_tokenised_text_is_marked_wherever_it_is_shown(call: Caller, tmp_path
     both = call("overlap", "--traces", *traces, "--out", tmp_path / "o", "--format", "json")
     assert {row["run"]: row["token_source"] for row in both.rows} == {"good": "retokenized", "bad": "sampled_ids"}
     assert mixed in both.err
-    assert mixed in call("compare", *traces, "--out", tmp_path / "o").err
+    compared = call("compare", *traces, "--out", tmp_path / "o")
+    assert "compare: A is of re-tokenised text, B of sampled ids" in compared.err
     assert mixed in call("figures", "--traces", *traces, "--only", "mass", "--out", tmp_path / "o").err
     trace = traces[0] / "good" / "teacher" / "step-5.parquet"
     page = call("tokens", trace, "--rollouts", text, "--out", tmp_path / "o", "--format", "json")
@@ -209,6 +218,11 @@ def test_completions_of_trls_distillation_trainer(call: Caller, trained: Path, t
     over = call("overlap", "--ckpts", trained / "distilled" / "checkpoint-2", "--teacher", trained / "student",
                 "--rollouts", tmp_path / "r.parquet", "--out", tmp_path / "o", "--format", "json")  # fmt: skip
     assert over.code == 0, over.err
+    assert "--step-offset" not in over.err  # it is not known of the stored file, but of the trainer's own
+    run, teacher = trained / "distilled", trained / "student"
+    direct = call("overlap", "--ckpts", run / "checkpoint-2", "--teacher", teacher, "--rollouts", run / "completions",
+                  "--out", tmp_path / "p", "--dry-run")  # fmt: skip
+    assert "completions: rollouts of step S + 1 are the samples of checkpoint S: replay them with" in direct.err
     assert (over.rows[0]["states"], over.rows[0]["n_rollouts"], over.rows[0]["token_source"]) == (
         "own",
         2,

@@ -168,6 +168,15 @@ def test_prompts_of_another_length_under_one_name_are_warned_about() -> None:
         opd_probe.compare(*traces, 4, resamples=0)
 
 
+def test_sampled_ids_beside_text_are_warned_about() -> None:
+    traces = [
+        grouped_trace([{"prompt_id": f"p{i}", "n_states": 2, "token_source": source} for i in range(3)])
+        for source in ("sampled_ids", "retokenized")
+    ]
+    with pytest.warns(OpdProbeWarning, match="B is of re-tokenised text, A of sampled ids"):
+        opd_probe.compare(*traces, 4, resamples=0)
+
+
 @FEW
 def test_what_one_side_lacks_is_null_and_infinities_keep_their_sign() -> None:
     rollouts = [{"prompt_id": f"p{index}", "n_states": 2} for index in range(6)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,10 @@ def test_rollouts_of_both_kinds_are_refused(home: Path) -> None:
     mixed: Any = [Rollout(**ROWS[0]), ROWS[1]]
     with pytest.raises(InputError, match="expected all of one kind"):
         opd_probe.replay(home / "student", home / "teacher", mixed, k=4)
+    sampled = Rollout(**ROWS[0])
+    for other, message in ((replace(sampled, id="text", token_source="retokenized"), "never pooled"), (sampled, "ids")):
+        with pytest.raises(InputError, match=message):
+            opd_probe.replay(home / "student", home / "teacher", [sampled, other], k=4)
 
 
 def test_k_is_capped(home: Path) -> None:

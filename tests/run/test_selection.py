@@ -31,6 +31,8 @@ def test_without_steps_every_checkpoint_gets_all() -> None:
 def test_a_checkpoint_without_rollouts_shows_both_lists() -> None:
     with pytest.raises(InputError, match=r"step 10 of run a.*steps 5, 10, the rollouts of steps 5, 7;"):
         of_checkpoint(rollouts([7, 5]), CKPTS[1], CKPTS, 0, "f")
+    with pytest.raises(InputError, match="shift them with --step-offset 1 or leave"):
+        of_checkpoint(rollouts([6, 11]), CKPTS[0], CKPTS, 0, "f")
     with pytest.raises(InputError, match=r"step unknown.*steps unknown"):
         of_checkpoint(rollouts([7, 5]), Checkpoint("m", "a", None), [Checkpoint("m", "a", None)], 0, "f")
 
