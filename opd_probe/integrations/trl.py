@@ -124,11 +124,12 @@ class OverlapCallback(TrainerCallback):
         if models["teacher"] is None:
             warn(f"manifest of {self._directory}: the teacher is a model in memory, so that no line can name it")
         write_manifest(self._directory, self._probe, models)
-        if later := self._probe.steps_after(state.global_step):
-            some = ", ".join(map(str, later[:5])) + (", …" if len(later) > 5 else "")
+        left = [step for step in self._probe.steps_after(state.global_step) if not self._is_due(step, state)]
+        if left:
+            some = ", ".join(map(str, left[:5])) + (", …" if len(left) > 5 else "")
             warn(
-                f"{self._probe.trace_path(0).parent}: an earlier training left traces of later steps ({some}); those "
-                "that are not measured again stay, so remove them if they are of another run"
+                f"{self._probe.trace_path(0).parent}: an earlier training left traces of steps that this one does not "
+                f"measure ({some}); remove them if they are of another run"
             )
         # A training that goes on from a checkpoint has measured that step before.
         known = state.global_step > 0 and self._probe.trace_path(state.global_step).is_file()
@@ -143,12 +144,15 @@ class OverlapCallback(TrainerCallback):
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         """Measure, when it is time."""
-        last = control.should_training_stop or state.global_step >= state.max_steps
-        if state.is_world_process_zero and (last or state.global_step % self._every == 0):
+        due = control.should_training_stop or self._is_due(state.global_step, state)
+        if state.is_world_process_zero and due:
             try:
                 self._log(self._values(state.global_step))
             except OpdProbeError as error:
                 warn(f"step {state.global_step}: not measured ({error})")
+
+    def _is_due(self, step: int, state: TrainerState) -> bool:
+        return step == state.max_steps or (step % self._every == 0 and step < state.max_steps)
 
     def _log(self, values: dict[str, float]) -> None:
         """To everything that watches the trainer, and nothing else: TRL's own ``log`` would also hand over, and so
