@@ -16,6 +16,7 @@ from opd_probe.errors import InputError, MissingError, OutputError
 Row = tuple[str, Mapping[str, Any]]
 """Where the row stands, and the row."""
 
+
 def absent(value: Any) -> bool:
     """None, or the NaN, NA or NaT that data frames put where nothing is."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):

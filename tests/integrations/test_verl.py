@@ -14,6 +14,8 @@ from torch import Tensor
 import opd_probe
 from opd_probe.errors import InputError
 from opd_probe.integrations.verl import overlap_metrics, topk_trace
+from opd_probe.run.progress import Silent
+from opd_probe.run.tokens import tokens
 from tests import reference
 from tests.samples import random_pair
 
@@ -131,6 +133,13 @@ def test_a_saved_trace_is_one_like_any_other(batch: dict[str, Any], tmp_path: Pa
     assert row["overlap_ratio"] == overlap_metrics(**batch, k=4)["overlap_ratio"]
     assert trace.provenance["labels"] == {"states": "own", "run": "loop", "step": 7, "teacher": "big"}
     assert np.array_equal(trace.column("position"), [0, 1, 2, 1, 2, 3, 4])
+
+
+def test_what_lists_alone_do_not_tell(batch: dict[str, Any], tmp_path: Path) -> None:
+    trace = topk_trace(**{name: batch[name] for name in list(batch)[:5]}).save(tmp_path / "trace.parquet")
+    assert opd_probe.summarize(trace, 4, resamples=0)["n_outside_vocabulary"] == 0
+    with pytest.raises(InputError, match="neither a reverse KL nor log-probs of the sampled tokens in the trace"):
+        tokens(str(tmp_path / "trace.parquet"), Silent(), options={}, out=str(tmp_path))
 
 
 @pytest.mark.parametrize(
