@@ -58,7 +58,8 @@ def summarize(
     for block, values in metric_blocks(trace, k, [*means, *internal, *counted]):
         sums.add_metrics(block["rollout"], block, values, [*means, *internal], k)
         empty += int((values["overlap_ratio"] == 0).sum())
-        outside += int(np.isnan(block["student_logprob"]).sum())
+        told = block["token_id"] >= 0  # a trace of top-k tensors may not say what was sampled
+        outside += int((told & np.isnan(block["student_logprob"])).sum())
         for name in counted:
             histograms[name] += _histogram(values[name], trace.K)
     codes, n_clusters = clusters_of(trace)

@@ -31,7 +31,7 @@ def summarize_variant(
 
     Args:
         trace: what a replay or :func:`opd_probe.read_trace` gave; read once, block by block.
-        variant: ``verl``, ``fireworks`` or ``thunlp[:SUPPORT[:WEIGHTS]]``, see :mod:`opd_probe.metrics.variants`.
+        variant: ``verl``, ``fireworks``, ``thunlp:union``, …, see :func:`opd_probe.metrics.variants.parse_variant`.
         k: the size of both top sets, at most the K of the trace.
         average, seed, resamples: as for :func:`opd_probe.summarize`.
 

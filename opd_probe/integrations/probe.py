@@ -92,6 +92,11 @@ class Probe:
         folder = self.out / "traces" / file_names([self.run])[self.run] / file_names([self.teacher])[self.teacher]
         return folder / f"{step_name(Checkpoint('', step=step))}.parquet"
 
+    def steps_after(self, step: int) -> list[int]:
+        """The steps beyond this one that have a trace, which an earlier training left."""
+        names = (path.stem.removeprefix("step-") for path in self.trace_path(step).parent.glob("step-*.parquet"))
+        return sorted(int(name) for name in names if name.isdecimal() and int(name) > step)
+
     def measure(
         self, student: LoadedModel, teacher: LoadedModel | ServedModel, step: int, labels: Mapping[str, Any]
     ) -> Trace:
@@ -168,33 +173,39 @@ def make_probe(
 def _prompt_file(given: Source, place: Path) -> Path:
     if isinstance(given, (str, Path)):
         return Path(given)
-    rows = [
-        {"prompt": one} if isinstance(one, str) else _prompt_row(one) if isinstance(one, Prompt) else dict(one)
-        for one in given
-    ]
-    if not rows:
-        raise InputError("prompts: empty; expected at least one")
+    expected = "expected a file, or texts or rows of JSON values with prompt or messages"
+    rows = _rows("prompts", given, expected)
     try:
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    except TypeError as error:
-        raise InputError(f"prompts: expected text, or rows of JSON values with prompt or messages ({error})") from None
+        lines = [json.dumps(_prompt_row(one), ensure_ascii=False) for one in rows]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"prompts: {expected} ({error})") from None
     return write_bytes(place / "prompts.jsonl", "".join(f"{line}\n" for line in lines).encode())
 
 
-def _prompt_row(prompt: Prompt) -> dict[str, Any]:
+def _prompt_row(given: Any) -> dict[str, Any]:
+    if isinstance(given, str):
+        return {"prompt": given}
+    if not isinstance(given, Prompt):
+        return dict(given)
     names = {"text": "prompt", "ids": "prompt_ids"}
-    return {names.get(name, name): value for name, value in asdict(prompt).items() if value is not None}
+    return {names.get(name, name): value for name, value in asdict(given).items() if value is not None}
 
 
 def _rollout_file(given: Source, place: Path) -> Path:
     if isinstance(given, (str, Path)):
         return Path(given)
-    rows = list(given)
-    if not rows:
-        raise InputError("rollouts: empty; expected at least one")
+    rows = _rows("rollouts", given, "expected a file, or rows with prompt_ids and response_ids")
     path = place / "rollouts.parquet"
     write_rollouts(path, rows if all(isinstance(row, Rollout) for row in rows) else rollouts_from_dicts(rows))
     return path
+
+
+def _rows(name: str, given: Any, expected: str) -> list[Any]:
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):  # a mapping is one row, not the rows
+        raise InputError(f"{name} of type {type(given).__name__}: {expected}")
+    if not (rows := list(given)):
+        raise InputError(f"{name}: empty; expected at least one")
+    return rows
 
 
 def write_manifest(directory: Path, probe: Probe, models: Mapping[str, str | None]) -> Path:

@@ -124,6 +124,13 @@ class OverlapCallback(TrainerCallback):
         if models["teacher"] is None:
             warn(f"manifest of {self._directory}: the teacher is a model in memory, so that no line can name it")
         write_manifest(self._directory, self._probe, models)
+        left = [step for step in self._probe.steps_after(state.global_step) if not self._is_due(step, state)]
+        if left:
+            some = ", ".join(map(str, left[:5])) + (", …" if len(left) > 5 else "")
+            warn(
+                f"{self._probe.trace_path(0).parent}: an earlier training left traces of steps that this one does not "
+                f"measure ({some}); remove them if they are of another run"
+            )
         # A training that goes on from a checkpoint has measured that step before.
         known = state.global_step > 0 and self._probe.trace_path(state.global_step).is_file()
         if self._at_start and not known:
@@ -137,12 +144,15 @@ class OverlapCallback(TrainerCallback):
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         """Measure, when it is time."""
-        last = control.should_training_stop or state.global_step >= state.max_steps
-        if state.is_world_process_zero and (last or state.global_step % self._every == 0):
+        due = control.should_training_stop or self._is_due(state.global_step, state)
+        if state.is_world_process_zero and due:
             try:
                 self._log(self._values(state.global_step))
             except OpdProbeError as error:
                 warn(f"step {state.global_step}: not measured ({error})")
+
+    def _is_due(self, step: int, state: TrainerState) -> bool:
+        return step == state.max_steps or (step % self._every == 0 and step < state.max_steps)
 
     def _log(self, values: dict[str, float]) -> None:
         """To everything that watches the trainer, and nothing else: TRL's own ``log`` would also hand over, and so
@@ -155,7 +165,7 @@ class OverlapCallback(TrainerCallback):
         student = self._student()
         in_memory = [student, self._unwrapped(self._given)] if isinstance(self._given, nn.Module) else [student]
         with undisturbed(*in_memory), memory_advice("measuring"):
-            tokenizer = _tokenizer_of(self._trainer)
+            tokenizer = _tokenizer_of(self._trainer) or _tokenizer_in(_place_of(student))
             loaded = load_model(student, tokenizer=tokenizer)
             loaded.identity |= {"step": step, "format": "training", "base": _place_of(student)}
             teacher = self._teacher(loaded)
@@ -167,8 +177,7 @@ class OverlapCallback(TrainerCallback):
             return self._given
         if not self._by_path():
             place = self._teacher_place()
-            own = load_tokenizer(place, required=False) if place and Path(place).is_dir() else None
-            tokenizer = self._teacher_tokenizer or own or student.tokenizer
+            tokenizer = self._teacher_tokenizer or _tokenizer_in(place) or student.tokenizer
             loaded = load_model(self._unwrapped(self._given), tokenizer=tokenizer)
             loaded.identity |= {"path": place}
             return loaded
@@ -208,6 +217,11 @@ class OverlapCallback(TrainerCallback):
 def _place_of(model: Any) -> str | None:
     """The path or hub id that a model was loaded from; of one with an adapter, its base's."""
     return getattr(model.config, "_name_or_path", None) or None
+
+
+def _tokenizer_in(place: str | None) -> Any:
+    """The tokenizer beside the weights that a model was loaded from, if there is one."""
+    return load_tokenizer(place, required=False) if place and Path(place).is_dir() else None
 
 
 def _tokenizer_of(trainer: Trainer) -> Any:

@@ -27,6 +27,8 @@ from opd_probe.types import StateOrigin
 Array = NDArray[Any]
 
 _LARGEST_ID = 2**31 - 1
+_MOST = 1.05
+"""What probabilities in bfloat16 may sum to."""
 _BY_ROLLOUT = ("sequence_mean_reward", "response_length", "accuracy", "reward_auroc")
 
 
@@ -49,24 +51,27 @@ def overlap_metrics(
     is given, and otherwise metrics on the overlap alone are known, since there each token is in both lists.
 
     Args:
-        student_topk_ids, teacher_topk_ids: int [B, T, K], distinct within a state; on any device.
+        student_topk_ids, teacher_topk_ids: int [B, T, K], distinct within a state; on any device, padded or nested.
         student_topk_logprobs, teacher_topk_logprobs: [B, T, K] in nats, each model's own, not renormalised. They need
             not be sorted.
-        response_mask: [B, T], 1 at tokens that the student generated.
+        response_mask: [B, T], 1 at tokens that the student generated, else 0.
         k: the size of both top sets; None: K.
-        metrics: names from :data:`opd_probe.metrics.METRICS`; None for all of them.
+        metrics: names from :data:`opd_probe.metrics.METRICS`; None for all of them, and those by rollout.
         variant: in place of the paper's definitions those of another trainer, under its names: ``verl``, ``fireworks``
             or ``thunlp[:SUPPORT[:WEIGHTS]]`` (:mod:`opd_probe.metrics.variants`).
         known: what else the loop holds, see :func:`topk_trace`.
 
     Returns:
         ``<metric>`` for each metric that is defined on some state, ``n_states``, ``n_empty_overlap``, and
-        ``<metric>_n`` for each metric that is not defined on all states: the number of those where it is.
+        ``<metric>_n`` for each metric that is not defined on all states: the number of those where it is. Of a variant
+        every quantity has its ``_n``.
 
     Raises:
-        InputError: tensors that do not fit each other, ids twice in one state, NaN in a model's own list, a k beyond
-            K, or no state at all.
+        InputError: tensors that do not fit each other, ids twice in one state, a list of probabilities that are unknown
+            or sum to more than 1, a k beyond K, no state at all, or metrics beside a variant.
     """
+    if metrics is not None and variant is not None:
+        raise InputError("metrics and variant: expected one of them; a variant has quantities of its own")
     trace = topk_trace(
         student_topk_ids, student_topk_logprobs, teacher_topk_ids, teacher_topk_logprobs, response_mask, **known
     )
@@ -79,7 +84,7 @@ def overlap_metrics(
     found: dict[str, float] = {"n_states": float(row["n_states"]), "n_empty_overlap": float(row["n_empty_overlap"])}
     for name in (*names, *(name for name in _BY_ROLLOUT if metrics is None and row.get(f"{name}_n", 0))):
         count, every = row[f"{name}_n"], name not in METRICS or row[f"{name}_n"] == row["n_states"]
-        found |= {name: float(row[name])} if count else {}
+        found |= {} if math.isnan(row[name]) else {name: float(row[name])}
         found |= {} if every else {f"{name}_n": float(count)}
     return found
 
@@ -128,7 +133,7 @@ def topk_trace(
         student_entropy, teacher_entropy, reverse_kl, forward_kl: [B, T] in nats, over the full vocabulary.
         scores: [B], each response's reward or verdict (correct from 0.5 on).
         prompt_ids: [B], what tells prompts apart (verl's ``uid``), for intervals; None: every response is its own.
-        vocabulary_size: ids that both models share, recorded as assumed; None: as far as the tensors go.
+        vocabulary_size: ids that both models share, at least as far as the tensors go, recorded as assumed.
         run, step, teacher, states: as rows and figures shall name them.
 
     Raises:
@@ -173,9 +178,13 @@ class _Batch:
     """The unmasked states of [B, T] tensors, on the CPU and one after another."""
 
     def __init__(self, mask: Tensor, ids: Tensor) -> None:
+        mask, ids = _dense("response_mask", mask), _dense("student_topk_ids", ids)
         if mask.ndim != 2:
             raise InputError(f"response_mask: shape {tuple(mask.shape)}; expected [B, T]")
-        self.mask = mask.detach().bool()
+        self.mask = mask.bool()
+        if not bool((self.mask == mask).all()):
+            other = mask[self.mask != mask][0].item()
+            raise InputError(f"response_mask: expected 0 and 1, got {other}")
         if not bool(self.mask.any()):
             raise InputError("response_mask: no 1 in it; expected at least one token of the student's")
         if ids.ndim != 3 or ids.shape[:2] != mask.shape or ids.shape[2] == 0:
@@ -192,30 +201,30 @@ class _Batch:
 
     def scalar(self, name: str, given: Tensor) -> Tensor:
         """[B, T] as [n]."""
-        return self._flat(name, given, tuple(self.mask.shape))
+        flat = self._flat(name, given, tuple(self.mask.shape))
+        return _token_ids(name, flat) if name == "token_id" else flat
 
     def _flat(self, name: str, given: Tensor, shape: tuple[int, ...]) -> Tensor:
+        given = _dense(name, given)
         if tuple(given.shape) != shape:
             raise InputError(f"{name}: shape {tuple(given.shape)}; expected {shape} as the other tensors")
-        return given.detach()[self.mask.to(given.device)].cpu()
+        return given[self.mask.to(given.device)].cpu()
 
     def side(self, name: str, ids: Tensor, own: Tensor, other: Tensor | None) -> _Side:
         """One model's list in rank order, ties to the lower id."""
         shape = (*self.mask.shape, self.depth)
-        flat = self._flat(f"{name}_topk_ids", ids, shape)
-        if flat.is_floating_point() or int(flat.min()) < 0 or int(flat.max()) > _LARGEST_ID:
-            raise InputError(f"{name}_topk_ids: expected token ids (whole numbers from 0 on) at every unmasked token")
-        logprobs = self._flat(f"{name}_topk_logprobs", own, shape).float()
+        flat = _token_ids(f"{name}_topk_ids", self._flat(f"{name}_topk_ids", ids, shape))
+        logprobs = _logprobs(f"{name}_topk_logprobs", self._flat(f"{name}_topk_logprobs", own, shape))
         if bool(torch.isnan(logprobs).any()):
             raise InputError(f"{name}_topk_logprobs: NaN at an unmasked token; expected the model's own log-probs")
-        rest = None if other is None else self._flat(f"the other model's at {name}_topk_ids", other, shape).float()
+        others = f"the other model's at {name}_topk_ids"
+        rest = None if other is None else _logprobs(others, self._flat(others, other, shape))
         order = flat.argsort(dim=1, stable=True)
         ascending = flat.gather(1, order)
         if bool((ascending[:, 1:] == ascending[:, :-1]).any()):
             raise InputError(f"{name}_topk_ids: one id twice in a state; expected {self.depth} different ids")
         order = order.gather(1, logprobs.gather(1, order).argsort(dim=1, descending=True, stable=True))
-        others = None if rest is None else rest.gather(1, order)
-        return flat.gather(1, order).long(), logprobs.gather(1, order), others
+        return flat.gather(1, order), logprobs.gather(1, order), None if rest is None else rest.gather(1, order)
 
     def rollouts(self, scores: Any, prompt_ids: Sequence[Any] | None) -> Any:
         """The rollout table: a response without an unmasked token is a skipped one."""
@@ -232,11 +241,40 @@ class _Batch:
                 "n_states": states,
                 "response_length": length,
                 "token_source": "sampled_ids",
-                "score": None if scores is None else float(scores[index]),
+                "score": None if scores is None else _score(scores[index]),
                 "skipped": None if states else "no unmasked token",
             }
             table.append(row)
         return rollout_table(table)
+
+
+def _dense(name: str, given: Any) -> Tensor:
+    """A padded tensor without its gradient, of a nested one too, as verl has them."""
+    if not isinstance(given, Tensor):
+        raise InputError(f"{name}: {type(given).__name__}; expected a tensor")
+    return (given.to_padded_tensor(0) if given.is_nested else given).detach()
+
+
+def _token_ids(name: str, flat: Tensor) -> Tensor:
+    if flat.is_floating_point() or int(flat.min()) < 0 or int(flat.max()) > _LARGEST_ID:
+        raise InputError(f"{name}: expected token ids (whole numbers from 0 on) at every unmasked token")
+    return flat.long()
+
+
+def _logprobs(name: str, flat: Tensor) -> Tensor:
+    """[n, K] in float32."""
+    logprobs = flat.float()
+    most = float(logprobs.exp().nansum(1).max())
+    if most > _MOST:
+        raise InputError(f"{name}: probabilities of a state sum to {most:.4g}; expected log-probs over the vocabulary")
+    return logprobs
+
+
+def _score(given: Any) -> float:
+    try:
+        return float(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"scores: expected one number for each response, got {str(given)[:40]!r}") from None
 
 
 def _completed(own: _Side, other: _Side) -> Tensor:

@@ -77,7 +77,7 @@ def overlap(
         OpdProbeError: bad input, in one line.
     """
     logs = log_files(training_logs)
-    if variant:
+    if variant is not None:
         return _variant(request, progress, "overlap", variant, logs)
     for file in logs.values():
         read_log(Path(file).expanduser())  # a mistake shows before models run
@@ -110,7 +110,7 @@ def mass(request: Request, progress: Progress, *, variant: str | None = None) ->
     Raises:
         OpdProbeError: bad input, in one line.
     """
-    if variant:
+    if variant is not None:
         return _variant(request, progress, "mass", variant)
     gathered = _gather(request, progress)
     if isinstance(gathered, Result):
@@ -132,9 +132,9 @@ def align(
     Raises:
         OpdProbeError: bad input, in one line.
     """
-    if variant and x != "step":
+    if variant is not None and x != "step":
         raise InputError(f"--variant and --x {x}: other trainers' quantities are curves over steps; leave --x out")
-    if variant:
+    if variant is not None:
         return _variant(request, progress, "align", variant)
     gathered = _gather(request, progress)
     if isinstance(gathered, Result):

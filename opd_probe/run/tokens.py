@@ -99,6 +99,11 @@ def tokens(
     decoder = _decoder(measured, model_path("--tokenizer", tokenizer), missing)
     measure, apart = disagreement_by_rollout(stored)
     chosen = spread_choice(apart, max_rollouts)
+    if not chosen and stored.n_states:
+        raise InputError(
+            f"tokens {trace}: neither a reverse KL nor log-probs of the sampled tokens in the trace; expected one of "
+            "them, by which rollouts are chosen"
+        )
     if not chosen:
         raise InputError(f"tokens {trace}: the trace has no state; expected at least one rollout with a response")
     room = max(1, PAGE_STATES // len(chosen))

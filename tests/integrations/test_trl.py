@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,13 @@ def test_what_cannot_be_used_is_said_at_once(watched: Training, tmp_path: Path) 
         OverlapCallback(trainer, PROMPTS, out=tmp_path, num_rollouts=0)
     with pytest.raises(InputError, match="prompts: empty; expected at least one"):
         OverlapCallback(trainer, [], out=tmp_path)
+    for given, message in ((3, "of type int: expected a file"), ({"prompt": "3"}, "of type dict: expected a file"),
+                           ([3], ": expected a file, or texts"), ([{"prompt": b"3"}], ": expected a file, or texts"),
+                           ([b"34"], ": expected a file, or texts")):  # fmt: skip
+        with pytest.raises(InputError, match=f"^prompts ?{message}"):
+            OverlapCallback(trainer, given, out=tmp_path)
+    with pytest.raises(InputError, match=r"^rollouts of type dict: expected a file, or rows with prompt_ids"):
+        OverlapCallback(trainer, rollouts={"prompt_ids": [3], "response_ids": [4]}, out=tmp_path)
 
 
 def test_fixed_rollouts_a_teacher_by_path_and_a_failure_later(models: Path, tmp_path: Path) -> None:
@@ -140,6 +148,17 @@ def test_fixed_rollouts_a_teacher_by_path_and_a_failure_later(models: Path, tmp_
     curve = Training(tmp_path / "fixed", trainer).logged("opd/reverse_kl")
     assert sorted(curve) == [0, 1, 2]
     assert len(set(curve.values())) == 3
+    trainer.state.global_step = 1  # as when it goes on from a checkpoint: step 2 will be measured again
+    callback.on_train_begin(trainer.args, trainer.state, trainer.control)
+    (trace,) = (tmp_path / "fixed" / "opd-probe").rglob("step-2.parquet")
+    shutil.copy(trace, trace.with_name("step-9.parquet"))
+    with pytest.warns(OpdProbeWarning, match=r"left traces of steps that this one does not measure \(9\)"):
+        callback.on_train_begin(trainer.args, trainer.state, trainer.control)
+    trainer.state.global_step = 2
+    trainer.processing_class = None  # then the tokenizer beside the student's weights reads the prompts
+    text = OverlapCallback(trainer, ["3 4"], out=tmp_path / "text", **OPTIONS)
+    text.on_step_end(trainer.args, trainer.state, trainer.control)
+    assert trainer.state.log_history[-1]["opd/n_states"] > 0
     with torch.no_grad():
         trainer.model.get_output_embeddings().weight.fill_(torch.nan)
     with pytest.warns(OpdProbeWarning, match="step 2: not measured .*logits are NaN"):

@@ -14,6 +14,8 @@ from torch import Tensor
 import opd_probe
 from opd_probe.errors import InputError
 from opd_probe.integrations.verl import overlap_metrics, topk_trace
+from opd_probe.run.progress import Silent
+from opd_probe.run.tokens import tokens
 from tests import reference
 from tests.samples import random_pair
 
@@ -93,6 +95,26 @@ def test_peers_definitions_of_the_same_batch(batch: dict[str, Any], variant: str
     assert found["n_states"] == int(MASK.sum())
 
 
+def test_nested_tensors_are_padded_ones(batch: dict[str, Any]) -> None:
+    """As verl's batches have them: each response as long as it is."""
+    batch.pop("logits")
+    cut = {name: [row[:n] for row, n in zip(given, (5, 3, 4), strict=True)] for name, given in batch.items()}
+    padded = {name: torch.nn.utils.rnn.pad_sequence(rows, batch_first=True) for name, rows in cut.items()}
+    nested = {name: torch.nested.nested_tensor(rows, layout=torch.jagged) for name, rows in cut.items()}
+    nested["response_mask"] = nested["response_mask"].bool()
+    assert overlap_metrics(**nested, k=4) == overlap_metrics(**padded, k=4)
+
+
+def test_where_models_agree_alone_there_is_no_mean(batch: dict[str, Any]) -> None:
+    """The teacher's value at a token of the student's top is known at the one state where the sets are the same."""
+    lists = {name: batch[name].clone() for name in list(batch)[:5]}
+    lists["student_topk_ids"][0, 0] = lists["teacher_topk_ids"][0, 0]
+    lists["student_topk_logprobs"][0, 0] = lists["teacher_topk_logprobs"][0, 0]
+    found = overlap_metrics(**lists)
+    assert found["topk_reverse_kl_student_n"] == 1
+    assert "topk_reverse_kl_student" not in found
+
+
 def test_disjoint_sets_count_zero_and_have_no_advantage(batch: dict[str, Any]) -> None:
     lists = {name: batch[name] for name in list(batch)[:5]}
     found = overlap_metrics(**(lists | {"teacher_topk_ids": lists["student_topk_ids"] + V}))
@@ -113,6 +135,13 @@ def test_a_saved_trace_is_one_like_any_other(batch: dict[str, Any], tmp_path: Pa
     assert np.array_equal(trace.column("position"), [0, 1, 2, 1, 2, 3, 4])
 
 
+def test_what_lists_alone_do_not_tell(batch: dict[str, Any], tmp_path: Path) -> None:
+    trace = topk_trace(**{name: batch[name] for name in list(batch)[:5]}).save(tmp_path / "trace.parquet")
+    assert opd_probe.summarize(trace, 4, resamples=0)["n_outside_vocabulary"] == 0
+    with pytest.raises(InputError, match="neither a reverse KL nor log-probs of the sampled tokens in the trace"):
+        tokens(str(tmp_path / "trace.parquet"), Silent(), options={}, out=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -123,6 +152,14 @@ def test_a_saved_trace_is_one_like_any_other(batch: dict[str, Any], tmp_path: Pa
         ({"teacher_topk_ids": torch.zeros(B, T, K, dtype=torch.int64)}, "teacher_topk_ids: one id twice in a state"),
         ({"student_topk_ids": torch.full((B, T, K), -1)}, "student_topk_ids: expected token ids"),
         ({"student_topk_logprobs": torch.full((B, T, K), torch.nan)}, "student_topk_logprobs: NaN"),
+        ({"student_topk_logprobs": torch.zeros(B, T, K)}, "student_topk_logprobs: probabilities of a state sum to 8;"),
+        ({"student_logprobs_at_teacher_top": torch.full((B, T, K), 9.0)}, "at teacher_topk_ids: probabilities of a"),
+        ({"response_mask": torch.where(MASK > 0, 5, -100)}, "response_mask: expected 0 and 1, got 5"),
+        ({"response_mask": MASK * math.nan}, "response_mask: expected 0 and 1, got nan"),
+        ({"student_topk_ids": np.zeros((B, T, K))}, "student_topk_ids: ndarray; expected a tensor"),
+        ({"token_ids": torch.full((B, T), -100)}, "token_id: expected token ids"),
+        ({"scores": ["good", "bad", "good"]}, "scores: expected one number for each response, got 'good'"),
+        ({"variant": "verl", "metrics": ["overlap_ratio"]}, "metrics and variant: expected one of them"),
         ({"k": K + 1}, "k = 9"),
         ({"scores": [1.0]}, "scores: 1 of them; expected one for each of the 3 responses"),
         (

@@ -29,7 +29,7 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
-def verl(states: Sequence[State], k: int, clamp: float = -math.inf) -> dict[str, float]:
+def verl(states: Sequence[State], k: int, clamp: float = -math.inf, largest_loss: float = math.inf) -> dict[str, float]:
     ratio, advantage, student_mass, teacher_mass, loss = [], [], [], [], []
     for log_p, log_q, student_top, teacher_top in states:
         contribution = {v: math.exp(max(log_q[v], clamp)) * (max(log_q[v], clamp) - max(log_p[v], clamp))
@@ -44,6 +44,7 @@ def verl(states: Sequence[State], k: int, clamp: float = -math.inf) -> dict[str,
     found = {"overlap_ratio": mean(ratio), "overlap_token_advantage": mean(advantage)}
     for name, values in (("student_mass", student_mass), ("teacher_mass", teacher_mass), ("loss", loss)):
         found |= {name: mean(values), f"{name}_min": min(values), f"{name}_max": max(values)}
+    found["loss"] = mean([min(value, largest_loss) for value in loss])
     return {f"distillation/{name}": value for name, value in found.items()}
 
 

@@ -57,6 +57,10 @@ def agrees(row: dict[str, Any], wanted: dict[str, float]) -> None:
 
 def test_verl(trace: Trace, states: list[peers.State]) -> None:
     agrees(summarize_variant(trace, "verl", K, resamples=0), peers.verl(states, K))
+    bounded = summarize_variant(trace, "verl:-2.5:0.5", K, resamples=0)
+    agrees(bounded, peers.verl(states, K, clamp=-2.5, largest_loss=0.5))
+    assert bounded["distillation/loss"] < 0.5 < bounded["distillation/loss_max"]
+    assert (bounded["variant"], parse_variant("verl:-inf").name) == ("verl:-2.5:0.5", "verl")
     clamped = summarize_variant(trace, verl(log_prob_min_clamp=-3.0), K, resamples=0)
     agrees(clamped, peers.verl(states, K, clamp=-3.0))
     assert clamped["distillation/loss"] != summarize_variant(trace, "verl", K, resamples=0)["distillation/loss"]
@@ -126,7 +130,22 @@ def test_every_headline_has_a_label_that_names_the_peer() -> None:
                 assert variant.name.split(":")[0] in METRICS[one.name].title, one.name
 
 
-@pytest.mark.parametrize("text", ["", "tinker", "verl:1", "thunlp:all", "thunlp:union:p", "thunlp:union:none:1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "tinker",
+        "verl:1",
+        "verl:",
+        "verl:a",
+        "verl:nan",
+        "verl:-10:0",
+        "verl:-1:1:1",
+        "thunlp:all",
+        "thunlp:union:p",
+        "thunlp:union:none:1",
+    ],
+)
 def test_variants_that_do_not_exist(text: str) -> None:
     with pytest.raises(InputError, match="expected"):
         parse_variant(text)

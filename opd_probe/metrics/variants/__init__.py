@@ -29,16 +29,25 @@ __all__ = [
 
 
 def parse_variant(text: str) -> Variant:
-    """A variant by name: ``verl``, ``fireworks``, or ``thunlp[:SUPPORT[:WEIGHTS]]``.
+    """A variant by name: ``verl[:LOG_PROB_MIN_CLAMP[:LOSS_MAX_CLAMP]]``, ``fireworks``, or
+    ``thunlp[:SUPPORT[:WEIGHTS]]``.
 
     Raises:
-        InputError: no such variant, support or weights.
+        InputError: no such variant, clamps, support or weights.
     """
     name, *options = text.split(":")
     if name == "thunlp" and len(options) <= 2:
         return thunlp(*options)
-    if name in VARIANTS and not options:
-        return verl() if name == "verl" else fireworks()
+    if name == "verl" and len(options) <= 2:
+        try:
+            clamps = [float(option) for option in options]
+        except ValueError:
+            raise InputError(
+                f"variant {text!r}: expected verl[:LOG_PROB_MIN_CLAMP[:LOSS_MAX_CLAMP]], such as verl:-10:10"
+            ) from None
+        return verl(*clamps)
+    if name == "fireworks" and not options:
+        return fireworks()
     raise InputError(
         f"variant {text!r}: expected verl, fireworks, or thunlp[:SUPPORT[:WEIGHTS]] with a support of "
         f"{', '.join(SUPPORTS)} and weights of {', '.join(WEIGHTS)}"

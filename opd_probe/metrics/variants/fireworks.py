@@ -1,6 +1,8 @@
 """What Fireworks' cookbook computes from the top-k log-probabilities of both models, logged under ``distill/``.
 
-Read in fw-ai/cookbook (2026), the module of OPD metrics whose ``compute_opd_metrics`` takes one response's top lists.
+Read in fw-ai/cookbook, branch ``renfei/opd-metrics`` (April 2026), ``training/utils/opd_metrics.py``: its
+``compute_opd_metrics`` takes one sequence's top lists. The recipe there calls it once a step, with all responses as one
+sequence and the student's sampled token alone for its list, so that curves of that recipe say less than their names.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ def fireworks() -> Variant:
       ⌊T/4⌋ each (at least 1), the rest in the last. Quarters of shorter responses that are empty count there as 0; here
       they do not count.
 
-    The peer's function sees one response; here all states count once, and ``average: rollout`` is the mean of its
+    The peer's function sees one sequence; here all states count once, and ``average: rollout`` is the mean of its
     values over responses.
     """
     names = [("overlap_ratio", "share"), ("overlap_advantage", "nats"), ("entropy_gap", "nats"),
