@@ -70,11 +70,22 @@ def safetensors_headers(files: Iterable[Path]) -> Headers:
                     dtype = piece.get_dtype()
                     found[name] = TensorHeader(tuple(piece.get_shape()), _DTYPES.get(dtype, dtype.lower()))
         except (SafetensorError, OSError) as error:
+            if (reason := _unreadable(file)) is not None:
+                raise InputError(f"{file}: cannot be read ({reason})") from None
             raise InputError(
                 f"{file}: not a whole safetensors file ({' '.join(str(error).split())}); copy or save the checkpoint "
                 "again"
             ) from None
     return found
+
+
+def _unreadable(file: Path) -> str | None:
+    """Why a file cannot be opened, of which safetensors says that it is not there."""
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def of_weight_files(weight_files: Callable[[Path], list[Path]]) -> Callable[[Path], Headers]:
