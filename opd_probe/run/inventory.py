@@ -49,7 +49,7 @@ class Entry:
     Attributes:
         run, step: as ``--ckpts`` would have them.
         format: the name of the checkpoint format.
-        dtype: of the stored weights, the widest where they differ.
+        dtype: of the stored weights, that of most values where they differ.
         parameters: stored values, those of a base model not among them; tied weights count as often as they are stored.
         bytes: of the files that hold the weights (of a torch distributed checkpoint, optimiser state included).
         base: the model that an adapter changes, or that has the configuration.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +49,15 @@ Headers = Mapping[str, TensorHeader]
 
 
 def stored_dtype(headers: Headers) -> str | None:
-    """The type of the floating-point weights; the widest where they differ, None where there are none."""
-    kinds = {header.dtype for header in headers.values() if "float" in header.dtype}
-    return max(kinds, key=lambda kind: (BYTES.get(kind, 1), kind), default=None)
+    """The type of most floating-point values, of equally many the widest; None where there are none.
+
+    Not the widest: a few vectors are kept in float32 beside weights of 16 bits.
+    """
+    counts: Counter[str] = Counter()
+    for header in headers.values():
+        if "float" in header.dtype:
+            counts[header.dtype] += header.values
+    return max(counts, key=lambda kind: (counts[kind], BYTES.get(kind, 1), kind), default=None)
 
 
 def safetensors_headers(files: Iterable[Path]) -> Headers:
