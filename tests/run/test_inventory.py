@@ -54,8 +54,12 @@ def test_what_a_trainer_did_not_finish_or_wrote_as_a_pickle(saved: Path, tmp_pat
     (run / "checkpoint-9").symlink_to(saved)
     said = {place: reason for place, _, reason in rows(run)}
     assert said.pop("checkpoint-9") is None
-    expected = ("its save did not finish", "pytorch_model-00001-of-00002.bin alone, a pickle", "adapter_model.bin alone",
-                "holds no checkpoint (found optimizer.pt)")  # fmt: skip
+    expected = (
+        "its save did not finish",
+        "pytorch_model-00001-of-00002.bin alone, a pickle",
+        "adapter_model.bin alone",
+        "holds no checkpoint (found optimizer.pt)",
+    )
     assert list(said) == list(files)[:4]
     for reason, part in zip(said.values(), expected, strict=True):
         assert part in str(reason)
