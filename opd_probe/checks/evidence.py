@@ -30,6 +30,7 @@ class CheckOptions:
         k: of the top-k lists that a trainer would use.
         temperature: of both scored distributions.
         repetition_length: L of the repetition rate, in characters.
+        sampled: whether the student sampled the rollouts for this very checklist.
     """
 
     k: int = 16
@@ -37,6 +38,7 @@ class CheckOptions:
     batch_tokens: int = BATCH_TOKENS
     allow_special_mismatch: bool = False
     repetition_length: int = REPETITION_LENGTH
+    sampled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

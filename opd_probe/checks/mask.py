@@ -15,8 +15,9 @@ from opd_probe.models.vocabulary import special_ids
 from opd_probe.rollouts.prompts import encode_messages
 from opd_probe.types import Rollout
 
-PLACEHOLDER = -0.1
-"""Replayed log-probability, in nats, below which an exact 0.0 is no rounding, not even of a log-softmax in bf16."""
+PLACEHOLDER = float(np.log(0.5))
+"""Replayed log-probability, in nats, below which an exact 0.0 is no rounding, and not what top-p makes of a token that
+alone is enough: such a sampler says 0.0 of a token of probability 0.8 when p is 0.8."""
 
 
 @register(
@@ -55,7 +56,8 @@ def mask_eos(evidence: Evidence) -> Verdict:
 @register(
     "mask_zeros",
     measures="counted tokens whose stored log-probability is exactly 0.0 while the replay finds them less than certain",
-    rule="fail: any below −0.1 nats in the replay: a placeholder of tokens that no model sampled, inside the mask",
+    rule="fail: any below log 0.5 = −0.7 nats in the replay: a placeholder of tokens that no model sampled, inside the "
+    "mask; above it may be rounding, or a token that alone is the top-p set",
     advice="mask the tokens that came from tools or templates; they are no states of the student",
     known_from="open-instruct PR#1847",
 )
@@ -101,8 +103,9 @@ def _longest_run(positions: Any) -> int:
     "mask_tokens",
     measures="counted tokens that the chat template puts around other turns (user, tool), and other special tokens "
     "than EOS",
-    rule="fail: a token of another turn is counted: the student is trained on what it did not write; warn: another "
-    "special token is counted",
+    rule="fail: a token of another turn is counted: the student is trained on what it did not write (a warning where "
+    "the rollouts were sampled for this checklist: it did write it, and was not stopped); warn: another special token "
+    "is counted",
     advice="mask user and tool turns together with their markers (response_mask 0)",
     known_from="open-instruct PR#1847",
 )
@@ -123,7 +126,8 @@ def mask_tokens(evidence: Evidence) -> Verdict:
     if foreign or odd:
         shown = max(set(foreign or odd), key=(foreign or odd).count)
         figure += f", most often {side.label(shown)}"
-    return Verdict(grade(fail=bool(foreign), warn=bool(odd)), figure, values)
+    fail = bool(foreign) and not evidence.options.sampled
+    return Verdict(grade(fail=fail, warn=bool(foreign or odd)), figure, values)
 
 
 def turn_markers(tokenizer: Any) -> tuple[set[int], set[int]]:

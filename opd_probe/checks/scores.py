@@ -91,8 +91,10 @@ def self_score_stored(evidence: Evidence) -> Verdict:
 
 @register(
     "scoring_noise",
-    measures="noise floor (mean |Δr| between two scorings in different batches) against the signal (median |r|)",
-    rule="fail: as large as the signal; warn: above a tenth of it, or a signal of exactly 0 (both models say the same)",
+    measures="noise floor (|Δr| between two scorings in different batches) against the signal (|r|), both in the mean "
+    "and in the median",
+    rule="fail: as large as the signal in either; warn: above a tenth of it, or a signal of exactly 0 (both models say "
+    "the same)",
     advice="score with --dtype float32, or do not read differences of this size as a signal",
     known_from="SkyRL PR#2256",
 )
@@ -103,13 +105,23 @@ def scoring_noise(evidence: Evidence) -> Verdict:
     known = np.isfinite(batched) & np.isfinite(single)
     if not known.any():
         raise Skip("no token has a finite reward in both scorings")
-    noise = float(np.mean(np.abs(batched[known] - single[known])))
-    signal = float(np.median(np.abs(batched[known])))
-    values = {"noise": noise, "signal": signal, "n_tokens": int(known.sum())}
-    figure = f"noise {noise:.2g} nats (mean |Δr|) against a signal of {signal:.2g} (median |r|)"
-    if not np.any(batched[known]):
+    change, size = np.abs(batched[known] - single[known]), np.abs(batched[known])
+    noise, signal = float(change.mean()), float(size.mean())
+    typical, middle = float(np.median(change)), float(np.median(size))
+    values = {
+        "noise": noise,
+        "signal": signal,
+        "median_noise": typical,
+        "median_signal": middle,
+        "n_tokens": int(known.sum()),
+    }
+    figure = (
+        f"noise {noise:.2g} nats against a signal of {signal:.2g} (mean |Δr|, |r|; medians {typical:.2g}, {middle:.2g})"
+    )
+    if not size.any():
         return Verdict("warn", f"{figure}: both models say the same everywhere", values)
-    return Verdict(grade(fail=noise >= signal > 0, warn=noise > NOISE_SHARE * signal), figure, values)
+    shares = [noise / signal, *([typical / middle] if middle else [])]  # like with like: most tokens may be certain
+    return Verdict(grade(fail=max(shares) >= 1.0, warn=max(shares) > NOISE_SHARE), figure, values)
 
 
 @register(

@@ -11,7 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from opd_probe.errors import InputError, MissingError
+from opd_probe.errors import InputError, MissingError, OpdProbeError
+from opd_probe.models.directories import closed, entries, is_directory
 from opd_probe.models.formats import FORMATS, Format
 from opd_probe.models.formats.headers import Headers
 from opd_probe.models.served.endpoint import is_url, shown
@@ -64,21 +65,27 @@ class Refused:
 def locate(path: str | Path) -> Located | Refused | None:
     """The checkpoint that a local directory is or holds in its trainer's layout; None: nothing of the kind.
 
-    File names alone are looked at, and the small JSON files that lie beside the weights.
+    File names alone are looked at, and the small JSON files that lie beside the weights. What cannot be looked at,
+    or vanishes meanwhile, is nothing.
 
     Raises:
         InputError: such a JSON file cannot be read.
     """
     path = Path(path)
-    if not path.is_dir() or not os.access(path, os.R_OK | os.X_OK):
+    if not is_directory(path) or not os.access(path, os.R_OK | os.X_OK):
         return None
-    for known in FORMATS:
-        if (reason := known.refuses(path)) is not None:
-            return Refused(path, known.name, reason)
-        if (inner := known.inside(path)) is not None:
-            return locate(inner)
-        if known.recognises(path):
-            return Located(path, known)
+    try:
+        for known in FORMATS:
+            if (reason := known.refuses(path)) is not None:
+                return Refused(path, known.name, reason)
+            if (inner := known.inside(path)) is not None:
+                return locate(inner)
+            if known.recognises(path):
+                return Located(path, known)
+    except OpdProbeError:
+        raise
+    except OSError:
+        return None
     return None
 
 
@@ -95,9 +102,12 @@ def is_checkpoint(path: str | Path) -> bool:
 
 def outermost(path: Path) -> Path:
     """The directory that stands for a checkpoint: ``global_step_5`` for ``global_step_5/actor/huggingface``."""
-    found = locate(path)
-    above = [place for place in path.parents[:_LEVELS] if found is not None and locate(place) == found]
-    return above[-1] if above else path
+    found, best = locate(path), path
+    for place in path.parents[:_LEVELS] if found is not None else ():
+        if step_of_name(best.name) is not None:  # nothing above stands for it, and a run may hold thousands of them
+            break
+        best = place if locate(place) == found else best
+    return best
 
 
 def looks_like_hub_id(name: str) -> bool:
@@ -190,14 +200,17 @@ def headers_of(checkpoint: Checkpoint) -> Headers:
 
 def accepted() -> str:
     """What a checkpoint directory may hold, in words."""
-    return ", or ".join(known.accepted for known in FORMATS)
+    *others, last = (known.accepted for known in FORMATS if known.accepted)
+    return f"{', '.join(others)}, or {last}"
 
 
 def describe(path: Path) -> str:
     """What is at a path that is no checkpoint, in words."""
     if path.is_file():
         return "is a file"
-    names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in path.iterdir())
+    if (reason := closed(path)) is not None:
+        return reason
+    names = [entry.name + ("/" if is_directory(entry) else "") for entry in entries(path)]
     if not names:
         return "is an empty directory"
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
@@ -209,7 +222,9 @@ def step_of(path: Path) -> int | None:
     for state in (path / name for name in _STATES):
         if state.is_file():
             try:
-                step = json.loads(state.read_text()).get("global_step")
+                step = json.loads(state.read_text(encoding="utf-8")).get("global_step")
+            except OSError as error:
+                raise InputError(f"{state}: cannot be read ({error.strerror})") from None
             except (ValueError, AttributeError):
                 raise InputError(f"{state}: not valid JSON; remove it to take the step from the name") from None
             if isinstance(step, int):

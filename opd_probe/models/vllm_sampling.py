@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opd_probe.errors import InputError, LogitError
+from opd_probe.models.checkpoints import headers_of
 from opd_probe.models.generation import Progress, check_sampling, make_rollout, stream_digest
 from opd_probe.models.guards import one_line
 from opd_probe.models.hub import localized
 from opd_probe.models.outline import Outline
 from opd_probe.models.samplers import check_vllm, sampler_version
-from opd_probe.models.weights import read_config
+from opd_probe.models.weights import read_config, type_to_load
 from opd_probe.types import Checkpoint, Prompt, Rollout
 
 LONGEST_LIST = 1024
@@ -112,12 +113,12 @@ def _engine(checkpoint: Checkpoint, dtype: str | None, longest: int) -> Iterator
     with one_line(f"sampler vllm, checkpoint {checkpoint.path}"):
         from vllm import LLM
 
-        stored = str(read_config(Path(checkpoint.path)).dtype or "float32").removeprefix("torch.")
+        stored = type_to_load(headers_of(checkpoint), read_config(Path(checkpoint.path)))
         engine = LLM(
             model=checkpoint.path,
             skip_tokenizer_init=True,
             generation_config="vllm",  # not the checkpoint's, which may ask for top-p and the like
-            dtype=dtype or stored,  # left to itself it would halve float32
+            dtype=dtype or str(stored).removeprefix("torch."),  # left to itself it would halve float32
             max_model_len=longest,
             logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
             disable_log_stats=True,

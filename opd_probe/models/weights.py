@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from opd_probe.errors import InputError, MissingError, OpdProbeError
 from opd_probe.models.checkpoints import format_of, headers_of, home_of, resolve_checkpoint
 from opd_probe.models.formats import verl_fsdp, verl_lora
-from opd_probe.models.formats.headers import Headers, stored_dtype
+from opd_probe.models.formats.headers import BYTES, Headers, stored_dtype
 from opd_probe.models.guards import brief, one_line, quiet
 from opd_probe.models.hub import localized
 from opd_probe.models.placement import DeviceMap
@@ -52,15 +52,13 @@ def read_model(
         headers = headers_of(checkpoint)
         read = partial(known.read, path, dtype)
         return _from_weights(checkpoint, read, dtype or _stored(headers), place, trust_remote_code)
-    for file in known.weight_files(path):
-        check_safetensors(file)
-    read_config(path, trust_remote_code)
+    headers, config = headers_of(checkpoint), read_config(path, trust_remote_code)
     return _finish(
         checkpoint,
         AutoModelForCausalLM.from_pretrained,
         str(path),
         place=place,
-        dtype="auto" if dtype is None else dtype,
+        dtype=dtype or type_to_load(headers, config),
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
     )
@@ -111,6 +109,13 @@ def _finish(
         _check_complete(Path(checkpoint.path), model.config, info)
         moved: PreTrainedModel = model.to(place) if alone else model
     return moved
+
+
+def type_to_load(headers: Headers, config: Any) -> torch.dtype | Literal["auto"]:
+    """The type that weights are stored in, whatever config.json says: trainers write float32 weights beside one that
+    says bfloat16. Quantised weights are left to their own loader."""
+    plain = getattr(config, "quantization_config", None) is None and stored_dtype(headers) in BYTES
+    return _stored(headers) if plain else "auto"
 
 
 def _stored(headers: Headers) -> torch.dtype:

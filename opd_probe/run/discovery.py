@@ -20,6 +20,7 @@ from opd_probe.models.checkpoints import (
     resolve_checkpoint,
     step_of_name,
 )
+from opd_probe.models.directories import closed, entries, is_directory, subdirectories
 from opd_probe.models.served.endpoint import shown
 from opd_probe.run.manifest import MANIFEST_NAME, Manifest, read_manifest
 from opd_probe.run.naming import path_parts, step_of_revision, unique_names
@@ -76,7 +77,7 @@ def discover(arguments: Sequence[str], *, base: str | None = None) -> list[Run]:
     for item in expand_paths(arguments):
         if isinstance(item, str):
             _add_hub(groups, item)
-        elif not item.is_dir():
+        elif not is_directory(item):
             files.append(item)
         elif (problem := _add_directory(groups, item)) is not None:
             empty.append(problem)
@@ -133,7 +134,7 @@ def _add_hub(groups: dict[str, _Group], hub_id: str) -> None:
 def _add_directory(groups: dict[str, _Group], path: Path) -> str | None:
     """Take in one existing directory; returns what was found instead when it has no checkpoint."""
     absolute = Path(os.path.normpath(path.absolute()))
-    children = sorted(child for child in absolute.iterdir() if child.is_dir()) if os.access(path, os.R_OK) else []
+    children = subdirectories(absolute)
     steps = [child for child in children if step_of_name(child.name) is not None]
     usable = [child for child in steps if is_checkpoint(child)]
     if usable:
@@ -190,21 +191,24 @@ def _add_member(group: _Group, checkpoint: Path) -> None:
 
 def describe(path: Path) -> str:
     """One line on a directory without a checkpoint: what is in it, and what would be accepted."""
-    for place in (path, *sorted(path.iterdir())):
+    if (reason := closed(path)) is not None:
+        return f"{path}: {reason}"
+    for place in (path, *entries(path)):
         if isinstance(found := locate(place), Refused):
             return f"{found.path}: {found.reason}"
-    runs = [child.name for child in sorted(path.iterdir()) if child.is_dir() and _holds_checkpoints(child)]
+        if step_of_name(place.name) is not None and is_directory(place) and (reason := closed(place)) is not None:
+            return f"{place}: {reason}"
+    runs = [child.name for child in subdirectories(path) if _holds_checkpoints(child)]
     if runs:
         return f"{path}: no checkpoint in it, but in {_listed(runs)} below it; give {path}/*"
-    names = sorted(f"{child.name}/" if child.is_dir() else child.name for child in path.iterdir())
+    names = [f"{child.name}/" if is_directory(child) else child.name for child in entries(path)]
     return f"{path}: no checkpoint in it (found {_listed(names) if names else 'nothing'}); expected {ACCEPTED}"
 
 
 def _holds_checkpoints(directory: Path) -> bool:
     if is_checkpoint(directory):
         return True
-    children = directory.iterdir() if os.access(directory, os.R_OK) else ()
-    return any(step_of_name(child.name) is not None and is_checkpoint(child) for child in children)
+    return any(step_of_name(child.name) is not None and is_checkpoint(child) for child in subdirectories(directory))
 
 
 def _nothing_left(files: Sequence[Path], empty: Sequence[str]) -> str:

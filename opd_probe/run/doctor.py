@@ -162,7 +162,12 @@ def check_runs(
     for plan in plans:
         settings = plan.settings
         options = CheckOptions(
-            settings.k, settings.temperature, settings.batch_tokens, settings.allow_special_mismatch, repetition_length
+            settings.k,
+            settings.temperature,
+            settings.batch_tokens,
+            settings.allow_special_mismatch,
+            repetition_length,
+            sampled=plan.source.kind == "prompts",
         )
         _check(options, max_rollouts)
         rollouts = _rollouts(plan, files, pool, max_rollouts, progress)

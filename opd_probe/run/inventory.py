@@ -13,6 +13,7 @@ from opd_probe.models.checkpoints import (
     Located,
     Refused,
     accepted,
+    describe,
     format_of,
     headers_of,
     home_of,
@@ -23,6 +24,7 @@ from opd_probe.models.checkpoints import (
     step_of_name,
     tokenizer_files_digest,
 )
+from opd_probe.models.directories import closed, subdirectories
 from opd_probe.models.formats.headers import stored_dtype
 from opd_probe.run.discovery import expand_paths, unfinished
 from opd_probe.run.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -32,6 +34,9 @@ from opd_probe.types import Checkpoint
 _DEEPEST = 6
 """Levels of directories below a path that are looked into."""
 
+
+_TRAINERS_STEPS = ("checkpoint-", "global_step_")
+"""Names of steps that hold a checkpoint or what is left of one; rollouts and logs lie in ``step_N``, too."""
 
 _Found = Located | Refused | str
 """A checkpoint, one that its format refuses, or why it cannot be looked at."""
@@ -44,7 +49,7 @@ class Entry:
     Attributes:
         run, step: as ``--ckpts`` would have them.
         format: the name of the checkpoint format.
-        dtype: of the stored weights, the widest where they differ.
+        dtype: of the stored weights, that of most values where they differ.
         parameters: stored values, those of a base model not among them; tied weights count as often as they are stored.
         bytes: of the files that hold the weights (of a torch distributed checkpoint, optimiser state included).
         base: the model that an adapter changes, or that has the configuration.
@@ -77,8 +82,12 @@ def inventory(paths: Sequence[str], *, base: str | None = None) -> list[dict[str
         InputError: there is nothing of a trainer below the paths.
     """
     places: dict[Path, _Found] = {}
+    seen: set[Path] = set()
     for item in expand_paths(paths, "ckpts", hub=False):
-        places.update(_walk(Path(os.path.normpath(Path(item).absolute())), _DEEPEST))
+        start = Path(os.path.normpath(Path(item).absolute()))
+        if (reason := closed(start)) is not None:
+            places[start] = reason
+        places.update(_walk(start, _DEEPEST, seen))
     if not places:
         raise InputError(f"ckpts {' '.join(paths)}: no checkpoint there or below; expected {accepted()}")
     runs = {place: place.parent if step_of_name(place.name) is not None else place for place in places}
@@ -107,20 +116,33 @@ def check_usable(rows: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def _walk(path: Path, depth: int) -> Iterator[tuple[Path, _Found]]:
-    """What there is at a directory, and below it unless that is a checkpoint; step directories in one are looked at."""
+def _walk(path: Path, depth: int, seen: set[Path]) -> Iterator[tuple[Path, _Found]]:
+    """What there is at a directory, and below it unless that is a checkpoint; step directories in one are looked at.
+
+    Args:
+        seen: directories that were looked at, links resolved, so that each is listed once; grows.
+    """
+    if (place := path.resolve()) in seen:
+        return
+    seen.add(place)
     try:
         found: _Found | None = locate(path)
     except OpdProbeError as error:
         found = str(error)
     if found is not None:
         yield outermost(path) if isinstance(found, (Located, Refused)) else path, found
-    if depth == 0 or isinstance(found, (str, Refused)) or not os.access(path, os.R_OK | os.X_OK):
+    if depth == 0 or isinstance(found, (str, Refused)):
         return
-    for child in sorted(path.iterdir()) if path.is_dir() else ():
-        followed = found is None or (found.path == path and step_of_name(child.name) is not None)
-        if followed and child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
-            yield from _walk(child, depth - 1)
+    children = [child for child in subdirectories(path) if not child.name.startswith(".")]
+    if isinstance(found, Located):
+        children = [child for child in children if found.path == path and step_of_name(child.name) is not None]
+    below = False
+    for child in sorted(children, key=Path.is_symlink):  # a directory is listed under its own name
+        for entry in _walk(child, depth - 1, seen):
+            below = True
+            yield entry
+    if found is None and not below and path.name.startswith(_TRAINERS_STEPS) and step_of_name(path.name) is not None:
+        yield path, describe(path)
 
 
 def _refusal(place: Path, found: Refused | str, run: str) -> Entry:
@@ -151,17 +173,22 @@ def _entry(place: Path, found: Located, run: str, base: str | None) -> Entry:
         headers = headers_of(checkpoint)
         _check_base(checkpoint)
         home_of(checkpoint)
+        size = sum(file.stat().st_size for file in found.format.weight_files(found.path))
+        tokenizer = tokenizer_files_digest(checkpoint) is not None
     except OpdProbeError as error:
         return replace(_refusal(place, str(error), run), format=found.format.name)
+    except OSError as error:  # it vanishes while it is looked at, as old checkpoints of a run do
+        reason = f"{error.filename}: cannot be read ({error.strerror})"
+        return replace(_refusal(place, reason, run), format=found.format.name)
     return Entry(
         run,
         checkpoint.step,
         checkpoint.format,
         stored_dtype(headers),
         sum(header.values for header in headers.values()),
-        sum(file.stat().st_size for file in found.format.weight_files(found.path)),
+        size,
         checkpoint.base,
-        tokenizer_files_digest(checkpoint) is not None,
+        tokenizer,
         str(place),
     )
 

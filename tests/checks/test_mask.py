@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import opd_probe
-from opd_probe.checks import Finding
-from opd_probe.checks.mask import turn_markers
+from opd_probe.checks import CheckOptions, Finding, Pair, examine, gather
+from opd_probe.checks.mask import PLACEHOLDER, turn_markers
 from opd_probe.lab.models import EOS_ID, PAD_ID
+from opd_probe.models.loading import load_model
 from opd_probe.types import Rollout
 from tests.checks.clinic import Clinic, edit_json
 from tests.tiny import CHAT_TEMPLATE, save_checkpoint, tiny_model, tiny_tokenizer
@@ -59,7 +61,7 @@ def test_placeholders_inside_the_mask(clinic: Clinic) -> None:
     first, second, *others = clinic.rollouts
     zeros = [0.0 if 3 <= place < 9 else value for place, value in enumerate(first.logprobs or ())]
     line = clinic.findings([replace(first, logprobs=zeros), second, *others])["mask_zeros"]
-    refuted = sum(value < -0.1 for value in (first.logprobs or ())[3:9])
+    refuted = sum(value < PLACEHOLDER for value in (first.logprobs or ())[3:9])
     assert line.status == "fail"
     assert line.values["n_placeholders"] == refuted > 0
     assert f"{refuted} counted tokens" in line.figure
@@ -77,10 +79,11 @@ def test_placeholders_among_the_teachers(clinic: Clinic) -> None:
     assert 1 <= line.values["longest_run"] <= 4
 
 
-def test_a_certain_token_is_no_placeholder(clinic: Clinic) -> None:
-    """Rounding makes 0.0 of a log-probability near 0, in bf16 of more than in float32."""
+@pytest.mark.parametrize("above", [-0.05, -0.6])
+def test_a_certain_token_is_no_placeholder(clinic: Clinic, above: float) -> None:
+    """Rounding makes 0.0 of a log-probability near 0, and top-p of a token that alone is enough."""
     rounded = [
-        replace(r, logprobs=[0.0 if value > -0.05 else value for value in r.logprobs or ()]) for r in clinic.rollouts
+        replace(r, logprobs=[0.0 if value > above else value for value in r.logprobs or ()]) for r in clinic.rollouts
     ]
     assert any(0.0 in (rollout.logprobs or ()) for rollout in rounded)
     assert clinic.findings(rounded)["mask_zeros"].status == "ok"
@@ -110,6 +113,14 @@ def test_tool_turns_inside_the_mask(chat: Path) -> None:
     assert line.values == {"n_tokens": 10, "n_of_other_turns": 2, "n_special": 1}
     assert "2 markers of other turns" in line.figure
     assert turns(chat, response, [1, 1, 0, 0, 0, 0, 0, 0, 1, 1]).status == "ok"
+
+
+def test_a_student_that_opens_another_turn_itself(chat: Path) -> None:
+    rollout = Rollout("r", (5,), (7, 8, 5, 20, 1))
+    load = partial(load_model, chat)
+    for here, status in ((False, "fail"), (True, "warn")):
+        found = examine(gather(Pair(load, load), [rollout], CheckOptions(k=4, sampled=here)))
+        assert next(line.status for line in found if line.check == "mask_tokens") == status
 
 
 def test_another_special_token_inside_the_mask(chat: Path) -> None:

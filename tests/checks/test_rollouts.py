@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from opd_probe.checks import CheckOptions, Pair, examine, gather
 from opd_probe.checks.rollouts import compression
 from opd_probe.lab.task import encode
 from opd_probe.types import Rollout
@@ -110,6 +111,20 @@ def test_truncation_without_finish_reasons(clinic: Clinic) -> None:
     whole = [bare(rollout) for rollout in clinic.rollouts[:8]]
     cut = [bare(rollout, response_ids=rollout.response_ids[:-1]) for rollout in clinic.rollouts[8:]]
     assert clinic.findings([*whole, *cut])["truncation"].values["truncation_rate"] == 0.5
+
+
+def test_text_has_lost_its_eos(clinic: Clinic) -> None:
+    texts = [{"id": f"t{n}", "prompt": "1 2 3", "response": "4 5 6 7"} for n in range(4)]
+    line = clinic.findings(texts)["truncation"]  # type: ignore[arg-type]
+    assert (line.status, line.figure) == ("skip", "no finish reasons, and no ids in which an EOS would be")
+
+
+def test_a_limit_of_our_own_is_no_collapse(clinic: Clinic) -> None:
+    models, cut = clinic.models, sampled(clinic.models["student"], max_new_tokens=4)
+    for here, status in ((False, "fail"), (True, "warn")):
+        options = CheckOptions(k=32, sampled=here)
+        found = examine(gather(Pair(lambda: models["student"], lambda: models["teacher"]), cut, options))
+        assert next(line.status for line in found if line.check == "truncation") == status
 
 
 def test_padding_behind_eos_is_no_truncation(clinic: Clinic) -> None:

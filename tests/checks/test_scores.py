@@ -12,6 +12,7 @@ import torch
 
 import opd_probe
 from opd_probe.checks import CheckOptions, Pair, examine, gather
+from opd_probe.checks.evidence import Columns
 from opd_probe.checks.registry import Skip
 from opd_probe.checks.scores import compare_paths
 from opd_probe.types import Rollout
@@ -76,7 +77,7 @@ def test_a_batch_that_changes_the_scores(clinic: Clinic) -> None:
     other = {
         index: {
             **columns,
-            "teacher_logprob": columns["teacher_logprob"] + generator.normal(0, 0.5, len(columns["position"])),
+            "teacher_logprob": columns["teacher_logprob"] + generator.normal(0, 1.0, len(columns["position"])),
         }
         for index, columns in evidence.alone.items()
     }
@@ -153,3 +154,21 @@ def test_a_sampled_token_that_the_teacher_does_not_have(clinic: Clinic, tmp_path
 def test_no_sampler_logprobs(clinic: Clinic) -> None:
     line = clinic.findings(clinic.altered(lambda rollout: replace(rollout, logprobs=None)))["sampler_logprobs"]
     assert line.status == "skip"
+
+
+def test_certain_tokens_do_not_make_rounding_a_fault(clinic: Clinic) -> None:
+    """Of most tokens a healthy pair is certain, so that their r is below the rounding of the few others."""
+    models = clinic.models
+    evidence = gather(Pair(lambda: models["student"], lambda: models["teacher"]), clinic.rollouts, CheckOptions(k=32))
+
+    def certain(columns: Columns, noise: float) -> Columns:
+        shape = np.arange(len(columns["position"])) % 5 > 0
+        own = np.where(shape, -1e-5, columns["student_logprob"])
+        given = np.where(shape, -2e-5, columns["student_logprob"] - 0.3 + noise)
+        return {**columns, "student_logprob": own, "teacher_logprob": given}
+
+    states = {index: certain(columns, 0.0) for index, columns in evidence.states.items()}
+    again = {index: certain(columns, 0.01) for index, columns in evidence.states.items()}
+    found = {finding.check: finding for finding in examine(replace(evidence, states=states, alone=again))}
+    assert found["scoring_noise"].status == "ok"
+    assert found["scoring_noise"].values["noise"] > 10 * 1e-5  # of the median r

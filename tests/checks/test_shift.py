@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import pearsonr
 
 from opd_probe.checks import CheckOptions, Pair, examine, gather
-from opd_probe.checks.shift import SHIFTS, correlations, pooled
+from opd_probe.checks.shift import SHIFTS, correlations, independent, pooled
 from opd_probe.types import Rollout
 from tests.checks.clinic import Clinic
 
@@ -130,3 +130,30 @@ def test_chance_is_no_shift() -> None:
 
 def test_a_series_that_does_not_vary_is_not_judged() -> None:
     assert not correlations(np.zeros(40), np.arange(40.0)).judged
+
+
+def surprises(generator: np.random.Generator, length: int) -> np.ndarray:
+    """Log-probabilities as models give them: most near 0, a few far below."""
+    return np.asarray(-(generator.exponential(size=length) ** 3))
+
+
+@pytest.mark.parametrize("length", [14, 25, 60])
+def test_a_few_surprising_tokens_are_no_shift(length: int) -> None:
+    generator = np.random.default_rng(1)
+    made = [(surprises(generator, length), surprises(generator, length)) for _ in range(500)]
+    found = [correlations(p, 0.3 * p + own) for p, own in made]
+    assert sum(one.shifted for one in found) <= 2
+    late = [correlations(p, np.roll(p + 0.5 * own, 1)) for p, own in made]
+    assert pooled(late[:16]).shifted
+    assert not pooled(found[:16]).shifted
+
+
+def test_a_loop_is_worth_a_few_tokens() -> None:
+    """Both models learn it, the one a little later than the other: a shift by its period, and no fault."""
+    generator = np.random.default_rng(2)
+    period, places = surprises(generator, 3), np.arange(300)
+    student, teacher = np.tile(period, 100) * np.exp(-places / 20), np.tile(0.7 * period, 100)
+    teacher = teacher * np.exp(-np.maximum(places - 6, 0) / 20)
+    assert independent(np.tile(period, 100), np.tile(period, 100)) < 10
+    assert not correlations(student, teacher).shifted
+    assert independent(generator.normal(size=300), generator.normal(size=300)) > 200

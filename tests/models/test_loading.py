@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -65,6 +66,25 @@ def test_the_type_is_as_stored_unless_asked(tmp_path: Path, stored: torch.dtype,
     expected = stored if asked is None else getattr(torch, asked)
     assert loaded.dtype == expected
     assert loaded.identity["dtype"] == str(expected).removeprefix("torch.")
+
+
+def test_weights_are_what_is_stored_whatever_config_json_says(tmp_path: Path) -> None:
+    model = tiny_model()
+    path = save_checkpoint(tmp_path / "m", model)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    loaded = load_model(path)
+    assert torch.equal(loaded.output_layer.weight, model.get_output_embeddings().weight)
+    assert (loaded.identity["dtype"], loaded.identity["stored_dtype"]) == ("float32", "float32")
+
+
+def test_a_few_wide_vectors_do_not_widen_the_model(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "m", tiny_model(dtype=torch.bfloat16))
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    loaded = load_model(path)
+    assert (loaded.identity["dtype"], loaded.identity["stored_dtype"]) == ("bfloat16", "bfloat16")
 
 
 @pytest.mark.parametrize("name", ["int8", "fp8", "auto", "Float32", ""])

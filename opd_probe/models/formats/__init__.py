@@ -17,7 +17,7 @@ class Format:
 
     Attributes:
         name: as recorded in a checkpoint and in a trace.
-        accepted: what the directory must hold, for error messages.
+        accepted: what the directory must hold, for error messages; empty where another format says it too.
         recognises: whether a directory is such a checkpoint, by its file names alone.
         weight_files: the files that hold the weights, in name order.
         headers: shapes and types of the weights by name; values are not read.
@@ -49,7 +49,7 @@ class Format:
 FORMATS: tuple[Format, ...] = (
     Format(
         "prime-rl",
-        prime_rl.ACCEPTED,
+        "",
         lambda _: False,
         lambda _: [],
         lambda _: {},
@@ -65,6 +65,7 @@ FORMATS: tuple[Format, ...] = (
         base=peft.base,
         adapter=lambda _: True,
         settings=(peft.CONFIG,),
+        refuses=peft.refuses,
     ),
     Format(
         "huggingface",
@@ -72,10 +73,11 @@ FORMATS: tuple[Format, ...] = (
         huggingface.recognises,
         huggingface.weight_files,
         of_weight_files(huggingface.weight_files),
+        refuses=huggingface.refuses,
     ),
     Format(
         "verl-lora",
-        verl_lora.ACCEPTED,
+        "",
         verl_lora.recognises,
         verl_fsdp.weight_files,
         verl_lora.headers,

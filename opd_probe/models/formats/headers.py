@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +49,15 @@ Headers = Mapping[str, TensorHeader]
 
 
 def stored_dtype(headers: Headers) -> str | None:
-    """The type of the floating-point weights; the widest where they differ, None where there are none."""
-    kinds = {header.dtype for header in headers.values() if "float" in header.dtype}
-    return max(kinds, key=lambda kind: (BYTES.get(kind, 1), kind), default=None)
+    """The type of most floating-point values, of equally many the widest; None where there are none.
+
+    Not the widest: a few vectors are kept in float32 beside weights of 16 bits.
+    """
+    counts: Counter[str] = Counter()
+    for header in headers.values():
+        if "float" in header.dtype:
+            counts[header.dtype] += header.values
+    return max(counts, key=lambda kind: (counts[kind], BYTES.get(kind, 1), kind), default=None)
 
 
 def safetensors_headers(files: Iterable[Path]) -> Headers:
@@ -70,11 +77,22 @@ def safetensors_headers(files: Iterable[Path]) -> Headers:
                     dtype = piece.get_dtype()
                     found[name] = TensorHeader(tuple(piece.get_shape()), _DTYPES.get(dtype, dtype.lower()))
         except (SafetensorError, OSError) as error:
+            if (reason := _unreadable(file)) is not None:
+                raise InputError(f"{file}: cannot be read ({reason})") from None
             raise InputError(
                 f"{file}: not a whole safetensors file ({' '.join(str(error).split())}); copy or save the checkpoint "
                 "again"
             ) from None
     return found
+
+
+def _unreadable(file: Path) -> str | None:
+    """Why a file cannot be opened, of which safetensors says that it is not there."""
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def of_weight_files(weight_files: Callable[[Path], list[Path]]) -> Callable[[Path], Headers]:

@@ -9,7 +9,7 @@ from typing import Any
 from opd_probe.models.formats import huggingface
 from opd_probe.models.formats.headers import read_json_object
 
-ACCEPTED = "verl's ckpt_contents.json with the model in format huggingface"
+ACCEPTED = "verl's ckpt_contents.json"
 MANIFEST = "ckpt_contents.json"
 _ITERATION = re.compile(r"iter_\d+|release")
 _MERGE = "merge it with verl's model merger (python -m verl.model_merger merge --backend megatron) and give the result"

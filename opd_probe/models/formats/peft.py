@@ -7,6 +7,7 @@ from typing import Any
 
 from opd_probe.errors import InputError
 from opd_probe.models.formats.headers import read_json_object
+from opd_probe.models.formats.huggingface import pickled
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -16,6 +17,11 @@ ACCEPTED = f"{CONFIG} with {WEIGHTS}"
 def recognises(path: Path) -> bool:
     """adapter_config.json beside adapter weights in safetensors."""
     return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+
+
+def refuses(path: Path) -> str | None:
+    """An adapter that is pickled."""
+    return pickled(path, "adapter_model") if (path / CONFIG).is_file() and not recognises(path) else None
 
 
 def weight_files(path: Path) -> list[Path]:

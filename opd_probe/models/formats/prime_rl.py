@@ -7,7 +7,6 @@ from pathlib import Path
 
 from opd_probe.models.formats import huggingface, peft
 
-ACCEPTED = "weights/ beside prime-rl's STABLE marker"
 MARKER = "STABLE"
 _FOLDERS = ("weights", "weight")
 _STEP = re.compile(r"step_\d+")

@@ -11,7 +11,7 @@ from opd_probe.errors import InputError
 from opd_probe.models.formats import huggingface
 from opd_probe.models.formats.headers import Headers, TensorHeader, read_json_object
 
-ACCEPTED = "verl's model_world_size_W_rank_R.pt of every rank"
+ACCEPTED = "verl's model_world_size_W_rank_R.pt"
 _SHARD = re.compile(r"(model|optim|extra_state)_world_size_(\d+)_rank_(\d+)\.pt")
 
 

@@ -11,7 +11,6 @@ from opd_probe.models.formats.headers import Headers, read_json_object
 
 META = "lora_train_meta.json"
 ADAPTER = "lora_adapter"
-ACCEPTED = f"verl's LoRA shards with {META} or {ADAPTER}/"
 
 
 def recognises(path: Path) -> bool:

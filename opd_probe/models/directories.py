@@ -1,0 +1,37 @@
+"""Directories that others write to while we look: what vanishes, or may not be opened, holds nothing for us."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def entries(path: Path) -> list[Path]:
+    """What is in a directory, in the order of names; nothing where it cannot be listed."""
+    try:
+        return sorted(path.iterdir())
+    except OSError:
+        return []
+
+
+def subdirectories(path: Path) -> list[Path]:
+    """The directories in a directory, links to directories among them, in the order of names."""
+    return [entry for entry in entries(path) if is_directory(entry)]
+
+
+def is_directory(path: Path) -> bool:
+    """Whether a path is a directory; False where nobody may look."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def closed(path: Path) -> str | None:
+    """Why a directory cannot be looked into, in words that follow its path; None: it can."""
+    try:
+        with os.scandir(path):
+            pass
+    except OSError as error:
+        return f"cannot be opened ({error.strerror})"
+    return None if os.access(path, os.X_OK) else "cannot be searched (Permission denied)"
