@@ -25,7 +25,7 @@ from opd_probe.models.checkpoints import (
     tokenizer_files_digest,
 )
 from opd_probe.models.directories import closed, subdirectories
-from opd_probe.models.formats.headers import stored_dtype
+from opd_probe.models.formats.headers import read_json_object, stored_dtype
 from opd_probe.run.discovery import expand_paths, unfinished
 from opd_probe.run.manifest import MANIFEST_NAME, Manifest, read_manifest
 from opd_probe.run.naming import path_parts, unique_names
@@ -172,7 +172,9 @@ def _entry(place: Path, found: Located, run: str, base: str | None) -> Entry:
         checkpoint = resolve_checkpoint(place, run=run, base=base or manifest.base, student=manifest.student)
         headers = headers_of(checkpoint)
         _check_base(checkpoint)
-        home_of(checkpoint)
+        config = home_of(checkpoint) / "config.json"
+        if config.is_file():  # an adapter has none of its own
+            read_json_object(config)
         size = sum(file.stat().st_size for file in found.format.weight_files(found.path))
         tokenizer = tokenizer_files_digest(checkpoint) is not None
     except OpdProbeError as error:

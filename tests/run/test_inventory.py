@@ -67,6 +67,13 @@ def test_what_a_trainer_did_not_finish_or_wrote_as_a_pickle(saved: Path, tmp_pat
         discover([str(run / "checkpoint-1")])
 
 
+def test_a_configuration_that_is_no_json(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(saved / "model.safetensors")
+    (tmp_path / "config.json").write_text("[1")
+    ((_, _, reason),) = rows(tmp_path)
+    assert "config.json: not valid JSON" in str(reason)
+
+
 def test_a_step_stands_for_itself_whatever_lies_beside_it(saved: Path) -> None:
     assert outermost(saved) == saved
     assert outermost(saved.parent) == saved.parent
