@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from opd_probe.cli.options import VariantOption, takes_request
+from opd_probe.cli.options import VariantOption
+from opd_probe.cli.request import takes_request
 from opd_probe.cli.session import finish, progress, quieten_libraries
 from opd_probe.run.request import Request
 

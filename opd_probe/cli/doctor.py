@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from opd_probe.cli import options
+from opd_probe.cli.request import build_request
 from opd_probe.cli.session import finish, progress, quieten_libraries
 
 FAILED = 1
@@ -85,7 +86,7 @@ def doctor(
     quieten_libraries()
     from opd_probe.run.doctor import check_runs
 
-    request = options.build_request(
+    request = build_request(
         ckpts=ckpts,
         teacher=teacher,
         rollouts=rollouts,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from opd_probe.cli.options import VariantOption, takes_request
+from opd_probe.cli.options import VariantOption
+from opd_probe.cli.request import takes_request
 from opd_probe.cli.session import finish, progress, quieten_libraries
 from opd_probe.run.request import Request
 

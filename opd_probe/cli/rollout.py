@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from opd_probe.cli import options
+from opd_probe.cli.request import build_request
 from opd_probe.cli.session import finish, progress, quieten_libraries
 
 
@@ -41,7 +42,7 @@ def rollout(
     quieten_libraries()
     from opd_probe.run.sample import sample
 
-    request = options.build_request(
+    request = build_request(
         ckpts=ckpts,
         prompts=prompts,
         teacher=teacher,

@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 
 from opd_probe.cli.arguments import spread
-from opd_probe.cli.options import build_request
+from opd_probe.cli.request import build_request
 from opd_probe.errors import InputError
 from opd_probe.run.manifest import Manifest
 from opd_probe.run.request import PromptOptions
