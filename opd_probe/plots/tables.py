@@ -98,7 +98,9 @@ def states_phrase(table: pd.DataFrame) -> str:
     """
     words = " and ".join(STATES[kind] for kind in kinds_of_states(table))
     text = text_phrase(table)
-    return f"{words} ({text})" if text else words
+    if not text:
+        return words
+    return f"{words[:-1]}, {text})" if words.endswith(")") else f"{words} ({text})"
 
 
 def text_phrase(table: pd.DataFrame) -> str:

@@ -85,7 +85,7 @@ def test_re_tokenised_text_is_named_in_title_and_labels() -> None:
         return figure.get_suptitle(), {text.get_text() for text in figure.axes[0].texts}
 
     title, labels = drawn("retokenized", "retokenized")
-    assert title.endswith("student-visited states (on-policy) (re-tokenised text)")
+    assert title.endswith("student-visited states (on-policy, re-tokenised text)")
     assert labels >= {"a", "b"}
     title, labels = drawn("retokenized", "sampled_ids")
     assert title.endswith("(some of them re-tokenised text)")
