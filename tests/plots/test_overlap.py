@@ -88,7 +88,7 @@ def test_re_tokenised_text_is_named_in_title_and_labels() -> None:
     assert title.endswith("student-visited states (on-policy, re-tokenised text)")
     assert labels >= {"a", "b"}
     title, labels = drawn("retokenized", "sampled_ids")
-    assert title.endswith("(some of them re-tokenised text)")
+    assert title.endswith("(on-policy, some of them re-tokenised text)")
     assert labels >= {"a (re-tokenised text)", "b"}
     for sources in (("sampled_ids", "sampled_ids"), (None, None)):
         assert "text" not in drawn(*sources)[0]
