@@ -17,6 +17,7 @@ from opd_probe.run.kinds import TRAINING_SHEET
 from opd_probe.run.log_files import QUANTITIES, read_log
 from opd_probe.run.logs import log_files, training_log, with_log
 from opd_probe.run.measures import Gathered, curves, in_order, mass_table, position_curves, summaries
+from opd_probe.run.naming import user_path
 from opd_probe.run.output import check_writable, save_figure
 from opd_probe.run.peers import NAMES as VARIANT_NAMES
 from opd_probe.run.peers import as_logged, draw_variant, file_name, logged_names, shown, variant_rows
@@ -80,7 +81,7 @@ def overlap(
     if variant is not None:
         return _variant(request, progress, "overlap", variant, logs)
     for file in logs.values():
-        read_log(Path(file).expanduser())  # a mistake shows before models run
+        read_log(user_path(file))  # a mistake shows before models run
     gathered = _gather(request, progress)
     if isinstance(gathered, Result):
         return gathered
@@ -156,7 +157,7 @@ def _variant(
     log says of them stands beside them, as ``<name>_logged``."""
     variant = parse_variant(text)
     for file in (logs or {}).values():
-        read_log(Path(file).expanduser(), logged_names(variant))
+        read_log(user_path(file), logged_names(variant))
     gathered = _gather(request, progress)
     if isinstance(gathered, Result):
         return gathered

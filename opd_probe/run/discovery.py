@@ -23,7 +23,7 @@ from opd_probe.models.checkpoints import (
 from opd_probe.models.directories import closed, entries, is_directory, subdirectories
 from opd_probe.models.served.endpoint import shown
 from opd_probe.run.manifest import MANIFEST_NAME, Manifest, read_manifest
-from opd_probe.run.naming import path_parts, step_of_revision, unique_names
+from opd_probe.run.naming import path_parts, step_of_revision, unique_names, user_path
 from opd_probe.types import Checkpoint
 
 ACCEPTED = f"a checkpoint ({accepted()}), or a run directory that holds checkpoint-N, global_step_N or step_N"
@@ -98,7 +98,9 @@ def expand_paths(arguments: Sequence[str], option: str = "--ckpts", *, hub: bool
     """
     items: list[Path | str] = []
     for argument in arguments:
-        path = Path(argument).expanduser()
+        path = user_path(argument)
+        if not argument:
+            raise MissingError(f"{option}: an empty path; expected {ACCEPTED}")
         if path.exists():
             items.append(path)
         elif glob.has_magic(argument):

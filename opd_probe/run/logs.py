@@ -10,6 +10,7 @@ import pandas as pd
 
 from opd_probe.errors import InputError
 from opd_probe.run.log_files import NAMES, STATE, Names, read_log, states_below
+from opd_probe.run.naming import user_path
 from opd_probe.run.plan import warn
 from opd_probe.run.stored import Measured
 
@@ -37,7 +38,7 @@ def training_log(measured: Sequence[Measured], given: Mapping[str, str], names: 
     parts = []
     for run in runs:
         found = run in files
-        rows = read_log(Path(files[run]).expanduser(), names) if found else _beside_checkpoints(measured, run, names)
+        rows = read_log(user_path(files[run]), names) if found else _beside_checkpoints(measured, run, names)
         parts.append(pd.DataFrame(rows, columns=["step", *names]).assign(run=run))
     table = pd.concat(parts, ignore_index=True)
     return table.astype(dict.fromkeys(names, "float64") | {"step": "Int64"})
@@ -61,7 +62,7 @@ def log_files(texts: Sequence[str]) -> dict[str, str]:
     files: dict[str, str] = {}
     for text in texts:
         run, equals, file = text.partition("=")
-        if not equals or Path(text).expanduser().is_file():
+        if not equals or user_path(text).is_file():
             run, file = "", text
         if not file or (equals and not run and file != text):
             raise InputError(f"--training-log {text}: expected RUN=FILE, or FILE when there is one run")

@@ -14,6 +14,7 @@ from opd_probe.errors import InputError, MissingError
 from opd_probe.models.checkpoints import looks_like_hub_id
 from opd_probe.models.served.endpoint import is_url, shown
 from opd_probe.rollouts.rows import is_dataset
+from opd_probe.run.naming import user_path
 from opd_probe.run.request import PromptOptions
 from opd_probe.run.settings import CommandOptions, Options, first_problem
 
@@ -142,7 +143,7 @@ def _explain(path: Path, content: dict[str, Any], error: ValidationError) -> Inp
 
 
 def _against(manifest: Path, value: str) -> Path:
-    return Path(os.path.normpath(manifest.parent / Path(value).expanduser()))
+    return Path(os.path.normpath(manifest.parent / user_path(value)))
 
 
 def resolve_model(manifest: Path, key: str, value: str) -> str:

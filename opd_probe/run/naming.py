@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,11 @@ _LONGEST = 160
 """Bytes; file systems take 255, of which some are for what is added to a name while a file is made."""
 
 _REVISION_STEP = re.compile(r"(?:checkpoint|global_step|step)[-_]?(\d+)")
+
+
+def user_path(value: str) -> Path:
+    """A path as a user writes it, ``~`` for the home directory. One of a user that there is not stays as it is."""
+    return Path(os.path.expanduser(value))  # noqa: PTH111 - Path.expanduser raises for such a user
 
 
 def step_of_revision(revision: str | None) -> int | None:

@@ -18,7 +18,7 @@ from opd_probe.rollouts.rows import is_dataset
 from opd_probe.rollouts.teacher_prompts import TeacherPrompt
 from opd_probe.run.discovery import Run, discover, is_hub_id
 from opd_probe.run.manifest import MANIFEST_NAME, Manifest
-from opd_probe.run.naming import file_names, path_parts, unique_names
+from opd_probe.run.naming import file_names, path_parts, unique_names, user_path
 from opd_probe.run.output import check_file_writable, check_writable
 from opd_probe.run.request import DEFAULT_OUT, PromptOptions, Request
 from opd_probe.run.settings import Settings, agree, parse_options, settle
@@ -182,7 +182,7 @@ def model_path(option: str, value: str | None) -> str | None:
         return None
     if is_url(value) and option == "--teacher":
         return value
-    local = Path(value).expanduser()
+    local = user_path(value)
     if local.exists():
         return str(local)
     if is_hub_id(value):

@@ -21,7 +21,7 @@ from opd_probe.rollouts.reading import checked_set
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts, given_prompts
 from opd_probe.run.files import tokenizer_of
 from opd_probe.run.memory import too_large_together
-from opd_probe.run.naming import file_names
+from opd_probe.run.naming import file_names, user_path
 from opd_probe.run.output import check_file_writable, existing_directory
 from opd_probe.run.served import options_for, served_model
 from opd_probe.run.tracing import TRACE_K, TraceOptions, TraceRequest, shared_student
@@ -243,7 +243,7 @@ def _ready(
 def _same(student: Any, teacher: Any) -> bool:
     """Whether two sources are one model."""
     if isinstance(student, (str, Path)) and isinstance(teacher, (str, Path)):
-        return Path(student).expanduser().resolve() == Path(teacher).expanduser().resolve()
+        return user_path(str(student)).resolve() == user_path(str(teacher)).resolve()
     return student is teacher or (isinstance(student, Checkpoint) and student == teacher)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError, MissingError, TraceError
+from opd_probe.run.naming import user_path
 from opd_probe.run.plan import warn
 from opd_probe.run.settings import Options, Settings, settle
 from opd_probe.trace import Trace, read_trace
@@ -66,7 +67,7 @@ def find_traces(arguments: Sequence[str], given: Options, *, what: str = "--trac
     settings = settle(given, None, where=what)
     found: dict[Path, Measured] = {}
     for argument in arguments:
-        path = Path(argument).expanduser()
+        path = user_path(argument)
         if not path.exists():
             raise MissingError(f"{what} {argument}: no such path; expected a trace or a directory with traces")
         if path.is_file():

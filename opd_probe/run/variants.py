@@ -10,7 +10,7 @@ from pathlib import Path
 
 from opd_probe.errors import InputError, MissingError
 from opd_probe.rollouts.teacher_prompts import OWN, STUDENT, TeacherPrompt, context_fields
-from opd_probe.run.naming import path_parts, unique_names
+from opd_probe.run.naming import path_parts, unique_names, user_path
 from opd_probe.run.request import PromptOptions
 
 _THINKING = {"on": True, "off": False, STUDENT: None}
@@ -48,7 +48,7 @@ def _system(value: str) -> str:
     """The text, from the file where one is named."""
     if len(value.split()) != 1:
         return value
-    file = Path(value).expanduser()
+    file = user_path(value)
     try:
         if file.is_file():
             return file.read_text(encoding="utf-8").rstrip("\n")

@@ -94,6 +94,8 @@ def test_the_list_is_a_table_for_eyes(call: Caller, jobs: Path, tmp_path: Path) 
 def test_nothing_that_can_be_used(call: Caller, jobs: Path, tmp_path: Path) -> None:
     assert call("ckpts", tmp_path).code == 2
     assert "no such path" in call("ckpts", tmp_path / "none").err
+    assert "~nobody-of-this-name/runs: no such path" in call("ckpts", "~nobody-of-this-name/runs").err
+    assert "an empty path" in call("ckpts", "").err
     actor = tmp_path / "run/global_step_5/actor"
     actor.mkdir(parents=True)
     shutil.copy(jobs / "fsdp2/global_step_5/actor/optim_world_size_4_rank_0.pt", actor)
