@@ -19,6 +19,7 @@ from opd_probe.engine.sequences import (
     build_sequences,
     check_sampled,
     sequence_batches,
+    state_counts,
     with_prompts,
 )
 from opd_probe.engine.stored import StoredModel, state_hidden
@@ -135,10 +136,7 @@ class Replay:
     @property
     def state_counts(self) -> list[int]:
         """The number of states of every rollout, 0 for a skipped one."""
-        counts = [0] * len(self.rollouts)
-        for sequence in self.sequences:
-            counts[sequence.rollout] = len(sequence.positions)
-        return counts
+        return state_counts(self.rollouts, self.sequences)
 
     def states(
         self, done: NDArray[np.bool_] | None = None, progress: Progress | None = None
@@ -167,15 +165,8 @@ class Replay:
         for batch in sequence_batches(todo, self.settings.batch_tokens):
             with memory_advice(), fitting_threads(self.teacher.output_layer.weight):
                 columns = self._score(scorer, batch)
-            start = 0
-            for sequence in batch[0][0]:
-                stop = start + len(sequence.positions)
-                values = rows_of(columns, slice(start, stop))
-                values["position"] = sequence.positions.astype(np.int32)
-                values["sampler_logprob"] = sequence.sampler_logprobs
-                yield sequence.rollout, values
-                start = stop
-            finished += start
+            yield from by_rollout(batch[0][0], columns)
+            finished += len(columns["token_id"])
             if progress is not None:
                 progress(finished, total)
 
@@ -214,6 +205,18 @@ class Replay:
             return scorer.score(student, teacher, tokens)
         except LogitError as error:
             raise located(error, members, self.rollouts) from None
+
+
+def by_rollout(members: Sequence[StateSequence], columns: Columns) -> Iterator[tuple[int, Columns]]:
+    """Columns of a batch's states as (rollout index, columns of its states), with what the rollouts themselves say."""
+    start = 0
+    for sequence in members:
+        stop = start + len(sequence.positions)
+        values = rows_of(columns, slice(start, stop))
+        values["position"] = sequence.positions.astype(np.int32)
+        values["sampler_logprob"] = sequence.sampler_logprobs
+        yield sequence.rollout, values
+        start = stop
 
 
 def located(error: LogitError, members: Sequence[StateSequence], rollouts: Sequence[Rollout]) -> LogitError:

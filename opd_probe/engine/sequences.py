@@ -91,6 +91,14 @@ def build_sequence(index: int, rollout: Rollout) -> StateSequence | None:
     )
 
 
+def state_counts(rollouts: Sequence[Rollout], sequences: Sequence[StateSequence]) -> list[int]:
+    """The number of states of every rollout, 0 for a skipped one."""
+    counts = [0] * len(rollouts)
+    for sequence in sequences:
+        counts[sequence.rollout] = len(sequence.positions)
+    return counts
+
+
 Members = tuple[list[StateSequence], int]
 """Sequences that go through a model together, and how many tokens at their start are the same in all of them."""
 

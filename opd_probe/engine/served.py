@@ -9,9 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from opd_probe.engine.replay import Progress, ReplayModel, ReplaySettings, located, memory_advice
+from opd_probe.engine.replay import Progress, ReplayModel, ReplaySettings, by_rollout, located, memory_advice
 from opd_probe.engine.scoring import Columns, VocabularyMap, check_rest, default_chunk, rows_of
-from opd_probe.engine.sequences import StateSequence, build_sequences, check_sampled, sequence_batches, with_prompts
+from opd_probe.engine.sequences import (
+    StateSequence,
+    build_sequences,
+    check_sampled,
+    sequence_batches,
+    state_counts,
+    with_prompts,
+)
 from opd_probe.engine.stored import StoredModel, state_hidden
 from opd_probe.errors import InputError, LogitError
 from opd_probe.stats.projection import OutputProjection, mass_outside
@@ -131,10 +138,7 @@ class ServedReplay:
     @property
     def state_counts(self) -> list[int]:
         """The number of states of every rollout, 0 for a skipped one."""
-        counts = [0] * len(self.rollouts)
-        for sequence in self.sequences:
-            counts[sequence.rollout] = len(sequence.positions)
-        return counts
+        return state_counts(self.rollouts, self.sequences)
 
     def answers(self, answered: NDArray[np.bool_], progress: Progress | None = None) -> Iterator[tuple[int, Columns]]:
         """Yield (rollout index, the columns :data:`TOLD` of its states) as the server answers.
@@ -200,15 +204,8 @@ class ServedReplay:
             teacher = {name: np.concatenate([part[name] for part in parts]) for name in TOLD}
             with memory_advice(), fitting_threads(self.student.output_layer.weight):
                 columns = self._score(scorer, members, shared, teacher)
-            start = 0
-            for sequence in members:
-                stop = start + len(sequence.positions)
-                values = rows_of(columns, slice(start, stop))
-                values["position"] = sequence.positions.astype(np.int32)
-                values["sampler_logprob"] = sequence.sampler_logprobs
-                yield sequence.rollout, values
-                start = stop
-            finished += start
+            yield from by_rollout(members, columns)
+            finished += len(columns["token_id"])
             progress(finished, total)
 
     @torch.inference_mode()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd_probe.engine.sequences import StateSequence, build_sequences, sequence_batches
+from opd_probe.engine.sequences import StateSequence, build_sequences, sequence_batches, state_counts
 from opd_probe.errors import OutputError
 from opd_probe.stats.threads import fitting_threads
 from opd_probe.types import Rollout
@@ -40,9 +40,7 @@ class StoredModel:
         self.width, self.max_positions, self.output_layer = model.width, model.max_positions, model.output_layer
         self._model, self._place = model, place
         self._sequences = build_sequences(rollouts, [model])
-        counts = np.zeros(len(rollouts), dtype=np.int64)
-        for sequence in self._sequences:
-            counts[sequence.rollout] = len(sequence.positions)
+        counts = np.array(state_counts(rollouts, self._sequences), dtype=np.int64)
         self._ends = np.cumsum(counts)
         self._counts = counts
         self._known = np.zeros(len(rollouts), dtype=bool)
