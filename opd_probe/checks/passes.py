@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from opd_probe.checks.evidence import Columns, Floats, teacher_scores
 from opd_probe.engine.replay import Progress, Replay, ReplaySettings
-from opd_probe.engine.sequences import skip_reason
+from opd_probe.engine.sequences import skip_reason, with_prompts
 from opd_probe.engine.served import ServedReplay
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import InputError
@@ -100,9 +100,7 @@ def own_scores(
     Raises:
         OpdProbeError: as :func:`states`.
     """
-    read = list(rollouts)
-    if prompts is not None:
-        read = [replace(rollout, prompt_ids=tuple(ids)) for rollout, ids in zip(rollouts, prompts, strict=True)]
+    read = rollouts if prompts is None else with_prompts(rollouts, prompts)
     kept = StoredModel(model, read)  # as its own student: it runs once
     kept.fill(batch_tokens, progress)
     settings = ReplaySettings(1, batch_tokens=batch_tokens, compiled=False)

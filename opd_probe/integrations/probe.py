@@ -31,7 +31,7 @@ from opd_probe.run.sampling import check_pair, draw, step_name
 from opd_probe.run.selection import at_most
 from opd_probe.run.served import options_for
 from opd_probe.run.settings import Settings, parse_options, settle
-from opd_probe.run.tracing import TraceOptions, TraceRequest
+from opd_probe.run.tracing import TraceRequest, trace_options
 from opd_probe.trace import Trace
 from opd_probe.types import Checkpoint, Prompt, Rollout
 
@@ -110,14 +110,7 @@ class Probe:
         path = self.trace_path(step)
         # The weights are not hashed: whatever an earlier process left unfinished here may be of other ones.
         shutil.rmtree(path.with_name(f".{path.name}.partial"), ignore_errors=True)
-        options = TraceOptions(
-            k=self.settings.trace_k,
-            jsd=self.settings.jsd,
-            temperature=self.settings.temperature,
-            dtype=self.settings.dtype,
-            allow_special_mismatch=self.settings.allow_special_mismatch,
-            batch_tokens=self.settings.batch_tokens,
-        )
+        options = trace_options(self.settings)
         if isinstance(teacher, ServedModel):
             options = options_for(teacher, options, least=self.settings.k)
         states = "own" if self.prompts else "fixed"

@@ -25,7 +25,7 @@ from opd_probe.run.prompting import Prompter
 from opd_probe.run.sampling import Sampler, check_pair, each_once, step_name
 from opd_probe.run.served import options_for
 from opd_probe.run.stored import Measured
-from opd_probe.run.tracing import TraceOptions, TraceRequest, shared_student
+from opd_probe.run.tracing import TraceOptions, TraceRequest, shared_student, trace_options
 from opd_probe.trace import Trace, read_trace
 from opd_probe.types import Checkpoint, Rollout, StateOrigin
 
@@ -120,15 +120,7 @@ class _Station:
     def _request(self, teacher: Teacher) -> TraceRequest:
         settings = self.run.settings
         folder = self.directory / self.run.folder / self.run.teacher_folders[teacher.name]
-        options = TraceOptions(
-            k=settings.trace_k,
-            jsd=settings.jsd,
-            temperature=settings.temperature,
-            dtype=settings.dtype,
-            tokenizer=self.run.tokenizer,
-            allow_special_mismatch=settings.allow_special_mismatch,
-            batch_tokens=settings.batch_tokens,
-        )
+        options = trace_options(settings, self.run.tokenizer)
         if isinstance(teacher.checkpoint, ServedModel):
             options = options_for(teacher.checkpoint, options, settings.k)
         labels = {

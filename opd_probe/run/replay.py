@@ -24,7 +24,8 @@ from opd_probe.run.memory import too_large_together
 from opd_probe.run.naming import file_names, user_path
 from opd_probe.run.output import check_file_writable, existing_directory
 from opd_probe.run.served import options_for, served_model
-from opd_probe.run.tracing import TRACE_K, TraceOptions, TraceRequest, shared_student
+from opd_probe.run.settings import TRACE_K
+from opd_probe.run.tracing import TraceOptions, TraceRequest, shared_student
 from opd_probe.trace import Trace
 from opd_probe.types import Checkpoint, Rollout
 

@@ -28,12 +28,10 @@ from opd_probe.rollouts.grading import grade
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts
 from opd_probe.run.memory import memory_advice
 from opd_probe.run.served import served_states, tokenizer_of_served, told_beside, warn_foreign
+from opd_probe.run.settings import TRACE_K, Settings
 from opd_probe.trace import Trace, TraceSpool, read_trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, array_columns
 from opd_probe.types import Rollout
-
-TRACE_K = 64
-"""Default depth of the stored top lists."""
 
 OUTSIDE_WARNING = 0.01
 """Mean probability outside the shared vocabulary above which a replay warns."""
@@ -63,6 +61,19 @@ class TraceOptions:
         if self.batch_tokens < 1:
             raise InputError(f"batch_tokens = {self.batch_tokens!r}: expected a whole number of at least 1")
         check_temperature(self.temperature)
+
+
+def trace_options(settings: Settings, tokenizer: Any = None) -> TraceOptions:
+    """What the settings of a run say of its traces."""
+    return TraceOptions(
+        k=settings.trace_k,
+        jsd=settings.jsd,
+        temperature=settings.temperature,
+        dtype=settings.dtype,
+        tokenizer=tokenizer,
+        allow_special_mismatch=settings.allow_special_mismatch,
+        batch_tokens=settings.batch_tokens,
+    )
 
 
 @dataclass(frozen=True, slots=True)
