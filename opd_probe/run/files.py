@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from opd_probe.models.checkpoints import home_of, resolve_checkpoint
+from opd_probe.models.checkpoints import resolve_checkpoint
+from opd_probe.models.hub import home_of
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
 from opd_probe.rollouts.prompts import read_prompts

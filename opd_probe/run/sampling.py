@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from opd_probe.errors import InputError
-from opd_probe.models.checkpoints import home_of, tokenizer_files_digest, weights_digest
+from opd_probe.models.digests import tokenizer_files_digest, weights_digest
 from opd_probe.models.generation import sample_rollouts
+from opd_probe.models.hub import home_of
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.outline import Outline
 from opd_probe.models.samplers import sampler_version

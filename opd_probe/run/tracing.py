@@ -19,7 +19,7 @@ from opd_probe.engine.sequences import skip_reason
 from opd_probe.engine.served import ServedReplay
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import InputError, OpdProbeWarning, TraceError
-from opd_probe.models.checkpoints import tokenizer_files_digest, weights_digest
+from opd_probe.models.digests import tokenizer_files_digest, weights_digest
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, special_ids, template_digest
