@@ -10,7 +10,7 @@ import pytest
 
 import opd_probe
 
-HEAVY = ["torch", "transformers", "pandas", "matplotlib", "pyarrow", "scipy", "seaborn"]
+HEAVY = ["torch", "transformers", "pandas", "matplotlib", "pyarrow", "scipy"]
 
 
 def loaded_after(statement: str) -> list[str]:
