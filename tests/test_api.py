@@ -10,7 +10,7 @@ import pytest
 
 import opd_probe
 
-HEAVY = ["torch", "transformers", "pandas", "matplotlib", "pyarrow", "scipy"]
+HEAVY = ["torch", "transformers", "pandas", "matplotlib", "pyarrow", "scipy", "seaborn"]
 
 
 def loaded_after(statement: str) -> list[str]:
