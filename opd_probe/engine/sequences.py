@@ -102,6 +102,11 @@ def state_counts(rollouts: Sequence[Rollout], sequences: Sequence[StateSequence]
     return counts
 
 
+def straddling(sequence: StateSequence, boundary: int) -> int:
+    """How many states of a rollout that is longer than ``boundary`` have a prefix that is not."""
+    return int((sequence.state_index < boundary).sum()) if sequence.whole > boundary else 0
+
+
 Members = tuple[list[StateSequence], int]
 """Sequences that go through a model together, and how many tokens at their start are the same in all of them."""
 

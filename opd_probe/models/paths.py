@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from opd_probe.errors import InputError, OutOfMemoryError, is_refused_allocation
-from opd_probe.models.bodies import MAKERS, Body, Kind, Maker, Past, body_type, own_logits
+from opd_probe.models.bodies import CACHINGS, Body, Caching, Kind, Past, body_type, own_logits
 from opd_probe.models.guards import brief
 from opd_probe.models.lengths import LengthFactors
 from opd_probe.models.readout import OutputLayer, given_logits, measured_layer, stated_layer
+from opd_probe.models.ties import TieWatch, undecided
 
 Batching = Literal["padded", "of one length", "alone"]
 """How sequences may go through a model together: padded on the right, without padding, or not at all."""
@@ -56,14 +57,17 @@ class Paths:
         kind: how its body is called.
         scale, softcap: of its output layer, None when its own logits are used.
         batching: how sequences go together.
-        verdicts: of what a job may or may not ask for, by name: who makes the cache with which it is exact, or None.
+        decided: False for a model that attends to the best few of what it has read and has equal scores among them:
+            what it says of a prefix changes when the prefix goes on, so that only whole sequences can be compared.
+        verdicts: of what a job may or may not ask for, by name: the caching with which it is exact, or None.
     """
 
     kind: Kind = "decoder"
     scale: float | None = 1.0
     softcap: float | None = None
     batching: Batching = "padded"
-    verdicts: dict[str, Maker | None] = field(default_factory=dict)
+    decided: bool = True
+    verdicts: dict[str, Caching | None] = field(default_factory=dict)
 
 
 _KNOWN: WeakKeyDictionary[Any, tuple[str, Paths]] = WeakKeyDictionary()
@@ -145,7 +149,7 @@ class Trial:
 
     def __init__(self, model: Any, name: str) -> None:
         self.model, self.name = model, name
-        self.finite = True
+        self.finite, self.undecided = True, False
         self.coarse = body_type(model) not in (torch.float32, torch.float64)
         self.factors = LengthFactors.of(model)
         self._noise: Tensor | None = None
@@ -167,32 +171,35 @@ class Trial:
                 self._use(paths, layer)
                 self._check_causal()
                 paths.batching = self._batching()
+                paths.decided = not self.undecided
         return paths, layer
 
     @torch.inference_mode()
-    def verdict(self, paths: Paths, layer: OutputLayer, what: str) -> Maker | None:
-        """Whether a cached path is exact, and with whose cache.
+    def verdict(self, paths: Paths, layer: OutputLayer, what: str) -> Caching | None:
+        """Whether a cached path is exact, and how.
 
         Args:
             what: ``shared``, ``pieces``, ``padded prompts`` or ``prompts of one length``.
         """
-        tries: dict[str, Callable[[Maker], list[tuple[Tensor, Tensor]]]] = {
+        tries: dict[str, Callable[[Caching], list[tuple[Tensor, Tensor]]]] = {
             "shared": self._shared,
             "pieces": self._pieces,
             "padded prompts": self._padded_prompts,
             "prompts of one length": self._equal_prompts,
         }
+        if not paths.decided:
+            return None
         self._use(paths, layer)
         with self._short():
             self.alone = self.body(self.one)[0], self.body(self.other)[0]
-            for maker in MAKERS:
+            for how in CACHINGS:
                 try:
-                    pairs = tries[what](maker)
+                    pairs = tries[what](how)
                 except Exception as error:  # whatever stops a path makes it one that is not taken
                     _raise_out_of_memory(error, self.name)
                     continue
                 if self._same(torch.cat([got for got, _ in pairs]), torch.cat([want for _, want in pairs])):
-                    return maker
+                    return how
         return None
 
     @contextmanager
@@ -250,9 +257,14 @@ class Trial:
 
     def _check_causal(self) -> None:
         """Refuse a model in which what comes later changes what came before."""
+        watched, part = TieWatch(), TieWatch()
         with _in_one_line(self.model, self.name):
-            whole, changed = self.body(self.one)[0], self.body(self.other)[0]
-            cut = self.body(self.one[:, : self.alike])[0]
+            with watched:
+                whole = self.body(self.one)[0]
+            with part:
+                cut = self.body(self.one[:, : self.alike])[0]
+            changed = self.body(self.other)[0]
+        self.undecided = undecided(watched, part)
         self.alone = whole, changed
         what = f"model {self.name} ({type(self.model).__name__})"
         if not self._same(changed[: self.alike], whole[: self.alike]):
@@ -261,7 +273,7 @@ class Trial:
                 "distribution; expected a causal language model (is_decoder or causal in config.json, where the type "
                 "has both)"
             )
-        if not self._same(cut, whole[: self.alike]):
+        if not self.undecided and not self._same(cut, whole[: self.alike]):
             raise InputError(
                 f"{what}: says something else of a prefix when it goes on, though no later token changes it; expected "
                 "a causal language model"
@@ -272,7 +284,7 @@ class Trial:
         cut = self.alike + 1
         rows = torch.cat([self.one, self.other, self.one], dim=0)
         rows[2, cut:] = 0
-        if self._agrees(rows, [whole, changed, whole[:cut]]):
+        if not self.undecided and self._agrees(rows, [whole, changed, whole[:cut]]):
             return "padded"
         return "of one length" if self._agrees(rows[:2], [whole, changed]) else "alone"
 
@@ -285,8 +297,8 @@ class Trial:
         got = [row[: len(alone)] for row, alone in zip(together, want, strict=True)]
         return self._same(torch.cat(got), torch.cat(want))
 
-    def _shared(self, maker: Maker) -> list[tuple[Tensor, Tensor]]:
-        past, start = Past(maker), self.alike - 1
+    def _shared(self, how: Caching) -> list[tuple[Tensor, Tensor]]:
+        past, start = Past(how), self.alike - 1
         self.body(self.one[:, :start], past)
         past.select(torch.tensor([0, 0]))
         rest = torch.cat([self.one, self.other])[:, start:]
@@ -294,21 +306,21 @@ class Trial:
         got = torch.cat([self.body(part, past) for part in (rest[:, :middle], rest[:, middle:])], dim=1)
         return [(row, alone[start:]) for row, alone in zip(got, self.alone, strict=True)]
 
-    def _pieces(self, maker: Maker) -> list[tuple[Tensor, Tensor]]:
-        past, both = Past(maker), torch.cat([self.one, self.other])
+    def _pieces(self, how: Caching) -> list[tuple[Tensor, Tensor]]:
+        past, both = Past(how), torch.cat([self.one, self.other])
         size = max(2, self.length // 4)
         got = torch.cat([self.body(piece, past) for piece in both.split(size, dim=1)], dim=1)
         return list(zip(got, self.alone, strict=True))
 
-    def _padded_prompts(self, maker: Maker) -> list[tuple[Tensor, Tensor]]:
-        return self._sampled(maker, self.alike, self.alike + 3)
+    def _padded_prompts(self, how: Caching) -> list[tuple[Tensor, Tensor]]:
+        return self._sampled(how, self.alike, self.alike + 3)
 
-    def _equal_prompts(self, maker: Maker) -> list[tuple[Tensor, Tensor]]:
-        return self._sampled(maker, self.alike + 2, self.alike + 2)
+    def _equal_prompts(self, how: Caching) -> list[tuple[Tensor, Tensor]]:
+        return self._sampled(how, self.alike + 2, self.alike + 2)
 
-    def _sampled(self, maker: Maker, short: int, long: int) -> list[tuple[Tensor, Tensor]]:
+    def _sampled(self, how: Caching, short: int, long: int) -> list[tuple[Tensor, Tensor]]:
         """Prompts of two lengths, the first sampled from twice and let go of once, token by token."""
-        past, prompts = Past(maker), torch.cat([self.one, self.other])[:, :long].clone()
+        past, prompts = Past(how), torch.cat([self.one, self.other])[:, :long].clone()
         mask: Tensor | None = None
         if short < long:
             mask = torch.ones_like(prompts)
