@@ -7,7 +7,7 @@ CONTRACT := .venv-contract
 CONTRACT_INSTALLED := $(CONTRACT)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs bench figures notebooks lab lab-bases lab-signatures contract clean
+.PHONY: help architectures demo test check lint types docs bench figures notebooks lab lab-bases lab-signatures contract clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -44,6 +44,9 @@ docs: $(INSTALLED) ## build the documentation into site/
 
 figures: $(INSTALLED) ## redraw the gallery from figures/data
 	$(BIN)/python -m opd_probe.lab.gallery
+
+architectures: $(INSTALLED) ## try every type that transformers has, and write docs/models.md (goes on where it stopped)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures.sweep --page docs/models.md
 
 notebooks: demo ## execute the notebooks on the demo's runs and store what they show
 	$(BIN)/python notebooks/execute.py

@@ -149,6 +149,12 @@ def check_sampling(
                 f"prompt {prompt.id!r}: token id {outside[0]} is outside the vocabulary of {student.name} "
                 f"({student.width} ids)"
             )
+        foreign = [token for token in prompt.ids if token in student.placeholder_ids]
+        if foreign:
+            raise InputError(
+                f"prompt {prompt.id!r}: token id {foreign[0]} stands for a piece of an image, a video or a sound to "
+                f"{student.name}, and no prompt has those; expected ids of text alone; drop the prompt"
+            )
         if limit is not None and len(prompt.ids) + max_new_tokens > limit:
             raise InputError(
                 f"prompt {prompt.id!r}: {len(prompt.ids)} tokens and {max_new_tokens} new ones need more than the "

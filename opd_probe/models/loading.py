@@ -77,7 +77,7 @@ class LoadedModel:
         """How many positions the model was built for, when it says."""
         return max_positions(self.model.config)
 
-    @property
+    @cached_property
     def placeholder_ids(self) -> tuple[int, ...]:
         """Ids that stand for pieces of an image, a video or a sound, and are no text."""
         return placeholder_ids(self.model.config)
