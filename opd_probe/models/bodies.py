@@ -162,3 +162,11 @@ def body_type(model: Any) -> torch.dtype:
     """The coarsest floating type among a model's weights, whose rounding its numbers have."""
     types = {p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize > 1}
     return max(types, key=lambda kind: torch.finfo(kind).eps, default=torch.float32)
+
+
+def rounding_of(model: Any) -> float:
+    """The relative rounding of a model's products: that of its coarsest weights, or of a GPU that is allowed to take
+    products of float32 matrices in TF32."""
+    kind = body_type(model)
+    fast = input_device(model).type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return 2.0**-10 if fast and kind == torch.float32 else torch.finfo(kind).eps

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from opd_probe.errors import InputError, OutOfMemoryError, is_refused_allocation
-from opd_probe.models.bodies import CACHINGS, Body, Caching, Kind, Past, body_type, own_logits
+from opd_probe.models.bodies import CACHINGS, Body, Caching, Kind, Past, body_type, own_logits, rounding_of
 from opd_probe.models.guards import brief
 from opd_probe.models.lengths import LengthFactors
 from opd_probe.models.readout import OutputLayer, given_logits, measured_layer, stated_layer
@@ -37,10 +37,16 @@ _COLUMNS = 256
 """Ids whose logits are compared, of those of a layer of our own."""
 
 _EXACT = 2e-5
-"""Differences of logits, for each unit of the largest, below which float32 paths are the same."""
+"""Differences of logits below which two paths are the same, whatever rounding does to the model."""
 
 _NOISES = 10.0
-"""How many times what rounding alone does to a model two paths may differ."""
+"""How many times what rounding alone does to a model two paths may differ, in coarse types up to _WRONG."""
+
+_FINE = 1e-5
+"""In float32 they may differ by as much of the largest logit at most: cheap paths are not worth more."""
+
+_LEAK = 1e-4
+"""The share of the largest logit above which, in float32, a change of what comes before is no rounding."""
 
 _WRONG = 0.1
 """A share of what lies between the logits of different states; paths that differ by more are never the same."""
@@ -150,7 +156,8 @@ class Trial:
     def __init__(self, model: Any, name: str) -> None:
         self.model, self.name = model, name
         self.finite, self.undecided = True, False
-        self.coarse = body_type(model) not in (torch.float32, torch.float64)
+        self.epsilon = rounding_of(model)
+        self.coarse = self.epsilon > torch.finfo(torch.float32).eps
         self.factors = LengthFactors.of(model)
         self._noise: Tensor | None = None
         one, other = _sequences(model, self.factors)
@@ -267,13 +274,13 @@ class Trial:
         self.undecided = undecided(watched, part)
         self.alone = whole, changed
         what = f"model {self.name} ({type(self.model).__name__})"
-        if not self._same(changed[: self.alike], whole[: self.alike]):
+        if not self._same(changed[: self.alike], whole[: self.alike], fine=_LEAK):
             raise InputError(
                 f"{what}: a token changes what the model says of those before it, so that it has no next-token "
                 "distribution; expected a causal language model (is_decoder or causal in config.json, where the type "
                 "has both)"
             )
-        if not self.undecided and not self._same(cut, whole[: self.alike]):
+        if not self.undecided and not self._same(cut, whole[: self.alike], fine=_LEAK):
             raise InputError(
                 f"{what}: says something else of a prefix when it goes on, though no later token changes it; expected "
                 "a causal language model"
@@ -343,17 +350,18 @@ class Trial:
             wants.append(torch.stack([alone[id(row)][start + step] for row, start in zip(rows, starts, strict=True)]))
         return list(zip(got, wants, strict=True))
 
-    def _same(self, got: Tensor, want: Tensor, *, are_logits: bool = False) -> bool:
+    def _same(self, got: Tensor, want: Tensor, *, are_logits: bool = False, fine: float = _FINE) -> bool:
         """Whether outputs [n, d] of two paths are the same states, but for what rounding does to this model."""
         got, want = (values if are_logits else self._logits(values) for values in (got, want))
-        if not bool(torch.isfinite(got).all()):
+        if got.shape != want.shape or not bool(torch.isfinite(got).all()):
             return False
         error = self._size((got - want).abs().amax(-1))
-        scale = max(1.0, float(want.abs().max()))
-        if error <= _EXACT * scale:
+        if error <= _EXACT:
             return True
-        spread = float((want[1:] - want[:-1]).abs().amax(-1).median()) if len(want) > 1 else scale
-        return error <= min(_NOISES * self._size(self._rounding()), _WRONG * spread)
+        noise = _NOISES * self._size(self._rounding())
+        if not self.coarse:
+            return error <= min(noise, fine * float(want.abs().max()))
+        return error <= min(noise, _WRONG * float((want[1:] - want[:-1]).abs().amax(-1).median()))
 
     def _logits(self, values: Tensor) -> Tensor:
         values = values.to(self.layer.weight.device)
@@ -369,7 +377,7 @@ class Trial:
     def _rounding(self) -> Tensor:
         """What the last bit of the embeddings does to the logits of each state of the first sequence, [T]."""
         if self._noise is None:
-            epsilon = torch.finfo(body_type(self.model)).eps
+            epsilon = self.epsilon
             generator = torch.Generator().manual_seed(0)
 
             def jitter(module: Any, args: Any, output: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ class TieWatch(TorchDispatchMode):
     """Watches what is chosen while a model runs.
 
     Attributes:
-        choices: for each choice of the best few, among how many, and whether the last chosen and the first left out
-            had the very same score somewhere.
+        choices: for each choice of the best few, among how many, and whether that was undecided somewhere: the last
+            chosen and the first left out had the very same score, or several had a score of exactly 0, as sums of what
+            is cut off at 0 do, so that sooner or later two of them stand there.
     """
 
     def __init__(self) -> None:
@@ -35,8 +36,8 @@ class TieWatch(TorchDispatchMode):
     def _look(self, scores: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> None:
         del sorted
         count = scores.shape[dim]
-        tied = False
-        if k < count:
+        tied = bool(((scores == 0).sum(dim) > 1).any())
+        if k < count and not tied:
             best = scores.topk(k + 1, dim, largest=largest).values.narrow(dim, k - 1, 2)
             last, next_one = best.unbind(dim)
             tied = bool(((last == next_one) & (last > _MASKED)).any())

@@ -57,10 +57,11 @@ KNOBS: dict[str, float | bool] = {
     "mup_width_multiplier": 2.0,
 }  # fmt: skip
 
-DECODERS = (
-    "bert big_bird camembert data2vec-text electra ernie megatron-bert roberta roberta-prelayernorm roc_bert roformer "
-    "xlm-roberta xlm-roberta-xl bert-generation rembert xmod reformer"
-).split()
+_DECODERS = """
+    bert big_bird camembert data2vec-text electra ernie megatron-bert roberta roberta-prelayernorm roc_bert roformer
+    xlm-roberta xlm-roberta-xl bert-generation rembert xmod reformer
+"""
+DECODERS = tuple(_DECODERS.split())
 """Types that are encoders unless their configuration says ``is_decoder``."""
 
 TWO_SIDED: dict[str, dict[str, Any]] = {name: {"is_decoder": False} for name in DECODERS if name != "reformer"} | {

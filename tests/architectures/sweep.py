@@ -66,7 +66,7 @@ def outcomes(findings: dict[Job, Finding], group: str) -> dict[str, Finding]:
 
 
 def failures(findings: dict[Job, Finding]) -> list[str]:
-    """What must not be, a line each: wrong numbers, tracebacks, a two-sided model that is not refused, too few exact."""
+    """What must not be, a line each: wrong numbers, tracebacks, a two-sided model that is taken, too few exact ones."""
     said = [
         f"{group} {kind}, seed {seed}: {found.outcome} {found.why} {found.errors}"
         for (group, kind, seed), found in findings.items()

@@ -72,10 +72,12 @@ def errors_by_path(models: Sequence[Any], seed: int, found: Finding) -> Iterator
     """(path, largest error) of replays and samples."""
     random = np.random.default_rng(seed)
 
-    def ids(count: int) -> list[int]:
-        return random.integers(5, 3 * VOCABULARY // 4, count).tolist()  # type: ignore[no-any-return]
-
     pair = [load_model(model) for model in models]
+    text = np.setdiff1d(np.arange(5, 3 * VOCABULARY // 4), pair[0].placeholder_ids)
+
+    def ids(count: int) -> list[int]:
+        return random.choice(text, count).tolist()  # type: ignore[no-any-return]
+
     found.ways = ways(pair[0])
     apart = [row(f"a{count}", ids(5 + count % 3), ids(count)) for count in (28, 29, 30, 31, 17)]
     prompt = ids(24)
