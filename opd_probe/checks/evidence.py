@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opd_probe.engine.replay import BATCH_TOKENS
+from opd_probe.engine.settings import BATCH_TOKENS
 from opd_probe.models.vocabulary import SharedVocabulary
 from opd_probe.types import Rollout
 
