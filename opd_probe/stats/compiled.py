@@ -25,12 +25,10 @@ def compiling_pays(states: int, width: int, device: torch.device) -> bool:
 
 
 @functools.cache
-def _definition(device: str) -> Callable[..., Any]:
+def _definition() -> Callable[..., Any]:
     """The compiled definition; one for the whole process, since another one would be traced and looked up anew."""
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
-    # Sums of compiled code on a CPU run along a row one vector after another; on a GPU they are trees.
-    sums = torch.float64 if device == "cpu" else torch.float32
-    return torch.compile(functools.partial(reduce_pair, sums=sums), dynamic=False, fullgraph=True)
+    return torch.compile(reduce_pair, dynamic=False, fullgraph=True)
 
 
 class CompiledReduction:
@@ -45,7 +43,7 @@ class CompiledReduction:
 
     def __init__(self, rows: int, device: torch.device) -> None:
         self.rows = rows
-        self._compiled: Callable[..., Any] | None = _definition(device.type)
+        self._compiled: Callable[..., Any] | None = _definition()
 
     @property
     def is_compiled(self) -> bool:
@@ -67,4 +65,4 @@ class CompiledReduction:
                 stacklevel=2,
             )
             return reduce_in_tiles(student, teacher, temperature)
-        return student_maxima, teacher_maxima, moments.double()
+        return student_maxima, teacher_maxima, moments
