@@ -52,6 +52,7 @@ class Pair:
     teacher: Path
     rollouts: list[Rollout]
     _hidden: dict[Any, Tensor] = field(default_factory=dict, repr=False)
+    _by_hand: dict[torch.dtype, Values] = field(default_factory=dict, repr=False)
 
     @property
     def tokens(self) -> NDArray[np.int64]:
@@ -96,8 +97,10 @@ class Pair:
 
     def by_hand(self, dtype: torch.dtype) -> Values:
         """What a script gets that takes the logits of transformers' own pass, and does the rest in float64."""
-        sides = [_logits(*self.hidden(side, dtype)) for side in ("student", "teacher")]
-        return measure(sides[0], sides[1], self.tokens, self.correct, K, DEPTH)
+        if dtype not in self._by_hand:
+            sides = [_logits(*self.hidden(side, dtype)) for side in ("student", "teacher")]
+            self._by_hand[dtype] = measure(sides[0], sides[1], self.tokens, self.correct, K, DEPTH)
+        return self._by_hand[dtype]
 
 
 def _logits(hidden: Tensor, layer: Tensor) -> Iterator[Tensor]:
@@ -180,11 +183,6 @@ def errors(found: Values, right: Values) -> dict[str, Error]:
             unlike=int((np.isnan(got) != np.isnan(true)).sum()),
         )
     return result
-
-
-def is_count(name: str) -> bool:
-    """Whether a metric is a count or a verdict, right or wrong and never nearly right."""
-    return "_k_for_" in name or name in ("overlap_ratio", "sign_noise") or name.endswith("_share")
 
 
 def other_sets(found: Values, right: Values) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import opd_probe
+from benchmarks.precision import is_count
 from opd_probe.engine.scoring import StateScorer, VocabularyMap
 from opd_probe.metrics import METRICS
 from opd_probe.stats.compiled import CompiledReduction
@@ -19,7 +20,7 @@ from opd_probe.stats.scratch import Scratch
 from opd_probe.stats.single import single_statistics
 from opd_probe.trace import Trace, rollout_table
 from tests.real.measured import needs_the_model, record
-from tests.real.pairs import DEPTH, K, SMALLEST, Pair, errors, is_count, other_sets, values_of
+from tests.real.pairs import DEPTH, K, SMALLEST, Pair, errors, other_sets, values_of
 from tests.real.truth import Floats, Values, logits_of, measure, number_of
 
 pytestmark = needs_the_model
@@ -27,7 +28,7 @@ pytestmark = needs_the_model
 CHUNK = 64
 CPU = torch.device("cpu")
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
-TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass
@@ -176,7 +177,6 @@ def test_one_model_alone(same_logits: tuple[Work, Values]) -> None:
         ("float32", "eager", of_eager),
         ("bfloat16", "eager", of_eager),
         ("bfloat16", "native product, compiled", of_compiled),
-        ("float16", "eager", of_eager),
     ],
 )
 def test_from_the_same_hidden_states(pair: Pair, weights: str, path: str, made) -> None:  # type: ignore[no-untyped-def]
