@@ -5,9 +5,9 @@ a = s - max s, b = t - max t and d = a - b, one pass accumulates the sums of e^a
 d e^b; entropies, log-partition functions and both divergences follow. d itself is accumulated because entropy
 minus cross-entropy cancels.
 
-Logits are float32 and everything made of them is float64, with what lies below the maximum summed apart: where one
-token holds all but 1e-7 of the mass, everything that these statistics tell is in the rest, which a sum that starts
-from 1 in float32 loses altogether and one in float64 from 1e-16 on.
+Logits are float32 and everything made of them is float64. Where one token holds all but 1e-7 of the mass, all that
+these statistics tell is in the rest: a float32 sum loses it beside the 1, a float64 sum keeps 8 digits of it, and
+below that the rest is summed apart.
 """
 
 from __future__ import annotations
@@ -20,13 +20,19 @@ import torch
 from torch import Tensor
 
 from opd_probe.errors import LogitError
-from opd_probe.stats.topk import block_maxima, count_at_maximum, exact_topk
+from opd_probe.stats.topk import block_maxima, exact_topk
+
+_REST_APART = 1e-7
+"""Mass below the maximum, in multiples of the maximum's, up to which it is summed apart: sums that run along a row one
+vector after another, as compiled ones do, are good to 1e-14 beside a 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class PairStatistics:
     """What a trace stores of T states; ids are indices into the logits' last axis.
 
-    Shapes are [T] or [T, K]. Log-probabilities, entropies and divergences are float32, in nats.
+    Shapes are [T] or [T, K]. Log-probabilities, entropies and divergences are float32, in nats: rounded once, from
+    float64. Log-partition functions are float64.
     ``student_logprob`` and ``teacher_logprob`` are NaN where ``token_ids`` was negative.
     """
 
@@ -89,9 +95,9 @@ def pair_statistics(
     odd = torch.nonzero(~torch.isfinite(moments).all(0)).flatten()
     for rows in odd.split(tile_rows(student_logits)):
         moments[:, rows] = _masked_moments(student.shifted(rows), teacher.shifted(rows))
-    student.set_mass_below(moments[0])
-    teacher.set_mass_below(moments[1])
-    moments[2:] /= torch.stack([student.mass, teacher.mass, student.mass, teacher.mass])
+    student.set_mass(moments[0])
+    teacher.set_mass(moments[1])
+    moments[2:] /= moments[[0, 1, 0, 1]]
     shift = student.log_z - teacher.log_z
     reverse, forward = _not_negative(moments[4] - shift), _not_negative(shift - moments[5])
     sampled = token_ids.clamp(min=0).unsqueeze(1)
@@ -129,26 +135,25 @@ class Side:
         LogitError: see :func:`row_maximum`.
     """
 
-    top_ids: Tensor
-    """int64 [T, k]."""
     maximum: Tensor
     """float32 [T, 1]."""
-    mass: Tensor
-    """float64 [T]: Σ e^a, a = (logit − maximum) / temperature, once :meth:`set_mass_below` was called."""
+    top_ids: Tensor
+    """int64 [T, k]."""
     log_z: Tensor
-    """float64 [T]: log Σ e^a, to the last digits of what lies below the maximum."""
+    """float64 [T]: log Σ e^a, a = (logit − maximum) / temperature; once :meth:`set_mass` was called."""
 
     def __init__(self, name: str, logits: Tensor, maxima: Tensor, k: int, temperature: float) -> None:
         self.logits, self.temperature = logits, temperature
         self.maximum = row_maximum(maxima, name)
-        ids = exact_topk(logits, min(max(k, 2), logits.shape[1]), maxima)  # two, to see whether the first are equal
-        self.top_ids = ids[:, :k]
-        self._tops = count_at_maximum(logits, ids).double()
+        self.top_ids = exact_topk(logits, k, maxima)
 
-    def set_mass_below(self, mass_below: Tensor) -> None:
-        """Take Σ e^a over the ids below the maximum, float64 [T]."""
-        self.mass = self._tops + mass_below
-        self.log_z = self._tops.log() + torch.log1p(mass_below / self._tops)
+    def set_mass(self, mass: Tensor) -> None:
+        """Take Σ e^a, float64 [T], for the partition function, and look again at what little lies beside a 1."""
+        rest = mass - 1.0
+        for rows in torch.nonzero(rest < _REST_APART).flatten().split(tile_rows(self.logits)):
+            a = self.shifted(rows)
+            rest[rows] = torch.where(a < 0, a.exp(), 0.0).sum(-1)
+        self.log_z = torch.log1p(rest)
 
     def shifted(self, rows: Tensor) -> Tensor:
         """a = (logit − maximum) / temperature at some states, float64 [r, V]."""
@@ -171,11 +176,11 @@ def shifted(logits: Tensor, maximum: Tensor, temperature: float) -> Tensor:
 
 
 def reduce_one(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """The part of :func:`reduce_pair` that looks at one model: block maxima, a, e^a, and [Σ e^a below 0, Σ e^a a]."""
+    """The part of :func:`reduce_pair` that looks at one model: block maxima, a, e^a, and [Σ e^a, Σ e^a a]."""
     maxima = block_maxima(logits)
     a = shifted(logits, maxima.amax(-1, keepdim=True), temperature)
     p = a.exp()
-    return maxima, a, p, [torch.where(a < 0, p, 0.0).sum(-1), weighted_sum(p, a)]
+    return maxima, a, p, [p.sum(-1), weighted_sum(p, a)]
 
 
 def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
@@ -192,9 +197,8 @@ def reduce_pair(student: Tensor, teacher: Tensor, temperature: float) -> tuple[T
         student, teacher: float32 [T, V].
 
     Returns:
-        Block maxima of both ([T, ceil(V / 64)] each), and moments, float64 [6, T]: Σ e^a over a < 0, Σ e^b over b < 0,
-        Σ e^a a, Σ e^b b, Σ e^a (a − b), Σ e^b (a − b), with a and b the logits below their row's maximum, over the
-        temperature.
+        Block maxima of both ([T, ceil(V / 64)] each), and moments, float64 [6, T]: Σ e^a, Σ e^b, Σ e^a a, Σ e^b b,
+        Σ e^a (a − b), Σ e^b (a − b), with a and b the logits below their row's maximum, over the temperature.
     """
     student_maxima, a, p, of_student = reduce_one(student, temperature)
     teacher_maxima, b, q, of_teacher = reduce_one(teacher, temperature)
@@ -249,10 +253,9 @@ def _masked_moments(a: Tensor, b: Tensor) -> Tensor:
         return torch.where(on, weights * torch.where(on, values, 0.0), 0.0).sum(-1)
 
     both = on_p & on_q
-    below = [torch.where(x < 0, weights, 0.0).sum(-1) for x, weights in ((a, p), (b, q))]
     reverse = total(p, a - b, both).masked_fill((on_p & ~on_q).any(-1), torch.inf)
     forward = total(q, a - b, both).masked_fill((on_q & ~on_p).any(-1), -torch.inf)
-    return torch.stack([*below, total(p, a, on_p), total(q, b, on_q), reverse, forward])
+    return torch.stack([p.sum(-1), q.sum(-1), total(p, a, on_p), total(q, b, on_q), reverse, forward])
 
 
 def _not_negative(divergence: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class SingleStatistics:
         logprobs_at: [T, m], at the ids that were asked for; NaN where there was none.
         logprob: [T], of the sampled token; NaN where it is outside.
         entropy: [T].
-        log_partition: [T].
+        log_partition: float64 [T].
     """
 
     top_ids: Tensor
@@ -49,13 +49,13 @@ def single_statistics(
         LogitError: as :func:`opd_probe.stats.pair.pair_statistics`.
     """
     parts = [_reduce(rows) for rows in logits.split(tile_rows(logits))]
-    maxima, mass_below, weighted = (torch.cat(part) for part in zip(*parts, strict=True))
+    maxima, mass, weighted = (torch.cat(part) for part in zip(*parts, strict=True))
     one = Side(side, logits, maxima, k, 1.0)
     for rows in torch.nonzero(~weighted.isfinite()).flatten().split(tile_rows(logits)):  # 0 log 0 = 0
         a = one.shifted(rows)
         p = a.exp()
         weighted[rows] = torch.where(p > 0, p * a, 0.0).sum(-1)
-    one.set_mass_below(mass_below)
+    one.set_mass(mass)
 
     def logprobs(wanted: Tensor) -> Tensor:
         return one.logprobs(wanted.clamp(min=0)).masked_fill(wanted < 0, torch.nan)
@@ -65,12 +65,12 @@ def single_statistics(
         top_logprobs=one.logprobs(one.top_ids),
         logprobs_at=logprobs(at),
         logprob=logprobs(token_ids.unsqueeze(1)).squeeze(1),
-        entropy=(one.log_z - weighted / one.mass).float(),
+        entropy=(one.log_z - weighted / mass).float(),
         log_partition=one.log_partition(),
     )
 
 
 def _reduce(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Block maxima [T, ceil(V / 64)], Σ e^a over a < 0 and Σ e^a a, as of :func:`opd_probe.stats.pair.reduce_one`."""
-    maxima, _, _, (mass_below, weighted) = reduce_one(logits, 1.0)
-    return maxima, mass_below, weighted
+    """Block maxima [T, ceil(V / 64)], Σ e^a and Σ e^a a, as of :func:`opd_probe.stats.pair.reduce_one`."""
+    maxima, _, _, (mass, weighted) = reduce_one(logits, 1.0)
+    return maxima, mass, weighted

@@ -79,17 +79,3 @@ def exact_topk(logits: Tensor, k: int, maxima: Tensor | None = None) -> Tensor:
     # An id that does not exist must lose even against -inf, which a masked vocabulary may hold.
     candidates = torch.where(beyond, width + candidates, candidates)
     return _top_ids(values.masked_fill(beyond, -torch.inf), candidates, k)
-
-
-def count_at_maximum(logits: Tensor, ids: Tensor) -> Tensor:
-    """How many ids hold the largest logit of each row, int64 [T].
-
-    Args:
-        logits: float32 [T, V] without NaN.
-        ids: int64 [T, m], what :func:`exact_topk` found; m >= 2 unless V is 1.
-    """
-    first = torch.gather(logits, 1, ids[:, :2])
-    counts = torch.ones_like(ids[:, 0])
-    rows = torch.nonzero(first[:, 0] == first[:, -1]).flatten()  # rare in float32
-    counts[rows] = (logits[rows] == first[rows, :1]).sum(-1)
-    return counts
