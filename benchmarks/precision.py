@@ -17,8 +17,8 @@ DOCS = Path(__file__).parents[1] / "docs" / "metrics.md"
 BEGIN, END = "<!-- measured by make real -->", "<!-- end of what make real measured -->"
 
 Report = dict[str, Any]
-"""``pairs``: what states each pair has. ``rows``: per pair, what the reference was given, weights and path, the error of
-every metric. ``readings``: what a reader must not conclude. And the machine."""
+"""``pairs``: what states each pair has. ``rows``: per pair, what the reference was given, weights and path, the errors
+of every metric. ``readings``: what a reader must not conclude. And the machine."""
 
 Row = dict[str, Any]
 Table = list[list[str]]
@@ -94,7 +94,7 @@ def by_metric(report: Report) -> Table:
 
 
 def is_count(name: str) -> bool:
-    """Whether a metric is a count or a verdict, right or wrong and never nearly right: its error is a share of states."""
+    """Whether a metric is a count or a verdict, right or wrong, never nearly right: its error is a share of states."""
     return "_k_for_" in name or name in ("overlap_ratio", "sign_noise") or name.endswith("_share")
 
 
@@ -183,7 +183,9 @@ def of_pairs(report: Report) -> Table:
     for name, pair in report["pairs"].items():
         sure = pair["confident"]
         shares = [share(sure[bound]) for bound in ("1e-3", "1e-5", "1e-7")]
-        table.append([name, f"{pair['states']:,}", f"{pair['overlap_ratio']:.3f}", f"{pair['reverse_kl']:.2f}", *shares])
+        table.append(
+            [name, f"{pair['states']:,}", f"{pair['overlap_ratio']:.3f}", f"{pair['reverse_kl']:.2f}", *shares]
+        )
     return table
 
 

@@ -25,9 +25,7 @@ def random_pair(
     return student.astype(np.float32), teacher.astype(np.float32), tokens
 
 
-def confident_pair(
-    states: int, vocabulary: int, *, seed: int = 0
-) -> tuple[Logits, Logits, NDArray[np.int64]]:
+def confident_pair(states: int, vocabulary: int, *, seed: int = 0) -> tuple[Logits, Logits, NDArray[np.int64]]:
     """As :func:`random_pair`, with one token that holds all but 1e-4 … 1e-8 of the student's mass, and nearly so of the
     teacher's; at every second state it is the sampled one."""
     student, teacher, tokens = random_pair(states, vocabulary, seed=seed, distance=0.3)

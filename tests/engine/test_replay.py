@@ -128,7 +128,10 @@ def check_against_naive(
                     assert np.isnan(rows[f"{side}_logprob"][at])
             log_p = reference.log_softmax(p_logits[at][shared], temperature)
             log_q = reference.log_softmax(q_logits[at][shared], temperature)
-            for name, expected in (("reverse_kl", reference.kl(log_p, log_q)), ("forward_kl", reference.kl(log_q, log_p))):
+            for name, expected in (
+                ("reverse_kl", reference.kl(log_p, log_q)),
+                ("forward_kl", reference.kl(log_q, log_p)),
+            ):
                 assert rows[name][at] == pytest.approx(expected, rel=10 * tolerance, abs=1e-8), name
 
 

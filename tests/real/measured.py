@@ -35,7 +35,7 @@ def record(pair: Pair, against: str, weights: str, path: str, found: Mapping[str
     """Keep what one path measured of one pair.
 
     Args:
-        against: what the float64 reference was given: the same ``logits``, the same ``hidden`` states, or the ``model``.
+        against: what the float64 reference was given: the same ``logits``, ``hidden`` states, or the ``model``.
         sets: the share of states with another top-k set.
     """
     MEASURED["rows"].append(

@@ -1,11 +1,11 @@
-"""Pairs of a student and a teacher with the student's own rollouts, what is right of them, and how far others are off."""
+"""Pairs of a student and a teacher with the student's rollouts, what is right of them, and how far off others are."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import opd_probe
+from benchmarks.precision import is_count
 from opd_probe.metrics import METRICS
 from opd_probe.rollouts.files import read_rollouts
 from opd_probe.trace import Trace

@@ -57,9 +57,7 @@ def test_cooler_samples_are_other_states(ordinary: Pair, home: Path) -> None:
     cool = sample(ordinary.student, ordinary.teacher, "cool", home, COOL)
     found = {}
     for name, pair in (("1", ordinary), (str(COOL), cool)):
-        row = opd_probe.summarize(
-            opd_probe.replay(pair.student, pair.teacher, pair.rollouts, k=DEPTH), 16, resamples=0
-        )
+        row = opd_probe.summarize(opd_probe.replay(pair.student, pair.teacher, pair.rollouts, k=DEPTH), 16, resamples=0)
         found[name] = {key: row[key] for key in ("sampled_reward", "reverse_kl", "overlap_ratio", "student_entropy")}
     MEASURED["readings"]["temperature"] = rounded_all(found)
     assert found[str(COOL)]["student_entropy"] < found["1"]["student_entropy"]

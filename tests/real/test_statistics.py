@@ -20,7 +20,7 @@ from opd_probe.stats.scratch import Scratch
 from opd_probe.stats.single import single_statistics
 from opd_probe.trace import Trace, rollout_table
 from tests.real.measured import needs_the_model, record
-from tests.real.pairs import DEPTH, K, SMALLEST, Pair, errors, other_sets, values_of
+from tests.real.pairs import DEPTH, SMALLEST, K, Pair, errors, other_sets, values_of
 from tests.real.truth import Floats, Values, logits_of, measure, number_of
 
 pytestmark = needs_the_model

@@ -19,9 +19,7 @@ def test_metrics_are_those_of_the_slow_reference(pair: Pair) -> None:
     tokens = torch.tensor(rollout.response_ids[:3])
     found = metrics(logits[0], logits[1], tokens, np.ones(3), K, DEPTH)
     for at in range(3):
-        expected = reference.state(
-            logits[0][at], logits[1][at], int(tokens[at]), K, trace_k=DEPTH, correct=True
-        )
+        expected = reference.state(logits[0][at], logits[1][at], int(tokens[at]), K, trace_k=DEPTH, correct=True)
         assert set(expected) == set(METRICS)
         for name, value in expected.items():
             assert found[name][at] == pytest.approx(value, rel=1e-7, abs=1e-12, nan_ok=True), name
@@ -39,7 +37,7 @@ def test_the_forward_pass_is_the_models_own(pair: Pair) -> None:
 
 
 def test_the_pairs_are_what_they_are_for(ordinary: Pair, sharpened: Pair) -> None:
-    """A related teacher, long enough answers, and plenty of confident states at every magnitude in the sharpened one."""
+    """A related teacher, and in the sharpened pair plenty of confident states of every magnitude."""
     for pair in (ordinary, sharpened):
         assert 0.3 < pair.truth["overlap_ratio"].mean() < 0.8
         assert len(pair.tokens) > 500

@@ -86,9 +86,7 @@ class Llama:
         speed = self.config["rope_parameters"]["rope_theta"] ** (-torch.arange(half, dtype=torch.float64) / half)
         angle = torch.arange(x.shape[1], dtype=torch.float64)[:, None] * speed
         left, right = x[..., :half], x[..., half:]
-        return torch.cat(
-            [left * angle.cos() - right * angle.sin(), right * angle.cos() + left * angle.sin()], dim=-1
-        )
+        return torch.cat([left * angle.cos() - right * angle.sin(), right * angle.cos() + left * angle.sin()], dim=-1)
 
 
 def logits_of(hidden: Tensor, weight: Tensor) -> Iterator[Tensor]:
