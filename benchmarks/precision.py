@@ -53,7 +53,13 @@ def moved(error: Row) -> str:
         return "0"
     if error["mean"] == 0:
         return f"{error['off']:+.1g}"
-    return f"{100 * error['off'] / abs(error['mean']):+.2g} %"
+    part = 100 * error["off"] / abs(error["mean"])
+    return f"{part:+.2g} %" if abs(part) >= 0.01 else "< 0.01 %"
+
+
+def points(error: Row) -> str:
+    """By how many hundredths a share moved."""
+    return "0" if error["off"] == 0 else f"{100 * error['off']:+.2g}"
 
 
 def chosen(report: Report, **wanted: str) -> list[Row]:
@@ -87,8 +93,8 @@ def by_metric(report: Report) -> Table:
             "" if is_count(name) else size(largest(narrow, name, "typical")),
         ]
         for pair in report["pairs"]:
-            (row,) = chosen(report, pair=pair, against="model", weights="bfloat16", path=AS_IT_COMES)
-            cells.append(moved(row["metrics"][name]))
+            usual = chosen(report, pair=pair, against="model", weights="bfloat16", path=AS_IT_COMES)
+            cells.append(" ".join(moved(row["metrics"][name]) for row in usual))
         table.append(cells)
     return table
 
@@ -111,7 +117,7 @@ def by_path(report: Report) -> Table:
         ("−log q(ŷ), worst", lambda row: size(row["metrics"]["teacher_nll"]["worst"])),
         ("H(p), worst", lambda row: size(row["metrics"]["student_entropy"]["worst"])),
         ("KL(p ‖ q), worst part of it", lambda row: _of(row, "reverse_kl", lambda error: size(error["relative"]))),
-        ("overlap, mean", lambda row: _of(row, "overlap_ratio", lambda error: f"{100 * error['off']:+.2g}")),
+        ("overlap, mean, points", lambda row: _of(row, "overlap_ratio", points)),
         ("advantage, mean", lambda row: _of(row, "overlap_advantage", moved)),
     ]
     table[0] += [heading for heading, _ in columns]
@@ -215,7 +221,7 @@ def _markdown(table: Table) -> str:
 
 def as_text(report: Report) -> str:
     """What there is so far, for a terminal."""
-    tables = [of_pairs(report), by_path(report)]
+    tables = [of_pairs(report), by_metric(report), by_path(report)]
     return "\n\n".join(_aligned(table) for table in tables)
 
 

@@ -23,7 +23,7 @@ from opd_probe.trace import Trace
 from tests.models.served.recorded_server import serving
 from tests.models.served.sglang_server import SGLangAnswers
 from tests.real.measured import needs_the_model, record
-from tests.real.pairs import DEPTH, Pair, errors, other_sets, values_of
+from tests.real.pairs import DEPTH, K, Pair, errors, other_sets, values_of
 
 pytestmark = [needs_the_model, pytest.mark.filterwarnings("ignore::opd_probe.errors.OpdProbeWarning")]
 
@@ -66,11 +66,11 @@ def one_model_after_the_other(pair: Pair, _: Change) -> Trace:
 
 def several_teachers(pair: Pair, _: Change) -> Trace:
     """The student's states are stored; as its own teacher it is at no distance."""
-    teachers = [pair.student, pair.teacher]
-    itself, other = opd_probe.replay_teachers(pair.student, teachers, pair.rollouts, k=DEPTH, jsd=True)
+    teachers = {"itself": pair.student, "other": pair.teacher}
+    traces = opd_probe.replay_teachers(pair.student, teachers, pair.rollouts, k=DEPTH, jsd=True)
     for name in (*DIVERGENCES, "sampled_reward", "entropy_gap"):
-        assert not opd_probe.state_metrics(itself, 16)[name].any(), name
-    return other
+        assert not opd_probe.state_metrics(traces["itself"], K)[name].any(), name
+    return traces["other"]
 
 
 def served_teacher(pair: Pair, _: Change) -> Trace:
@@ -131,13 +131,15 @@ def held(pair: Pair, trace: Trace, weights: str, path: str) -> None:
     measured, noise = errors(found, right), errors(usual, right)
     record(pair, "model", weights, path, measured, other_sets(found, right))
     narrow = weights in ("bfloat16", "float16")
+    # A server takes its log-softmax in float32, over the whole vocabulary.
+    told = 1e-5 if path == "served teacher" else 1e-7
     assert other_sets(found, right) <= 1.5 * other_sets(usual, right) + 0.01
     for name, error in measured.items():
         if is_count(name):
             assert error.worst <= 1.5 * noise[name].worst + 0.01, (name, error, noise[name])
             continue
-        assert error.typical <= (1.5 if narrow else 2.5) * noise[name].typical + 1e-7, (name, error, noise[name])
-        assert error.worst <= 5 * noise[name].worst + 1e-6, (name, error, noise[name])
+        assert error.typical <= (1.5 if narrow else 2.5) * noise[name].typical + told, (name, error, noise[name])
+        assert error.worst <= 5 * noise[name].worst + 10 * told, (name, error, noise[name])
     for name in DIVERGENCES:
         if name in measured:
             assert (found[name] >= 0).all(), name
