@@ -20,7 +20,7 @@ from .examples import LONG_NAMES, lab_table, mass_table
 
 def test_importing_the_package_is_light_and_drawing_needs_no_pyplot() -> None:
     code = (
-        "import sys, opd_probe.plots as p; heavy = {'matplotlib', 'pandas', 'numpy', 'torch'};"
+        "import sys, opd_probe.plots as p; heavy = {'matplotlib', 'pandas', 'numpy', 'seaborn', 'torch'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules);"
         "p.plot_overlap; p.plot_mass; p.plot_alignment;"
         "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules"
