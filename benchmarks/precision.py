@@ -230,6 +230,13 @@ def _aligned(table: Table) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
 
 
+def write(report: Report, place: Path) -> None:
+    """Keep a report as JSON, a row on a line."""
+    head = json.dumps({name: value for name, value in report.items() if name != "rows"}, indent=1)
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in report["rows"])
+    place.write_text(f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n')
+
+
 def show_in(page: Path, report: Report) -> None:
     """Replace what stands between the page's two marks."""
     head, begin, rest = page.read_text().partition(BEGIN)

@@ -54,6 +54,11 @@ def test_what_is_promised_was_measured(report: dict[str, Any]) -> None:
         assert row["metrics"]["student_entropy"]["worst"] < 1e-3
 
 
+def test_a_report_is_kept(tmp_path: Path, report: dict[str, Any]) -> None:
+    precision.write(report, tmp_path / "kept.json")
+    assert json.loads((tmp_path / "kept.json").read_text()) == report
+
+
 def test_the_page_is_written_between_its_marks(tmp_path: Path, report: dict[str, Any]) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{precision.BEGIN}\nold\n{precision.END}\nafter\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,5 +54,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
         if exitstatus != 0:
             terminalreporter.write_line("Nothing was kept, since a test failed.")
             return
-        precision.RESULTS.write_text(json.dumps(MEASURED, indent=1) + "\n")
+        precision.write(MEASURED, precision.RESULTS)
         precision.show_in(precision.DOCS, MEASURED)

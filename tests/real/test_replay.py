@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import opd_probe
@@ -57,7 +59,17 @@ def as_a_long_job(pair: Pair, change: Change, dtype: str | None = None) -> Trace
     """Compiled, and with bf16 weights the native product: what jobs of many states use."""
     change.setitem(compiled.PAYS_FROM, "cpu", 0)
     change.setattr(native, "PAYS_FROM", 0)
-    return replayed(pair, chunk=64, dtype=dtype)
+    whole: list[bool] = []
+    run = compiled.CompiledReduction.__call__
+
+    def counted(self: compiled.CompiledReduction, student: Tensor, *rest: Any) -> Any:
+        whole.append(len(student) == self.rows and self.is_compiled)
+        return run(self, student, *rest)
+
+    change.setattr(compiled.CompiledReduction, "__call__", counted)
+    trace = replayed(pair, chunk=32, dtype=dtype)
+    assert sum(whole) > len(whole) / 2
+    return trace
 
 
 def one_model_after_the_other(pair: Pair, _: Change) -> Trace:
