@@ -8,8 +8,11 @@ import torch
 
 from opd_probe.metrics import METRICS
 from tests import reference
+from tests.real.measured import needs_the_model
 from tests.real.pairs import DEPTH, K, Pair
 from tests.real.truth import Llama, metrics
+
+pytestmark = needs_the_model
 
 
 def test_metrics_are_those_of_the_slow_reference(pair: Pair) -> None:
