@@ -186,7 +186,8 @@ def reduce_one(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tens
 def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     """Σ weights · values along rows, [T, V] and [T, V] -> [T]."""
     if weights.device.type == "cpu":
-        return torch.linalg.vecdot(weights, values)  # without the product in memory, which is half of the time
+        total: Tensor = torch.linalg.vecdot(weights, values)  # without the product in memory
+        return total
     return (weights * values).sum(-1)  # a batch of dot products would leave a GPU to one block of threads each
 
 
