@@ -29,9 +29,13 @@ from opd_probe.models.ties import TieWatch, undecided
 Batching = Literal["padded", "of one length", "alone"]
 """How sequences may go through a model together: padded on the right, without padding, or not at all."""
 
-_SHORT, _LONGEST = 13, 80
+_SHORT, _LONGEST = 9, 80
 """Tokens of the sequence that a model is tried on: at least, and at most, to cross what its configuration makes
 short."""
+
+_STEPS, _COMPARED = 2, 4
+"""Tokens that are sampled in a trial, and states whose logits are compared over the whole vocabulary, where the
+configuration makes nothing short."""
 
 _COLUMNS = 256
 """Ids whose logits are compared, of those of a layer of our own."""
@@ -176,8 +180,7 @@ class Trial:
             paths, layer = self._readout()
             if self.finite:
                 self._use(paths, layer)
-                self._check_causal()
-                paths.batching = self._batching()
+                paths.batching = self._check_causal()
                 paths.decided = not self.undecided
         return paths, layer
 
@@ -255,45 +258,51 @@ class Trial:
             yield measured
 
     def _reads(self, own: Tensor, kind: Kind, layer: OutputLayer) -> bool:
+        rows = slice(-_COMPARED, None)
         try:
-            ours = layer.logits(Body(self.model, kind)(self.one)[0].to(layer.weight.device))
+            ours = layer.logits(Body(self.model, kind)(self.one)[0, rows].to(layer.weight.device))
         except Exception as error:  # whatever stops a path makes it one that is not taken
             _raise_out_of_memory(error, self.name)
             return False
-        return ours.shape == own.shape and self._same(ours, own.float(), are_logits=True)
+        return self._same(ours, own[rows].float(), are_logits=True)
 
-    def _check_causal(self) -> None:
-        """Refuse a model in which what comes later changes what came before."""
-        watched, part = TieWatch(), TieWatch()
+    def _check_causal(self) -> Batching:
+        """How sequences may go together, of a model in which nothing changes what came before it.
+
+        Raises:
+            InputError: something does.
+        """
         with _in_one_line(self.model, self.name):
-            with watched:
+            with TieWatch() as watched:
                 whole = self.body(self.one)[0]
-            with part:
+            with TieWatch() as part:
                 cut = self.body(self.one[:, : self.alike])[0]
-            changed = self.body(self.other)[0]
         self.undecided = undecided(watched, part)
-        self.alone = whole, changed
+        rows = torch.cat([self.other, self.one], dim=0)
+        if not self.undecided:
+            rows[1, self.alike :] = 0
+            if self._agrees(rows, [whole[: self.alike], cut]) and self._kept(cut, whole):
+                return "padded"
+        with _in_one_line(self.model, self.name):
+            changed = self.body(self.other)[0]
         what = f"model {self.name} ({type(self.model).__name__})"
-        if not self._same(changed[: self.alike], whole[: self.alike], fine=_LEAK):
+        if not self._kept(changed, whole):
             raise InputError(
                 f"{what}: a token changes what the model says of those before it, so that it has no next-token "
                 "distribution; expected a causal language model (is_decoder or causal in config.json, where the type "
                 "has both)"
             )
-        if not self.undecided and not self._same(cut, whole[: self.alike], fine=_LEAK):
+        if not self.undecided and not self._kept(cut, whole):
             raise InputError(
                 f"{what}: says something else of a prefix when it goes on, though no later token changes it; expected "
                 "a causal language model"
             )
+        rows = torch.cat([self.one, self.other])
+        return "of one length" if self._agrees(rows, [whole, changed]) else "alone"
 
-    def _batching(self) -> Batching:
-        whole, changed = self.alone
-        cut = self.alike + 1
-        rows = torch.cat([self.one, self.other, self.one], dim=0)
-        rows[2, cut:] = 0
-        if not self.undecided and self._agrees(rows, [whole, changed, whole[:cut]]):
-            return "padded"
-        return "of one length" if self._agrees(rows[:2], [whole, changed]) else "alone"
+    def _kept(self, some: Tensor, whole: Tensor) -> bool:
+        """Whether the tokens that both sequences begin with are the same states in both."""
+        return self._same(some[: self.alike], whole[: self.alike], fine=_LEAK)
 
     def _agrees(self, rows: Tensor, want: list[Tensor]) -> bool:
         try:
@@ -338,7 +347,8 @@ class Trial:
         mask = None if mask is None else mask[torch.tensor([0, 0, 1])]
         starts, rows = [short, short, long], [self.one, self.one, self.other]
         wants = [torch.stack([self.alone[0][short - 1], self.alone[1][long - 1]])]
-        for step in range(self.length - long):
+        steps = self.length - long if self.length > _SHORT else _STEPS
+        for step in range(steps):
             if step == 1:
                 past.select(torch.tensor([1, 2]))
                 mask = None if mask is None else mask[1:]

@@ -136,6 +136,7 @@ def _small(configuration: Any, depth: int = 0) -> dict[str, Any]:
         wanted = {"mamba_n_heads": 8, "mamba_num_heads": 8, "mamba_d_ssm": 128}
         wanted |= dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), 16)
         values |= {name: size for name, size in wanted.items() if name in stated}
+    values |= _rotary(stated)
     for name, part in (getattr(configuration, "sub_configs", None) or {}).items() if depth < 3 else ():
         kind = type(getattr(plain, name, None)) if part.__name__ == "AutoConfig" else part
         if kind is type(None):
@@ -147,6 +148,16 @@ def _small(configuration: Any, depth: int = 0) -> dict[str, Any]:
         if getattr(kind, "model_type", ""):
             values[name]["model_type"] = kind.model_type
     return values
+
+
+def _rotary(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary parameters whose sections of time, height and width fit heads of 16 dimensions."""
+    parameters = stated.get("rope_parameters")
+    if not isinstance(parameters, dict) or "mrope_section" not in parameters:
+        return {}
+    half = int(8 * (parameters.get("partial_rotary_factor") or 1.0))
+    third = half // 3
+    return {"rope_parameters": {**parameters, "mrope_section": [half - 2 * third, third, third]}}
 
 
 def _value(name: str, value: Any) -> Any:

@@ -119,6 +119,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--findings", type=Path, default=Path("build/architectures.jsonl"))
     parser.add_argument("--only", nargs="*", default=None, help="types to try; all when left out")
+    parser.add_argument("--groups", nargs="*", default=["causal", "two-sided", "image-text"])
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
     parser.add_argument("--page", type=Path, default=None, help=f"also write the page, such as {DOCS.name}")
     options = parser.parse_args(given)
@@ -129,7 +130,7 @@ def main(given: Sequence[str] | None = None) -> int:
     findings = known(options.findings)
     for job in jobs():
         left_out = options.only is not None and job[1] not in options.only
-        if job in findings or left_out or job[2] not in options.seeds:
+        if job in findings or left_out or job[2] not in options.seeds or job[0] not in options.groups:
             continue
         findings[job] = tried(*job)
         line = {"group": job[0], "kind": job[1], "seed": job[2], "finding": asdict(findings[job])}
