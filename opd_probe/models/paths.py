@@ -40,13 +40,13 @@ configuration makes nothing short."""
 _COLUMNS = 256
 """Ids whose logits are compared, of those of a layer of our own."""
 
-_EXACT = 2e-5
+_EXACT = 1e-5
 """Differences of logits below which two paths are the same, whatever rounding does to the model."""
 
 _NOISES = 10.0
 """How many times what rounding alone does to a model two paths may differ, in coarse types up to _WRONG."""
 
-_FINE = 1e-5
+_FINE = 3e-6
 """In float32 they may differ by as much of the largest logit at most: cheap paths are not worth more."""
 
 _LEAK = 1e-4
@@ -55,8 +55,10 @@ _LEAK = 1e-4
 _WRONG = 0.1
 """A share of what lies between the logits of different states; paths that differ by more are never the same."""
 
-_THRESHOLD = re.compile(r"window|chunk|top_?k$|local|block|bucket|conv|ratio|rate")
-"""Parts of the names under which configurations keep lengths at which something begins or ends."""
+_PARTS = "layer|head|expert|group|hidden|dim|freq|num_"
+_LENGTHS = "window|chunk|top_?k$|local|block|bucket|conv|ratio|rate"
+_THRESHOLD = re.compile(rf"^(?!.*({_PARTS})).*({_LENGTHS})")
+"""Names under which configurations keep lengths at which something begins or ends, and not counts of parts."""
 
 
 @dataclass

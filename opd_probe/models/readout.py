@@ -94,7 +94,7 @@ def _replaced(head: Any, ramp: Tensor) -> Iterator[None]:
 
     def replace(module: Any, args: Any, output: Tensor) -> Tensor:
         del module, args
-        return ramp.to(output.device).expand(output.shape)
+        return ramp.to(output.device).expand(output.shape).clone()  # which may be changed in place
 
     handle = head.register_forward_hook(replace)
     try:
