@@ -191,7 +191,8 @@ def _check_text(rollout: Rollout, model: Any) -> None:
             if token in ids:
                 raise InputError(
                     f"rollout {rollout.id!r}: token id {token} in its {part} stands for a piece of an image, a "
-                    f"video or a sound to {model.name}, and no rollout has those; expected ids of text alone; drop the rollout"
+                    f"video or a sound to {model.name}, and no "
+                    "rollout has those; expected ids of text alone; drop the rollout"
                 )
 
 

@@ -98,7 +98,7 @@ def test_the_scale_of_an_output_layer_is_measured_and_exact(scale: float) -> Non
     stated = stated_layer(model)
     assert stated is not None
     stated.scale = 1.0  # as of a type that keeps it under a name that nobody knows
-    measured = measured_layer(model, stated, IDS[:, :1])
+    measured = measured_layer(model, stated, lambda: own_logits(model, IDS))
     assert measured is not None
     assert (measured.scale, measured.softcap) == (scale, None)
 
