@@ -49,6 +49,9 @@ _NOISES = 10.0
 _FINE = 3e-6
 """In float32 they may differ by as much of the largest logit at most: cheap paths are not worth more."""
 
+_SMALL = 10_000_000
+"""Parameters of a model that is small enough for the dearest path, so that nothing is given for a cheap one."""
+
 _LEAK = 1e-4
 """The share of the largest logit above which, in float32, a change of what comes before is no rounding."""
 
@@ -163,6 +166,7 @@ class Trial:
         self.model, self.name = model, name
         self.finite, self.undecided = True, False
         self.epsilon = rounding_of(model)
+        self.small = sum(parameter.numel() for parameter in model.parameters()) < _SMALL
         self.coarse = self.epsilon > torch.finfo(torch.float32).eps
         self.factors = LengthFactors.of(model)
         self._noise: Tensor | None = None
@@ -372,6 +376,7 @@ class Trial:
             return True
         noise = _NOISES * self._size(self._rounding())
         if not self.coarse:
+            fine = 0.0 if self.small and fine == _FINE else fine
             return error <= min(noise, fine * float(want.abs().max()))
         return error <= min(noise, _WRONG * float((want[1:] - want[:-1]).abs().amax(-1).median()))
 
