@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from opd_probe.metrics.overlap import IDS, STUDENT, TEACHER
-from opd_probe.metrics.registry import register
+from opd_probe.metrics.registry import REAL, register
 from opd_probe.metrics.view import Bools, Floats, TopView, renormalised_kl
 
 
@@ -43,6 +45,7 @@ def forward_kl(view: TopView) -> Floats:
     source="Eq. 4",
     definition="Jensen-Shannon divergence over the full shared vocabulary; null unless the replay was asked for it",
     needs=("jsd",),
+    range=(0.0, math.log(2.0)),
     depends_on_k=False,
 )
 def jsd(view: TopView) -> Floats:
@@ -55,6 +58,7 @@ def jsd(view: TopView) -> Floats:
     source="Eq. 3",
     definition="log q(ŷ) − log p(ŷ) of the sampled token; null when it lies outside the shared vocabulary",
     needs=("student_logprob", "teacher_logprob"),
+    range=REAL,
     depends_on_k=False,
 )
 def sampled_reward(view: TopView) -> Floats:

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import opd_probe
-from opd_probe.curves.auroc import weighted_auroc
+from opd_probe.curves.auroc import left_out_auroc
 from opd_probe.curves.bootstrap import Resampling
 from tests.samples import grouped_trace, many_prompts
 
