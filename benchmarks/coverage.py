@@ -42,6 +42,7 @@ MARKS = {
 }
 
 PROMPTS = (3, 5, 10, 20, 64)
+COMPARED = (10, 20)
 ROLLOUTS = 4
 SHARE: Range = (0.0, 1.0)
 POSITIVE: Range = (0.0, np.inf)
@@ -343,7 +344,7 @@ def measure(case: Case, prompts: int, draws: int, methods: Sequence[str]) -> lis
 
 
 def measure_auroc(positives: int, apart: float, prompts: int, draws: int, per_prompt: int = 1) -> list[Row]:
-    """The AUROC of scores N(0, 1) of wrong and N(apart, 1) of right rollouts, with ``positives`` prompts that are right.
+    """The AUROC of scores N(0, 1) of wrong and N(apart, 1) of right rollouts; ``positives`` prompts are right.
 
     Scores of one prompt share half of their variance.
     """
@@ -387,12 +388,94 @@ AUROCS = [(p, 0.8, 64, 1) for p in (1, 2, 3, 5, 10, 32)] + [(p, 1.8, 64, 1) for 
 AUROCS += [(5, 0.8, 20, 4), (10, 0.8, 20, 4)]
 
 
-def everything(draws: int = 2_000, prompts: Sequence[int] = PROMPTS) -> list[Row]:
-    """All rows: every case and number of prompts by the package and as before, by the other methods at 10, 20 and 64."""
+def everything(draws: int = 1_000, prompts: Sequence[int] = PROMPTS) -> list[Row]:
+    """All rows: every case and number of prompts by the package and as before, by other methods at :data:`COMPARED`."""
     rows = []
     for case in cases():
         for number in prompts:
-            rows += measure(case, number, draws, list(METHODS) if number in (10, 20, 64) else [OURS, BEFORE])
+            rows += measure(case, number, draws, list(METHODS) if number in COMPARED else [OURS, BEFORE])
     for positives, apart, number, per_prompt in AUROCS:
         rows += measure_auroc(positives, apart, number, max(draws // 2, 10), per_prompt)
     return rows
+
+
+def as_markdown(rows: Sequence[Row]) -> dict[str, str]:
+    """The two tables of the documentation, by the name of their mark."""
+    return {"coverage": _coverage_table(rows), "methods": _methods_table(rows)}
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    if row["coverage"] is None:
+        return "none"
+    return f"{100 * row['coverage']:.0f} % · {row['width']:.2g}"
+
+
+def _coverage_table(rows: Sequence[Row]) -> str:
+    """A line per case and method, a column per number of prompts; an AUROC has one number of prompts alone."""
+    found = {(row["case"], row["method"], row["prompts"]): row for row in rows}
+    numbers = sorted({row["prompts"] for row in rows})
+    out = [f"| case | | {' | '.join(f'{number} prompts' for number in numbers)} |", "|---|---|" + "---|" * len(numbers)]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        for method in (OURS, BEFORE):
+            cells = [_cell(found.get((case, method, number))) for number in numbers]
+            label = (case, f"**{method}**") if method == OURS else ("", method)
+            out.append(f"| {' | '.join([*label, *cells])} |")
+    return "\n".join(out)
+
+
+def _methods_table(rows: Sequence[Row]) -> str:
+    """A line per method: over the cases of each kind the lowest coverage and the median one, and what else there is."""
+    kinds = [kind for kind in dict.fromkeys(row["kind"] for row in rows) if kind != "AUROC"]
+    numbers = sorted({row["prompts"] for row in rows if row["method"] not in (OURS, BEFORE)})
+    heads = [f"{kind}, {number}" for kind in kinds for number in numbers]
+    out = [f"| method | {' | '.join(heads)} | without width | outside the range |", "|---|" + "---|" * (len(heads) + 2)]
+    for method in METHODS:
+        own = [row for row in rows if row["method"] == method and row["prompts"] in numbers and row["kind"] in kinds]
+        cells = []
+        for kind in kinds:
+            for number in numbers:
+                held = [row["coverage"] for row in own if row["kind"] == kind and row["prompts"] == number]
+                cells.append(f"{100 * min(held):.0f} / {100 * float(np.median(held)):.0f} %" if held else "")
+        cells += [f"{100 * max((row[name] for row in own), default=0.0):.0f} %" for name in ("flat", "outside")]
+        out.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
+def show_in(page: Path, tables: dict[str, str]) -> None:
+    """Replace the tables between the page's marks."""
+    text = page.read_text()
+    for name, table in tables.items():
+        begin, end = MARKS[name]
+        head, found, rest = text.partition(begin)
+        _, closed, tail = rest.partition(end)
+        if not found or not closed:
+            raise SystemExit(f"{page}: no line {begin!r} with {end!r} behind it, where the table goes")
+        text = f"{head}{begin}\n\n{table}\n\n{end}{tail}"
+    page.write_text(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Simulate what was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--demo", type=Path, metavar="DIR", help="take the prompts of the traces in DIR, of make demo")
+    parser.add_argument("--draws", type=int, default=1_000, help="of each case (default: 1000)")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where the figures are kept")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="the page that shows them")
+    parser.add_argument("--show", action="store_true", help="simulate nothing")
+    given = parser.parse_args(arguments)
+    if given.demo:
+        take_demo(given.demo)
+    if not given.show:
+        rows = everything(given.draws)
+        lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        given.json.write_text(f"[\n{lines}\n]\n")
+    tables = as_markdown(json.loads(given.json.read_text()))
+    print("\n\n".join(tables.values()))
+    if not given.show:
+        show_in(given.docs, tables)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,10 +4,9 @@ What a quantity changes by without a prompt gives its variance (the jackknife ov
 this mean and this variance depends on the quantity's range: Beta between two bounds, gamma above or below one, normal
 without any, so that no end leaves the range and the long side of a skewed quantity is the longer one. The tail
 probability is that of Student's t, with as few degrees of freedom as the fourth moment of the changes says: few where
-few prompts lead. And for each end half a unit is added that the prompts at hand may have missed: at the bound of the
-range; where only the other side has one, as far out as the farthest prompt; without any, by what that prompt is farther
-out than the farthest on the other side. At 0 of n, where prompts do not vary, it alone makes the interval: that of Clopper
-and Pearson for 0 of 2 n.
+few prompts lead. And where there is a bound, half a unit is added for each end that the prompts at hand may have
+missed: at the bound or, towards infinity, as far out as the farthest prompt. At 0 of n, where prompts do not vary, it
+alone makes the interval: that of Clopper and Pearson for 0 of 2 n.
 
 The distributions are those of Korn and Graubard (1998, shares of clustered samples) and Fay and Feuer (1997, gamma
 intervals; the half unit is the mid-p form of Fay and Kim, 2017). ``benchmarks/coverage.py`` measures what they hold.
@@ -32,7 +31,7 @@ LEVEL = 0.95
 FEW_PROMPTS = 20
 """Below this many prompts an interval is drawn but warned about; below two there is none."""
 
-FEW_UNBOUNDED = 5
+FEW_UNBOUNDED = 4
 """Below this many prompts a quantity without two bounds has no interval: where few states hold most of it, as of a KL,
 fewer prompts have not seen them, and nothing at hand says so."""
 
@@ -169,10 +168,9 @@ def _end(of: Estimate, change: Floats, variance: Floats, tail: Floats, side: int
     with np.errstate(invalid="ignore"):
         to_bound = weight * (bound - of.finite)
         bounded = np.isfinite(bound)
-        farthest, opposite = ((sign * change).max(0, initial=0.0) for sign in (side, -side))
-        # Without any bound nothing says which side is the long one, but how far the prompts lie to each.
-        reach = np.where(np.isfinite(of.low) | np.isfinite(of.high), farthest, np.maximum(farthest - opposite, 0.0))
-        shift = np.where(bounded, to_bound, _UNIT * side * reach)
+        farthest = _UNIT * side * (side * change).max(0, initial=0.0)
+        # Without any bound there is no side of which one can say that it is the long one.
+        shift = np.where(bounded, to_bound, np.where(np.isfinite(of.low) | np.isfinite(of.high), farthest, 0.0))
         # A Beta distribution of 0 of n and half a unit has mean w and variance w² (1 − w) / (1 + w), w its weight.
         kept = np.where(bounded, (1 - weight) ** 2, 1.0)
         added = np.where(bounded, (1 - weight) / (1 + weight), 1.0)
@@ -205,6 +203,7 @@ def _quantile(mean: Floats, variance: Floats, low: Floats, high: Floats, tail: F
         result = np.where(both, near - side * inner, result)
         result = np.where(both & ((count <= 0) | (away == 0)), near, result)
     result = np.where((below ^ above) & (away == 0), near, result)
+    result = np.where(variance == 0, mean, result)
     return np.clip(result, low, high)
 
 
