@@ -10,9 +10,8 @@ import opd_probe.plots.style as house
 from opd_probe.plots.bars import Bar, draw_bars, split_bars
 from opd_probe.plots.labels import Panel, panel_of
 from opd_probe.plots.layout import finish, grid, label_directly
-from opd_probe.plots.panels import StepAxis
 from opd_probe.plots.series import Series, split_seeds
-from opd_probe.plots.steps import draw_step_panel, step_series
+from opd_probe.plots.steps import StepAxis, draw_step_panel, step_series
 from opd_probe.plots.tables import check_table, check_unique, single_k, states_phrase
 
 
@@ -78,4 +77,4 @@ def _note(bars: list[Bar], series: list[Series]) -> str:
     several = any(one.seeds for one in series) or any(len(split_seeds(bar.rows)) > 1 for bar in bars)
     if several:
         return "Dots and thin lines: seeds; bars and thick lines: their mean."
-    return "Lines on bars and bands: 95 % bootstrap interval over prompts."
+    return "Lines on bars and bands: 95 % interval over prompts."
