@@ -24,9 +24,10 @@ def log_softmax(logits: ArrayLike, temperature: float = 1.0) -> FloatArray:
 
 
 def top_k(logits: ArrayLike, k: int) -> list[int]:
-    """The k ids with the largest logits in rank order; among equal logits the lower id comes first."""
+    """The k ids with the largest logits in rank order, fewer where others are −inf; of equal ones the lower id first."""
     values = [float(value) for value in np.asarray(logits)]
-    return sorted(range(len(values)), key=lambda token: (-values[token], token))[:k]
+    possible = [token for token, value in enumerate(values) if value > -math.inf]
+    return sorted(possible, key=lambda token: (-values[token], token))[:k]
 
 
 def entropy(log_p: FloatArray) -> float:

@@ -12,7 +12,7 @@ from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of,
 from opd_probe.curves.bootstrap import RESAMPLES, Floats, Resampling, intervals, warn_few_prompts
 from opd_probe.metrics.overlap import STUDENT, TEACHER, overlap_advantage
 from opd_probe.metrics.states import BLOCK_STATES, keep_freed_memory
-from opd_probe.metrics.view import TopView, running_sums, shared_ids
+from opd_probe.metrics.view import TopView, comparable_ids, listed, running_sums, shared_ids
 from opd_probe.trace import Trace
 from opd_probe.trace.schema import TOP_COLUMNS
 
@@ -77,7 +77,8 @@ def by_rank(block: Mapping[str, NDArray[Any]]) -> tuple[Floats, ...]:
     known = all(np.isfinite(block[name]).all() for name in LOGPROBS)
     own_p, own_q, other_q, other_p = (np.asarray(block[name], dtype=np.float64, order="F") for name in LOGPROBS)
     p, q, q_other, p_other = (np.exp(logs) for logs in (own_p, own_q, other_q, other_p))
-    entering = shared_ids(block["student_top_ids"], block["teacher_top_ids"], entering=True)
+    masks = (listed(block, side, block["student_top_ids"].shape[1]) for side in ("student", "teacher"))
+    entering = shared_ids(*comparable_ids(block, *masks), entering=True)
     first, second = (mask.astype(np.float64) for mask in entering)
 
     def running(own: Floats, other: Floats) -> Floats:
@@ -95,7 +96,7 @@ def by_rank(block: Mapping[str, NDArray[Any]]) -> tuple[Floats, ...]:
     p_overlap, q_overlap = running(p, p_other), running(q, q_other)
     advantage = _advantage(size, p_overlap, q_overlap, running(own_terms, other_terms), block)
     ratio = size / np.arange(1, size.shape[1] + 1)
-    ended = block["teacher_top_ids"] < 0
+    ended = np.isnan(block["teacher_top_logprobs"])
     if ended.any():  # what a served teacher's list does not reach
         for values in (p_overlap, q_overlap, ratio, advantage):
             values[ended] = np.nan

@@ -20,6 +20,7 @@ from opd_probe.engine.provenance import software
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.metrics import METRICS
 from opd_probe.metrics.variants import Variant
+from opd_probe.stats.topk import NO_ID, NO_PROBABILITY
 from opd_probe.trace import Trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, STATE_COLUMNS
 from opd_probe.types import StateOrigin
@@ -52,6 +53,7 @@ def overlap_metrics(
 
     Args:
         student_topk_ids, teacher_topk_ids: int [B, T, K], distinct within a state; on any device, padded or nested.
+            An id whose log-prob is −inf (probability 0) is in no list, whatever it is.
         student_topk_logprobs, teacher_topk_logprobs: [B, T, K] in nats, each model's own, not renormalised. They need
             not be sorted.
         response_mask: [B, T], 1 at tokens that the student generated, else 0.
@@ -213,18 +215,27 @@ class _Batch:
     def side(self, name: str, ids: Tensor, own: Tensor, other: Tensor | None) -> _Side:
         """One model's list in rank order, ties to the lower id."""
         shape = (*self.mask.shape, self.depth)
-        flat = _token_ids(f"{name}_topk_ids", self._flat(f"{name}_topk_ids", ids, shape))
         logprobs = _logprobs(f"{name}_topk_logprobs", self._flat(f"{name}_topk_logprobs", own, shape))
         if bool(torch.isnan(logprobs).any()):
             raise InputError(f"{name}_topk_logprobs: NaN at an unmasked token; expected the model's own log-probs")
+        # An id of probability 0 is in no list, whichever id a selection named there.
+        absent = logprobs <= logprobs.amax(1, keepdim=True) - NO_PROBABILITY
+        if bool(absent.all(1).any()):
+            raise InputError(f"{name}_topk_logprobs: only −inf at an unmasked token; expected a probability above 0")
+        logprobs = logprobs.masked_fill(absent, -torch.inf)
+        flat = self._flat(f"{name}_topk_ids", ids, shape)
+        flat = _token_ids(f"{name}_topk_ids", flat.masked_fill(absent, 0)).masked_fill(absent, NO_ID)
         others = f"the other model's at {name}_topk_ids"
         rest = None if other is None else _logprobs(others, self._flat(others, other, shape))
         order = flat.argsort(dim=1, stable=True)
         ascending = flat.gather(1, order)
-        if bool((ascending[:, 1:] == ascending[:, :-1]).any()):
+        if bool(((ascending[:, 1:] == ascending[:, :-1]) & (ascending[:, 1:] != NO_ID)).any()):
             raise InputError(f"{name}_topk_ids: one id twice in a state; expected {self.depth} different ids")
         order = order.gather(1, logprobs.gather(1, order).argsort(dim=1, descending=True, stable=True))
-        return flat.gather(1, order), logprobs.gather(1, order), None if rest is None else rest.gather(1, order)
+        flat, logprobs = flat.gather(1, order), logprobs.gather(1, order)
+        if rest is not None:
+            rest = rest.gather(1, order).masked_fill(flat == NO_ID, -torch.inf)
+        return flat, logprobs, rest
 
     def rollouts(self, scores: Any, prompt_ids: Sequence[Any] | None) -> Any:
         """The rollout table: a response without an unmasked token is a skipped one."""
@@ -278,13 +289,16 @@ def _score(given: Any) -> float:
 
 
 def _completed(own: _Side, other: _Side) -> Tensor:
-    """The other model's log-probs at this one's top ids: as given, else those in its own list, NaN elsewhere."""
+    """The other model's log-probs at this one's top ids: as given, else those in its own list. Elsewhere NaN, or −inf
+    where the other list names every id of probability above 0, and where there is no id."""
     if own[2] is not None:
         return own[2]
     ids, order = other[0].sort(dim=1)
-    place = torch.searchsorted(ids, own[0]).clamp_(max=ids.shape[1] - 1)
+    place = torch.searchsorted(ids, own[0].contiguous()).clamp_(max=ids.shape[1] - 1)
     found = other[1].gather(1, order).gather(1, place)
-    return found.masked_fill(ids.gather(1, place) != own[0], torch.nan)
+    found = found.masked_fill(ids.gather(1, place) != own[0], torch.nan)
+    whole = torch.isneginf(other[1][:, -1:])
+    return found.masked_fill((whole & found.isnan()) | (own[0] == NO_ID), -torch.inf)
 
 
 def _arrays(columns: dict[str, Tensor]) -> dict[str, Array]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from opd_probe.errors import LogitError
-from opd_probe.stats.topk import block_maxima, exact_topk
+from opd_probe.stats.topk import block_maxima, top_list
 
 _SMALL = 1e-2
 """Divergences below this are computed again by the form without cancellation, where rounding could show."""
@@ -26,7 +26,8 @@ _SMALL = 1e-2
 class PairStatistics:
     """What a trace stores of T states; ids are indices into the logits' last axis.
 
-    Shapes are [T] or [T, K]. Log-probabilities, entropies and divergences are float32, in nats.
+    Shapes are [T] or [T, K]. Log-probabilities, entropies and divergences are float32, in nats. A top list with fewer
+    than K ids of probability above 0 ends with ids of −1, where both log-probabilities are −inf.
     ``student_logprob`` and ``teacher_logprob`` are NaN where ``token_ids`` was negative.
     """
 
@@ -86,8 +87,8 @@ def pair_statistics(
     )
     student = Side(student_logits, row_maximum(student_maxima, "student"), temperature)
     teacher = Side(teacher_logits, row_maximum(teacher_maxima, "teacher"), temperature)
-    student_ids = exact_topk(student_logits, k, student_maxima)
-    teacher_ids = exact_topk(teacher_logits, k, teacher_maxima)
+    student_ids = top_list(student_logits, k, student_maxima)
+    teacher_ids = top_list(teacher_logits, k, teacher_maxima)
     odd = ~torch.isfinite(moments).all(0)
     if bool(odd.any()):
         rows = torch.nonzero(odd).flatten()
@@ -97,8 +98,7 @@ def pair_statistics(
     reverse = moments[4] - student.log_z + teacher.log_z
     forward = -moments[5] - teacher.log_z + student.log_z
     _refine_small(student, teacher, reverse, forward, odd)
-    sampled = token_ids.clamp(min=0).unsqueeze(1)
-    outside = token_ids < 0
+    sampled, outside = token_ids.unsqueeze(1), token_ids < 0
     return PairStatistics(
         student_top_ids=student_ids,
         student_top_logprobs=student.logprobs(student_ids),
@@ -133,11 +133,11 @@ class Side:
         return a if self.temperature == 1.0 else a / self.temperature
 
     def logprobs(self, ids: Tensor) -> Tensor:
-        """Log-probabilities of ids [T, m], float32 [T, m]."""
-        a = torch.gather(self.logits, 1, ids) - self.maximum
+        """Log-probabilities of ids [T, m], float32 [T, m]; −inf in place of an id (−1)."""
+        a = torch.gather(self.logits, 1, ids.clamp(min=0)) - self.maximum
         if self.temperature != 1.0:
             a = a / self.temperature
-        return (a.double() - self.log_z.unsqueeze(1)).float()
+        return (a.double() - self.log_z.unsqueeze(1)).float().masked_fill_(ids < 0, -torch.inf)
 
     def log_partition(self) -> Tensor:
         """log Σ exp(logit / temperature), float32 [T]."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from opd_probe.stats.pair import Side, row_maximum, tile_rows
-from opd_probe.stats.topk import block_maxima, exact_topk
+from opd_probe.stats.topk import block_maxima, top_list
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,8 @@ class SingleStatistics:
     """What a trace stores of one model at T states; ids are indices into the logits' last axis. float32, in nats.
 
     Attributes:
-        top_ids, top_logprobs: [T, K], its most probable ids in rank order.
+        top_ids, top_logprobs: [T, K], its most probable ids in rank order; −1 and −inf at the end of a list with fewer
+            than K ids of probability above 0.
         logprobs_at: [T, m], at the ids that were asked for; NaN where there was none.
         logprob: [T], of the sampled token; NaN where it is outside.
         entropy: [T].
@@ -52,7 +53,7 @@ def single_statistics(
     parts = [_reduce(rows) for rows in logits.split(tile_rows(logits))]
     maxima, moments = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts], dim=1).double()
     one = Side(logits, row_maximum(maxima, side), 1.0)
-    ids = exact_topk(logits, k, maxima)
+    ids = top_list(logits, k, maxima)
     odd = ~torch.isfinite(moments).all(0)
     if bool(odd.any()):  # 0 log 0 = 0
         rows = torch.nonzero(odd).flatten()
@@ -62,7 +63,7 @@ def single_statistics(
     one.log_z = moments[0].log()
 
     def logprobs(wanted: Tensor) -> Tensor:
-        return one.logprobs(wanted.clamp(min=0)).masked_fill(wanted < 0, torch.nan)
+        return one.logprobs(wanted).masked_fill_(wanted < 0, torch.nan)
 
     return SingleStatistics(
         top_ids=ids,
