@@ -16,7 +16,8 @@ import torch
 from benchmarks.measuring import Row, paired
 from benchmarks.replay import Shape, build
 from opd_probe.engine import batching
-from opd_probe.engine.replay import Replay, ReplaySettings
+from opd_probe.engine.replay import Replay
+from opd_probe.engine.settings import ReplaySettings
 from opd_probe.models.loading import LoadedModel
 from opd_probe.types import Rollout
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from benchmarks.replay import workload
-from opd_probe.engine.replay import Replay, ReplaySettings
+from opd_probe.engine.replay import Replay
 from opd_probe.engine.scoring import Columns
+from opd_probe.engine.settings import ReplaySettings
 
 
 def columns(work_dtype: str, small: bool, k: int, batch_tokens: int) -> Columns:

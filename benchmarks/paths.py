@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd_probe.engine.replay import Replay, ReplaySettings
+from opd_probe.engine.replay import Replay
+from opd_probe.engine.settings import ReplaySettings
 from opd_probe.models.loading import LoadedModel
 from opd_probe.types import Rollout
 

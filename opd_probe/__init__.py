@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opd_probe.checks.registry import Finding
+    from opd_probe.commands.doctor import doctor
     from opd_probe.curves import (
         compare,
         diagnose,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     )
     from opd_probe.engine.logits import trace_logits
     from opd_probe.errors import OpdProbeError, OpdProbeWarning
+    from opd_probe.jobs.replay import replay, replay_teachers
     from opd_probe.metrics.recovery import gap_recovery
     from opd_probe.metrics.states import state_metrics
     from opd_probe.plots import (
@@ -40,9 +42,7 @@ if TYPE_CHECKING:
         plot_overview,
         plot_rewards,
     )
-    from opd_probe.run.discovery import find_checkpoints
-    from opd_probe.run.doctor import doctor
-    from opd_probe.run.replay import replay, replay_teachers
+    from opd_probe.runs.discovery import find_checkpoints
     from opd_probe.trace import Trace, read_trace
     from opd_probe.types import Checkpoint, Prompt, Rollout
 
@@ -61,8 +61,8 @@ _HOME = {
     "Trace": "opd_probe.trace",
     "compare": "opd_probe.curves",
     "diagnose": "opd_probe.curves",
-    "doctor": "opd_probe.run.doctor",
-    "find_checkpoints": "opd_probe.run.discovery",
+    "doctor": "opd_probe.commands.doctor",
+    "find_checkpoints": "opd_probe.runs.discovery",
     "gap_recovery": "opd_probe.metrics.recovery",
     "join_training_log": "opd_probe.curves",
     "mass_curve": "opd_probe.curves",
@@ -78,8 +78,8 @@ _HOME = {
     "plot_rewards": "opd_probe.plots",
     "position_curve": "opd_probe.curves",
     "read_trace": "opd_probe.trace",
-    "replay": "opd_probe.run.replay",
-    "replay_teachers": "opd_probe.run.replay",
+    "replay": "opd_probe.jobs.replay",
+    "replay_teachers": "opd_probe.jobs.replay",
     "reward_by_depth": "opd_probe.curves",
     "signal_by_depth": "opd_probe.curves",
     "rollout_table": "opd_probe.curves",

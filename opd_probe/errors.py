@@ -7,6 +7,7 @@ defect of ours and keeps its traceback.
 from __future__ import annotations
 
 import errno
+import warnings
 
 
 class OpdProbeError(Exception):
@@ -60,6 +61,11 @@ class ServerError(OpdProbeError, ConnectionError):
 
 class OpdProbeWarning(UserWarning):
     """Something the user should know, that does not stop the work."""
+
+
+def warn(message: str) -> None:
+    """Tell the user something that does not stop the work."""
+    warnings.warn(message, OpdProbeWarning, stacklevel=2)
 
 
 def is_refused_allocation(error: BaseException) -> bool:

@@ -56,7 +56,7 @@ def test_unknown_name() -> None:
 def test_replay_stays_the_function() -> None:
     """Submodules of the same name must not take its place, whatever is imported first."""
     code = (
-        "import opd_probe.engine.replay, opd_probe.run.replay, opd_probe\n"
+        "import opd_probe.engine.replay, opd_probe.jobs.replay, opd_probe\n"
         "from opd_probe.engine.replay import Replay\n"
         "first = opd_probe.replay\n"
         "import opd_probe.engine.scoring\n"

@@ -20,7 +20,7 @@ from opd_probe.metrics import METRICS, TRACE_METRICS
 from opd_probe.metrics.variants import VARIANTS
 from opd_probe.models.formats import FORMATS
 from opd_probe.rollouts.sources import SOURCES
-from opd_probe.run.log_files import NAMES
+from opd_probe.runs.log_files import NAMES
 from opd_probe.trace.schema import FORMAT_VERSION, ROLLOUT_COLUMNS, STATE_COLUMNS
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opd_probe.checks.registry import Skip
-from opd_probe.engine.replay import BATCH_TOKENS
+from opd_probe.engine.settings import BATCH_TOKENS
 from opd_probe.models.vocabulary import SharedVocabulary
 from opd_probe.types import Rollout
 

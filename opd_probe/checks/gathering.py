@@ -23,8 +23,9 @@ from opd_probe.checks.passes import (
     states,
     without,
 )
-from opd_probe.engine.replay import Progress, ReplaySettings
+from opd_probe.engine.replay import Progress
 from opd_probe.engine.sequences import build_sequences
+from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import InputError, OpdProbeError, OutOfMemoryError
 from opd_probe.models.loading import LoadedModel, eos_ids_of

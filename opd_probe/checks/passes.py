@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opd_probe.checks.evidence import Columns, Floats, teacher_scores
-from opd_probe.engine.replay import Progress, Replay, ReplaySettings
+from opd_probe.engine.replay import Progress, Replay
 from opd_probe.engine.sequences import skip_reason, with_prompts
 from opd_probe.engine.served import ServedReplay
+from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import InputError
 from opd_probe.models.loading import LoadedModel

@@ -1,1 +1,1 @@
-"""The command line: parse, call one function of ``opd_probe.run``, print."""
+"""The command line: parse, call one function of ``opd_probe.commands``, print."""

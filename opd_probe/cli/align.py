@@ -10,7 +10,7 @@ import typer
 from opd_probe.cli.options import VariantOption
 from opd_probe.cli.request import takes_request
 from opd_probe.cli.session import finish, progress, quieten_libraries
-from opd_probe.run.request import Request
+from opd_probe.options.request import Request
 
 
 class Axis(StrEnum):
@@ -41,7 +41,7 @@ def align(
     Example: opd-probe align --traces opd-probe-out --x position
     """
     quieten_libraries()
-    from opd_probe.run.commands import align as run
+    from opd_probe.commands.align import align as run
 
     finish(run(request, progress, x=x.value, bins=bins, variant=variant))
 

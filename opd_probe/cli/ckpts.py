@@ -26,7 +26,7 @@ def ckpts(
     Example: opd-probe ckpts runs
     """
     quieten_libraries()
-    from opd_probe.run.inventory import check_usable, inventory
+    from opd_probe.runs.inventory import check_usable, inventory
 
     rows = inventory(paths, base=base)
     progress.close()

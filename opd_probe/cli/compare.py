@@ -28,7 +28,7 @@ def compare(
     Example: opd-probe compare out/traces/a/teacher/step-0.parquet out/traces/a/teacher/step-100.parquet
     """
     quieten_libraries()
-    from opd_probe.run.compare import compare as run
+    from opd_probe.commands.compare import compare as run
 
     given = {"k": k, "average": str(average) if average else None, "seed": seed}
     finish(run(a, b, progress, options=given, out=out, format=str(format) if format else "table"))

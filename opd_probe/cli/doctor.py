@@ -84,7 +84,7 @@ def doctor(
     Example: opd-probe doctor --student runs/a/checkpoint-100 --teacher big-model --rollouts rollouts.jsonl
     """
     quieten_libraries()
-    from opd_probe.run.doctor import check_runs
+    from opd_probe.commands.doctor import check_runs
 
     request = build_request(
         ckpts=ckpts,

@@ -8,7 +8,7 @@ import typer
 
 from opd_probe.cli import options
 from opd_probe.cli.session import finish, progress, quieten_libraries
-from opd_probe.run.request import Request
+from opd_probe.options.request import Request
 
 
 def figures(
@@ -59,7 +59,7 @@ def figures(
     Example: opd-probe figures --traces opd-probe-out --only dynamics entropy
     """
     quieten_libraries()
-    from opd_probe.run.figures import figures as run
+    from opd_probe.commands.figures import figures as run
 
     request = Request(
         traces=tuple(traces),

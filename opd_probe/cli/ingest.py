@@ -41,7 +41,7 @@ def ingest(
     Example: opd-probe ingest rollout_data/ -o rollouts.parquet
     """
     quieten_libraries()
-    from opd_probe.run.ingest import ingest as run
+    from opd_probe.commands.ingest import ingest as run
 
     shown = run(paths, out, progress, kind=kind, score=score, regrade=grade)
     progress.close()

@@ -7,7 +7,7 @@ import typer
 from opd_probe.cli.options import VariantOption
 from opd_probe.cli.request import takes_request
 from opd_probe.cli.session import finish, progress, quieten_libraries
-from opd_probe.run.request import Request
+from opd_probe.options.request import Request
 
 
 @takes_request
@@ -19,7 +19,7 @@ def mass(request: Request, *, variant: VariantOption = None) -> None:
     Example: opd-probe mass --traces opd-probe-out
     """
     quieten_libraries()
-    from opd_probe.run.commands import mass as run
+    from opd_probe.commands.mass import mass as run
 
     finish(run(request, progress, variant=variant))
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from opd_probe.run.request import DEFAULT_OUT
+from opd_probe.options.request import DEFAULT_OUT
 
 
 class Format(StrEnum):

@@ -11,7 +11,7 @@ INTERVAL = 5.0
 
 
 class StderrProgress:
-    """Implements :class:`opd_probe.run.progress.Progress`."""
+    """Implements :class:`opd_probe.progress.Progress`."""
 
     def __init__(self) -> None:
         self._live: Any = None

@@ -42,7 +42,7 @@ from opd_probe.cli.options import (
     TraceK,
     Traces,
 )
-from opd_probe.run.request import PromptOptions, Request
+from opd_probe.options.request import PromptOptions, Request
 
 
 def build_request(

@@ -40,7 +40,7 @@ def rollout(
     Example: opd-probe rollout --ckpts runs/a/checkpoint-100 --prompts problems.jsonl --out rollouts.jsonl
     """
     quieten_libraries()
-    from opd_probe.run.sample import sample
+    from opd_probe.commands.rollout import rollout as run
 
     request = build_request(
         ckpts=ckpts,
@@ -61,7 +61,7 @@ def rollout(
         format=format,
         out=out,
     )
-    finish(sample(request, progress))
+    finish(run(request, progress))
 
 
 def register(app: typer.Typer) -> None:

@@ -9,7 +9,7 @@ from opd_probe.cli.printing import print_rows
 from opd_probe.cli.progress import StderrProgress
 
 if TYPE_CHECKING:
-    from opd_probe.run.result import Result
+    from opd_probe.commands.result import Result
 
 progress = StderrProgress()
 

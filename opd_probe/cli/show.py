@@ -18,7 +18,7 @@ def show(
 ) -> None:
     """Print where a trace comes from and what it says."""
     quieten_libraries()
-    from opd_probe.run.commands import show as describe
+    from opd_probe.commands.show import show as describe
 
     shown = describe(trace, k=k, average=str(average) if average else None)
     if format == options.Format.json:

@@ -60,8 +60,8 @@ def tokens(
     Example: opd-probe tokens out/traces/a/teacher/step-100.parquet --against out/traces/a/teacher/step-0.parquet
     """
     quieten_libraries()
-    from opd_probe.run.tokens import table_rows
-    from opd_probe.run.tokens import tokens as run
+    from opd_probe.commands.tokens import table_rows
+    from opd_probe.commands.tokens import tokens as run
 
     report = run(
         trace,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from opd_probe.engine.provenance import software
 from opd_probe.engine.scoring import Columns, VocabularyMap, default_chunk, score_logits
+from opd_probe.engine.settings import check_temperature
 from opd_probe.errors import InputError, LogitError
 from opd_probe.trace import Trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, array_columns
@@ -117,13 +118,3 @@ def _check(student: Tensor, teacher: Tensor, tokens: Tensor, k: int, temperature
     if int(tokens.min()) < 0 or int(tokens.max()) >= widest:
         bad = int(tokens.min()) if int(tokens.min()) < 0 else int(tokens.max())
         raise InputError(f"token_ids: id {bad} is outside the vocabulary of {widest} ids")
-
-
-def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that is not a positive finite number.
-
-    Raises:
-        InputError: it is not.
-    """
-    if not (0 < temperature < float("inf")):
-        raise InputError(f"temperature = {temperature!r}: expected a positive finite number")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +21,7 @@ from opd_probe.engine.sequences import (
     state_counts,
     with_prompts,
 )
+from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel, state_hidden
 from opd_probe.errors import LogitError, OutOfMemoryError, is_refused_allocation
 from opd_probe.stats.compiled import CompiledReduction, compiling_pays
@@ -29,9 +29,6 @@ from opd_probe.stats.native import building_pays
 from opd_probe.stats.projection import OutputProjection
 from opd_probe.stats.threads import fitting_threads
 from opd_probe.types import Rollout
-
-BATCH_TOKENS = 8192
-"""Default token budget of a batch, padding included."""
 
 Progress = Callable[[int, int], None]
 """Called with (states done, states in all)."""
@@ -75,22 +72,6 @@ class ReplayModel(Protocol):
         """Inputs of the output layer, [B, T - shared, d], for right-padded ids [B, T] whose first ``shared`` columns
         hold the same in every row."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class ReplaySettings:
-    """What shapes the numbers (k, temperature, jsd) and what only shapes the work (the rest).
-
-    ``compiled`` says whether the passes over the logits are compiled, and on a CPU the product of bf16 weights; None:
-    each when the job is long enough to pay for it.
-    """
-
-    k: int
-    temperature: float = 1.0
-    jsd: bool = False
-    batch_tokens: int = BATCH_TOKENS
-    chunk: int | None = None
-    compiled: bool | None = None
 
 
 class Replay:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from opd_probe.engine.replay import Progress, ReplayModel, ReplaySettings, by_rollout, located, memory_advice
+from opd_probe.engine.replay import Progress, ReplayModel, by_rollout, located, memory_advice
 from opd_probe.engine.scoring import Columns, VocabularyMap, check_rest, default_chunk, rows_of
 from opd_probe.engine.sequences import (
     StateSequence,
@@ -19,6 +19,7 @@ from opd_probe.engine.sequences import (
     state_counts,
     with_prompts,
 )
+from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel, state_hidden
 from opd_probe.errors import InputError, LogitError
 from opd_probe.stats.projection import OutputProjection, mass_outside

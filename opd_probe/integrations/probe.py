@@ -14,24 +14,23 @@ import numpy as np
 import yaml
 
 from opd_probe.curves import summarize
-from opd_probe.errors import InputError
+from opd_probe.errors import InputError, warn
+from opd_probe.jobs.sampling import check_pair, draw, step_name
+from opd_probe.jobs.served import settings_for
+from opd_probe.jobs.tracing import TraceRequest
 from opd_probe.models.checkpoints import looks_like_hub_id
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.endpoint import is_url
 from opd_probe.models.served.model import ServedModel
+from opd_probe.options.manifest import MANIFEST_NAME, read_manifest
+from opd_probe.options.naming import file_names
+from opd_probe.options.settings import Settings, parse_options, settle
+from opd_probe.output import check_writable, write_bytes
+from opd_probe.progress import Silent
 from opd_probe.rollouts.encoding import encode_rollouts
 from opd_probe.rollouts.files import read_rollouts, rollouts_digest, rollouts_from_dicts, write_rollouts
 from opd_probe.rollouts.prompts import read_prompts
-from opd_probe.run.manifest import MANIFEST_NAME, read_manifest
-from opd_probe.run.naming import file_names
-from opd_probe.run.output import check_writable, write_bytes
-from opd_probe.run.plan import warn
-from opd_probe.run.progress import Silent
-from opd_probe.run.sampling import check_pair, draw, step_name
-from opd_probe.run.selection import at_most
-from opd_probe.run.served import options_for
-from opd_probe.run.settings import Settings, parse_options, settle
-from opd_probe.run.tracing import TraceRequest, trace_options
+from opd_probe.rollouts.selection import at_most
 from opd_probe.trace import Trace
 from opd_probe.types import Checkpoint, Prompt, Rollout
 
@@ -110,12 +109,12 @@ class Probe:
         path = self.trace_path(step)
         # The weights are not hashed: whatever an earlier process left unfinished here may be of other ones.
         shutil.rmtree(path.with_name(f".{path.name}.partial"), ignore_errors=True)
-        options = trace_options(self.settings)
+        settings = self.settings.for_replay()
         if isinstance(teacher, ServedModel):
-            options = options_for(teacher, options, least=self.settings.k)
+            settings = settings_for(teacher, settings, least=self.settings.k)
         states = "own" if self.prompts else "fixed"
         named = {"run": self.run, "step": step, "teacher": self.teacher, "states": states, **labels}
-        request = TraceRequest(student, teacher, path, options, named)
+        request = TraceRequest(student, teacher, path, settings, named)
         return request.make(student, teacher, rollouts, {"rollouts": rollouts_digest(rollouts)}, None)
 
     def _states(self, student: LoadedModel, teacher: LoadedModel | ServedModel, step: int) -> list[Rollout]:

@@ -9,17 +9,16 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_utils import PreTrainedModel
 
-from opd_probe.errors import InputError, OpdProbeError
+from opd_probe.errors import InputError, OpdProbeError, warn
 from opd_probe.integrations.probe import Source, make_probe, write_manifest
 from opd_probe.integrations.undisturbed import refuse_sharded, undisturbed
+from opd_probe.jobs.memory import memory_advice
+from opd_probe.jobs.served import served_model
 from opd_probe.models.checkpoints import looks_like_hub_id
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.models.served.endpoint import is_url, shown
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import load_tokenizer
-from opd_probe.run.memory import memory_advice
-from opd_probe.run.plan import warn
-from opd_probe.run.served import served_model
 
 PREFIX = "opd/"
 """Before every name in the log, so that none of the trainer's own is taken: ``opd/overlap_ratio``."""

@@ -8,9 +8,9 @@ import pytest
 from opd_probe.cli.arguments import spread
 from opd_probe.cli.request import build_request
 from opd_probe.errors import InputError
-from opd_probe.run.manifest import Manifest
-from opd_probe.run.request import PromptOptions
-from opd_probe.run.settings import CommandOptions, Options
+from opd_probe.options.manifest import Manifest
+from opd_probe.options.request import PromptOptions
+from opd_probe.options.settings import CommandOptions, Options
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import yaml
 
 from opd_probe.checks import CHECKS
 from opd_probe.cli.main import main
+from opd_probe.commands.doctor import handful
 from opd_probe.lab.demo import write_prompts
 from opd_probe.rollouts.files import write_rollouts
-from opd_probe.run.doctor import handful
 from opd_probe.types import Rollout
 from tests.checks.clinic import Clinic, edit_json, template
 from tests.checks.conftest import clinic as clinic  # the same fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from opd_probe.run.kinds import KINDS
+from opd_probe.results.kinds import KINDS
 from tests.cli.workspace import Caller, files_below, write_lines
 
 
@@ -62,11 +62,11 @@ def test_chosen_figures_of_seeds_with_the_teachers_accuracy(call: Caller, traced
 
 @pytest.mark.filterwarnings("ignore:.*intervals resample prompts:opd_probe.OpdProbeWarning")
 def test_seeds_are_grouped_only_when_asked(traced: Path) -> None:
-    from opd_probe.run.kinds import Tables
-    from opd_probe.run.measures import Gathered, in_order
-    from opd_probe.run.progress import Silent
-    from opd_probe.run.settings import Options
-    from opd_probe.run.stored import find_traces
+    from opd_probe.options.settings import Options
+    from opd_probe.progress import Silent
+    from opd_probe.results.kinds import Tables
+    from opd_probe.results.measures import Gathered, in_order
+    from opd_probe.runs.stored import find_traces
 
     gathered = Gathered(in_order(find_traces([str(traced / "out")], Options(k=4))), traced / "out", "table", Silent())
     grouped = Tables(gathered, {}, {"teacher": 0.9}, True)

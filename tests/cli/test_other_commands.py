@@ -40,7 +40,7 @@ def test_mass_from_traces(call: Caller, out: Path, tmp_path: Path) -> None:
 
 
 def test_mass_from_checkpoints_uses_their_traces(call: Caller, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opd_probe.run.pool.load_model", None)
+    monkeypatch.setattr("opd_probe.jobs.pool.load_model", None)
     words = ("--ckpts", "runs/good", *REPLAY, "--trace-k", "32", "--out", out)
     assert len(call("mass", *words).rows) == 96
     assert len(call("align", *words).rows) == 3

@@ -27,8 +27,8 @@ def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("opd_probe.run.pool.load_model", refuse)
-    monkeypatch.setattr("opd_probe.run.replay.load_model", refuse)
+    monkeypatch.setattr("opd_probe.jobs.pool.load_model", refuse)
+    monkeypatch.setattr("opd_probe.jobs.replay.load_model", refuse)
 
 
 def test_as_typed_in_a_shell_and_as_a_quoted_pattern(workspace: Path, tmp_path: Path, call: Caller) -> None:

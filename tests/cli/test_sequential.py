@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import Qwen2Model
 
+from opd_probe.jobs import memory
 from opd_probe.models.loading import LoadedModel
 from opd_probe.rollouts.files import read_rollouts
-from opd_probe.run import memory
 from opd_probe.trace import read_trace
 from tests.cli.workspace import Caller, files_below
 from tests.tiny import save_checkpoint, tiny_model, tiny_tokenizer

@@ -141,8 +141,8 @@ def test_the_students_template_by_another_name_gives_the_same_numbers(probe: Cal
 
 
 def test_self_distillation_loads_one_model(probe: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from opd_probe.jobs import pool
     from opd_probe.models import loading
-    from opd_probe.run import pool
 
     loads: list[str] = []
 
@@ -167,7 +167,7 @@ def test_what_is_stored_is_used_again_while_the_teacher_reads_the_same(
     template.write_text("{{ messages[-1]['content'] }} A:")
     first = probe(*words(tmp_path, "--teacher-template", template))
     with monkeypatch.context() as patched:
-        patched.setattr("opd_probe.run.pool.load_model", None)
+        patched.setattr("opd_probe.jobs.pool.load_model", None)
         assert probe(*words(tmp_path, "--teacher-template", template)).rows == first.rows
     template.write_text("{{ messages[-1]['content'] }} Q:")
     changed = probe(*words(tmp_path, "--teacher-template", template))
@@ -187,7 +187,7 @@ def test_stored_samples_take_what_the_prompts_say_today(
     pq.write_table(pq.read_table(file).drop_columns(["messages", "extra"]), file)
     rows = [{**json.loads(line), "hint": "7"} for line in (chat / "chat.jsonl").read_text().splitlines()]
     prompts = write_lines(tmp_path / "hints.jsonl", rows)
-    monkeypatch.setattr("opd_probe.run.sampling.sample_rollouts", None)
+    monkeypatch.setattr("opd_probe.jobs.sampling.sample_rollouts", None)
     more = ("--prompts", str(prompts), "--teacher-context", "student", "--teacher-context", "hint")
     done = probe(*words(tmp_path, *more))
     assert done.code == 0, done.err

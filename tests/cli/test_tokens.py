@@ -16,7 +16,7 @@ import pytest
 import opd_probe
 from opd_probe.cli.main import main
 from opd_probe.metrics.states import state_metrics
-from opd_probe.run.states import QUANTITIES
+from opd_probe.results.states import QUANTITIES
 from opd_probe.trace import Trace, read_trace
 from tests.cli.workspace import Caller, files_below, write_lines
 from tests.pages.looking import BROWSER, Page, external_references, rendered

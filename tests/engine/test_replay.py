@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from transformers import Qwen2ForCausalLM
 
 import opd_probe
-from opd_probe.engine.replay import Replay, ReplaySettings
+from opd_probe.engine.replay import Replay
 from opd_probe.engine.scoring import StateScorer, VocabularyMap
+from opd_probe.engine.settings import ReplaySettings
 from opd_probe.errors import InputError, LogitError
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.stats.projection import OutputProjection

@@ -11,7 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from opd_probe.engine.replay import Replay, ReplaySettings
+from opd_probe.engine.replay import Replay
+from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import InputError
 from opd_probe.models.loading import LoadedModel, load_model

@@ -21,10 +21,10 @@ import opd_probe
 from opd_probe.errors import InputError, MissingError, OpdProbeWarning
 from opd_probe.integrations.trl import OverlapCallback
 from opd_probe.integrations.undisturbed import undisturbed
-from opd_probe.run.log_files import read_log
-from opd_probe.run.logs import training_log
-from opd_probe.run.settings import Options
-from opd_probe.run.stored import find_traces
+from opd_probe.options.settings import Options
+from opd_probe.runs.log_files import read_log
+from opd_probe.runs.logs import training_log
+from opd_probe.runs.stored import find_traces
 from tests.cli.workspace import Caller, files_below
 from tests.integrations.conftest import OPTIONS, PROMPTS, Training, make_trainer
 from tests.models.served import cases

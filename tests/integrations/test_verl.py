@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import opd_probe
+from opd_probe.commands.tokens import tokens
 from opd_probe.errors import InputError
 from opd_probe.integrations.verl import overlap_metrics, topk_trace
-from opd_probe.run.progress import Silent
-from opd_probe.run.tokens import tokens
+from opd_probe.progress import Silent
 from tests import reference
 from tests.samples import random_pair
 

@@ -13,7 +13,7 @@ from opd_probe.errors import MissingError
 from opd_probe.lab.gallery import Data, draw_gallery, drawn_data, fingerprint, gallery, page, stored_fingerprint
 from opd_probe.lab.gallery.drawing import FORMS
 from opd_probe.plots import plot_alignment, plot_bars, plot_heatmap, plot_mass, plot_rewards
-from opd_probe.run.kinds import KINDS
+from opd_probe.results.kinds import KINDS
 from tests.plots.examples import bars_rows, lab_table, mass_table, position_table, rollout_rows, seeds_table
 
 ROOT = Path(__file__).parent.parent.parent

@@ -1,0 +1,137 @@
+"""``opd-probe compare``: two traces, or two runs' traces step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from opd_probe import plots
+from opd_probe.commands.result import Result
+from opd_probe.curves.paired import compare as compare_traces
+from opd_probe.errors import InputError, OpdProbeError, warn
+from opd_probe.options.request import DEFAULT_OUT
+from opd_probe.options.settings import parse_options
+from opd_probe.output import check_writable
+from opd_probe.progress import Progress
+from opd_probe.results.files import save_figure, write_csv
+from opd_probe.results.tables import as_table, json_row, present
+from opd_probe.runs.stored import Measured, find_traces
+
+COLUMNS = ("step_a", "step_b", "metric", "unit", "a", "b", "difference", "n_prompts")
+
+Pair = tuple[Measured, Measured]
+
+
+def compare(
+    a: str, b: str, progress: Progress, *, options: Mapping[str, Any], out: str | None = None, format: str = "table"
+) -> Result:
+    """Differences B − A of every metric on the same resampled prompts: ``compare.csv`` and a figure.
+
+    Args:
+        a, b: a trace each, or a directory each with the traces of one run, which are paired by step.
+        options: ``k``, ``average`` and ``seed`` as for the other commands.
+
+    Raises:
+        OpdProbeError: bad input, in one line; among it two runs without a common step or prompt.
+    """
+    directory = Path(out or DEFAULT_OUT)
+    check_writable(directory)
+    given = parse_options(options)
+    sides = [find_traces([place], given, what=f"compare {name}") for name, place in (("A", a), ("B", b))]
+    pairs = pair_up(*sides)
+    rows: list[dict[str, Any]] = []
+    progress.begin("compare")
+    for done, (first, second) in enumerate(pairs):
+        progress.update(done, len(pairs))
+        rows += _rows(first, second)
+    table = as_table(rows)
+    names = _names(pairs)
+    figure = plots.plot_comparison(table.assign(pair=[_pair(row) for row in rows]), a=names[0], b=names[1])
+    files = (write_csv(table, directory / "compare.csv"), *save_figure(figure, directory / "compare"))
+    clean = [json_row(row) for row in rows]
+    shown = COLUMNS if len(pairs) > 1 else COLUMNS[2:]
+    return Result(clean, present(shown, clean), format, files)
+
+
+def pair_up(a: Sequence[Measured], b: Sequence[Measured]) -> list[Pair]:
+    """Traces of A with those of B: the only one of each, or those of the same step and teacher.
+
+    Teachers of different names are paired when each side has one alone. Steps on one side only are left out with a
+    warning.
+
+    Raises:
+        InputError: a side with several runs, sides whose teachers differ, or no common step.
+    """
+    if len(a) == len(b) == 1:
+        return [(a[0], b[0])]
+    for name, side in (("A", a), ("B", b)):
+        runs = sorted({one.run for one in side})
+        if len(runs) > 1:
+            raise InputError(
+                f"compare {name}: holds traces of the runs {', '.join(runs)}; give the directory of one run"
+            )
+    teachers = [sorted({one.teacher for one in side}) for side in (a, b)]
+    if teachers[0] != teachers[1] and max(map(len, teachers)) > 1:
+        raise InputError(
+            f"compare: A has the teachers {', '.join(teachers[0])}, B has {', '.join(teachers[1])}; give the directory "
+            "of one teacher each"
+        )
+    several = len(teachers[0]) > 1
+    keyed = [{(one.teacher if several else "", one.step): one for one in side} for side in (a, b)]
+    common = [key for key in keyed[0] if key in keyed[1]]
+    if not common:
+        steps = [", ".join(map(_step_name, sorted({one.step for one in side}, key=_step_order))) for side in (a, b)]
+        raise InputError(
+            f"compare: A and B have no step in common (A has {steps[0]}; B has {steps[1]}); give one trace each to "
+            "compare different steps"
+        )
+    for name, found in zip("AB", keyed, strict=True):
+        alone = [_step_name(key[1]) for key in found if key not in common]
+        if alone:
+            warn(f"compare: left out of {name}, for want of a counterpart: step {', '.join(alone)}")
+    ordered = sorted(common, key=lambda key: (key[0], _step_order(key[1])))
+    return [(keyed[0][key], keyed[1][key]) for key in ordered]
+
+
+def _rows(a: Measured, b: Measured) -> list[dict[str, Any]]:
+    settings = a.settings
+    try:
+        table = compare_traces(a.trace, b.trace, settings.k, average=settings.average, seed=settings.seed)
+    except OpdProbeError as error:
+        where = " and ".join(str(side.trace.path) for side in (a, b))
+        raise InputError(f"{where}: {error}") from None
+    names = {f"{name}_{side}": value for side, one in (("a", a), ("b", b)) for name, value in one.key.items()}
+    return [{**names, **row} for row in table.to_dict("records")]  # type: ignore[dict-item]
+
+
+def _step_name(step: int | None) -> str:
+    return "unknown" if step is None else str(step)
+
+
+def _step_order(step: int | None) -> tuple[bool, int]:
+    return step is not None, step or 0
+
+
+def _pair(row: Mapping[str, Any]) -> str:
+    steps = ["?" if row[f"step_{side}"] is None else str(row[f"step_{side}"]) for side in "ab"]
+    return f"step {steps[0]}" if steps[0] == steps[1] else f"step {steps[0]} and {steps[1]}"
+
+
+def _names(pairs: Sequence[Pair]) -> list[str]:
+    """For each side the run, its step when there is one pair, and its teacher where the two differ in nothing else.
+
+    Says of which side the ids are not what was sampled.
+    """
+    firsts = pairs[0]
+    names = [one.run or side for one, side in zip(firsts, ("A", "B"), strict=True)]
+    if len(pairs) == 1:
+        names = [
+            f"{name} at step {'?' if one.step is None else one.step}" for name, one in zip(names, firsts, strict=True)
+        ]
+    if names[0] == names[1] and firsts[0].teacher != firsts[1].teacher:
+        names = [f"{name} against {one.teacher}" for name, one in zip(names, firsts, strict=True)]
+    for side in range(2):
+        if any(pair[side].token_source != "sampled_ids" for pair in pairs):
+            names[side] += " (re-tokenised text)"
+    return names

@@ -1,0 +1,102 @@
+"""What the commands over traces share: the traces of a request, and what becomes of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from opd_probe.commands.result import Result
+from opd_probe.errors import InputError
+from opd_probe.jobs.plan import make_plan
+from opd_probe.options.request import DEFAULT_OUT, Request
+from opd_probe.options.settings import parse_options
+from opd_probe.output import check_writable
+from opd_probe.progress import Progress
+from opd_probe.results.files import save_figure, write_csv
+from opd_probe.results.measures import Gathered, in_order
+from opd_probe.results.tables import as_table, json_row, present
+from opd_probe.runs.stored import find_traces, warn_of_mixture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMES = ("run", "step", "teacher", "k", "states", "token_source")
+DRY_RUN_COLUMNS = (
+    "run", "step", "teacher", "states", "states_are", "tokens", "bytes", "seconds",
+)  # fmt: skip
+
+
+def gather(request: Request, progress: Progress) -> Gathered | Result:
+    """The traces of a request: found, re-used or made. For a dry run, what making them would take."""
+    if request.traces:
+        _refuse_inputs_beside_traces(request)
+        out = Path(request.out or DEFAULT_OUT)
+        check_writable(out)
+        measured = find_traces(request.traces, parse_options(request.options))
+        warn_of_mixture(measured)
+        return Gathered(in_order(measured), out, request.format or "table", progress)
+    plan = make_plan(request)
+    # Imported here because both import torch, which nobody should wait for who only reads traces.
+    if plan.dry_run:
+        from opd_probe.jobs.estimate import estimate
+
+        rows = [json_row(row) for row in estimate(plan)]
+        return Result(rows, present(DRY_RUN_COLUMNS, rows), plan.format)
+    from opd_probe.jobs.pipeline import measure
+
+    measured = measure(plan, progress)
+    warn_of_mixture(measured)
+    return Gathered(in_order(measured), plan.out, plan.format, progress)
+
+
+def _refuse_inputs_beside_traces(request: Request) -> None:
+    given = {
+        "--ckpts": request.ckpts,
+        "--teacher": request.teachers,
+        **{f"--teacher-{name}": value for name, value in asdict(request.teacher_prompt).items()},
+        "--rollouts": request.rollouts,
+        "--prompts": request.prompts,
+    }
+    for option, value in given.items():
+        if value:
+            raise InputError(f"{option} and --traces: both are given; stored traces need none, so keep one of them")
+
+
+def by_k(rows: Sequence[dict[str, Any]], draw: Callable[[pd.DataFrame], Figure]) -> list[tuple[str, Figure]]:
+    """One figure for each k, since curves of different k are different quantities."""
+    table = as_table(rows)
+    parts = [(k, part) for k, part in table.groupby("k", sort=True)]
+    return [("" if len(parts) == 1 else f"-k{k}", draw(part)) for k, part in parts]
+
+
+def finish(
+    gathered: Gathered,
+    name: str,
+    rows: list[dict[str, Any]],
+    columns: Sequence[str],
+    figures: Sequence[tuple[str, Figure]],
+) -> Result:
+    """Write a command's table and figures, and hand back its rows."""
+    files = write(gathered, name, as_table(rows), figures)
+    clean = [json_row(row) for row in rows]
+    return Result(clean, shown_columns(columns, clean), gathered.format, files)
+
+
+def shown_columns(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """Columns for a table, that of the tokens' source only where it is not what one expects."""
+    sampled = all(row.get("token_source") in (None, "sampled_ids") for row in rows)
+    return tuple(name for name in present(columns, rows) if not (sampled and name == "token_source"))
+
+
+def write(
+    gathered: Gathered, name: str, table: pd.DataFrame, figures: Sequence[tuple[str, Figure]]
+) -> tuple[Path, ...]:
+    """``OUT/<name>.csv``, and its figures beside it."""
+    files = [write_csv(table, gathered.out / f"{name}.csv")]
+    for suffix, figure in figures:
+        files += save_figure(figure, gathered.out / f"{name}{suffix}")
+    return tuple(files)

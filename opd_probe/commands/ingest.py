@@ -1,0 +1,106 @@
+"""``opd-probe ingest``: what trainers left, as a rollout file of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from opd_probe.errors import InputError, warn
+from opd_probe.output import check_file_writable
+from opd_probe.progress import Progress
+from opd_probe.rollouts.files import prompt_key, write_rollouts
+from opd_probe.rollouts.grading import grade
+from opd_probe.rollouts.reading import RolloutSet, read_rollout_set, remarks
+from opd_probe.rollouts.sources import source_named
+from opd_probe.types import Rollout
+
+
+def ingest(
+    paths: Sequence[str],
+    out: str,
+    progress: Progress,
+    *,
+    kind: str | None = None,
+    score: str | None = None,
+    regrade: bool = False,
+) -> dict[str, Any]:
+    """Read rollouts, grade those that have an answer and no score, and write them to ``out``.
+
+    Args:
+        kind: what wrote them; None: recognised by their fields.
+        score: the field that is the score.
+        regrade: grade those with a score, too.
+
+    Returns:
+        What was recognised, in JSON types.
+
+    Raises:
+        OpdProbeError: bad input, in one line; then nothing is written.
+    """
+    path = Path(out)
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise InputError(f"--out {out}: expected the .jsonl or .parquet file to write")
+    check_file_writable(path)
+    if any(path.resolve() == Path(given).resolve() for given in paths):
+        raise InputError(f"--out {out}: is a file to be read, which is not written over; choose another name")
+    progress.begin("read")
+    found = read_rollout_set(paths, kind, progress.update, besides=path)
+    rollouts = found.rollouts if score is None else [_scored(rollout, score) for rollout in found.rollouts]
+    rollouts, graded = _graded(rollouts, regrade, progress)
+    write_rollouts(path, rollouts)
+    for line in remarks(found):
+        warn(line)
+    return _report(found, rollouts, graded)
+
+
+def _scored(rollout: Rollout, name: str) -> Rollout:
+    value = rollout.extra.get(name)
+    if value is not None and not isinstance(value, (bool, int, float)):
+        raise InputError(f"--score {name}: is {type(value).__name__} in rollout {rollout.id!r}; expected a number")
+    if value is None and name not in rollout.extra:
+        held = ", ".join(name for name, value in rollout.extra.items() if isinstance(value, (bool, int, float)))
+        raise InputError(f"--score {name}: rollout {rollout.id!r} has no such field; its numbers are {held or 'none'}")
+    return replace(rollout, score=None if value is None else float(value))
+
+
+def _graded(rollouts: Sequence[Rollout], regrade: bool, progress: Progress) -> tuple[list[Rollout], int]:
+    """Rollouts with verdicts in place of missing scores, and how many. Ids without text wait for a tokenizer."""
+    progress.begin("grade")
+    done: list[Rollout] = []
+    graded = 0
+    for number, rollout in enumerate(rollouts):
+        progress.update(number, len(rollouts))
+        wanted = rollout.answer is not None and (regrade or rollout.score is None)
+        if wanted and rollout.response is not None:
+            rollout = replace(rollout, score=float(grade(rollout.response, rollout.answer or "")))
+            graded += 1
+        done.append(rollout)
+    return done, graded
+
+
+def _report(found: RolloutSet, rollouts: Sequence[Rollout], graded: int) -> dict[str, Any]:
+    steps = sorted({rollout.step for rollout in rollouts if rollout.step is not None})
+    masks = [rollout.response_mask for rollout in rollouts if rollout.response_mask is not None]
+    tokens = sum(len(rollout.response_ids) for rollout in rollouts)
+    ends = [rollout.finish_reason for rollout in rollouts if rollout.finish_reason is not None]
+    return {
+        "kind": found.kind,
+        "files": len(found.files),
+        "rollouts": len(rollouts),
+        "prompts": len({prompt_key(rollout) for rollout in rollouts}),
+        "steps": steps,
+        "steps_are": source_named(found.kind).steps_are or None,
+        "without_step": sum(rollout.step is None for rollout in rollouts),
+        "token_source": rollouts[0].token_source,
+        "tokens": tokens or None,  # of text they are not known yet
+        "masked_tokens": sum(len(mask) - sum(mask) for mask in masks) if tokens else None,
+        "with_score": sum(rollout.score is not None for rollout in rollouts),
+        "with_answer": sum(rollout.answer is not None for rollout in rollouts),
+        "graded": graded,
+        "with_logprobs": sum(rollout.logprobs is not None for rollout in rollouts),
+        "with_teacher_logprobs": sum("teacher_logprobs" in rollout.extra for rollout in rollouts),
+        "truncated": ends.count("length") if ends else None,
+        "skipped": dict(found.skipped),
+    }

@@ -1,0 +1,27 @@
+"""``opd-probe show``: where a trace comes from and what it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opd_probe.curves import summarize
+from opd_probe.options.settings import parse_options, settle
+from opd_probe.results.tables import json_row
+from opd_probe.runs.stored import token_source_of
+from opd_probe.trace import read_trace
+
+
+def show(trace: str, *, k: int | None = None, average: str | None = None) -> dict[str, Any]:
+    """A trace's provenance and summary, in JSON types.
+
+    Without ``k`` the default k is lowered to the K of a shallower trace.
+
+    Raises:
+        MissingError, TraceError, InputError: no such trace, or a k that it cannot answer for.
+    """
+    stored = read_trace(trace)
+    settings = settle(parse_options({"k": k, "average": average}), None, where=trace)
+    used = settings.k if k is not None else min(settings.k, stored.K)
+    row = summarize(stored, used, average=settings.average, seed=settings.seed)
+    source = token_source_of(stored)
+    return {"path": str(trace), "token_source": source, "provenance": stored.provenance, "summary": json_row(row)}

@@ -1,0 +1,196 @@
+"""The main job: for every run, checkpoint and teacher, its rollouts and a trace. What fits is used again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opd_probe.engine.settings import ReplaySettings
+from opd_probe.engine.stored import StoredModel
+from opd_probe.errors import OpdProbeError, OutOfMemoryError, ServerError
+from opd_probe.jobs.files import Files
+from opd_probe.jobs.memory import memory_advice, too_large_together
+from opd_probe.jobs.plan import Plan, RunPlan, Teacher
+from opd_probe.jobs.pool import ModelPool
+from opd_probe.jobs.prompting import Prompter
+from opd_probe.jobs.sampling import Sampler, check_pair, each_once, step_name
+from opd_probe.jobs.served import settings_for
+from opd_probe.jobs.tracing import TraceRequest, shared_student
+from opd_probe.models.loading import LoadedModel
+from opd_probe.models.served.model import ServedModel
+from opd_probe.output import existing_directory
+from opd_probe.progress import Progress
+from opd_probe.runs.stored import Measured
+from opd_probe.trace import Trace, read_trace
+from opd_probe.types import Checkpoint, Rollout, StateOrigin
+
+
+def measure(plan: Plan, progress: Progress) -> list[Measured]:
+    """Traces of every (run, checkpoint, teacher) of a plan.
+
+    Inputs are checked before a model is loaded, and models before anything is written.
+
+    Raises:
+        OpdProbeError: bad input, in one line. Finished traces are kept.
+    """
+    files = Files(plan.runs)
+    files.check()
+    # Decided while nothing is loaded yet, which would not be free to be used.
+    runs = [replace(run, settings=run.settings.model_copy(update={"sequential": sequential(run)})) for run in plan.runs]
+    pool, prompter = ModelPool(progress), Prompter()
+    prompter.check(runs, files)
+    sampler = Sampler(plan.out / "rollouts", pool, files, prompter, progress)
+    _sample_with_vllm(runs, sampler)
+    measured: list[Measured] = []
+    # Runs with the same teachers follow one another, so that these stay loaded.
+    for run in sorted(runs, key=lambda one: [teacher.name for teacher in one.teachers]):
+        for checkpoint in run.run.checkpoints:
+            rollouts, states = _rollouts(run, checkpoint, files, sampler)
+            station = _Station(plan.out / "traces", run, checkpoint, rollouts, states, pool, prompter, progress)
+            measured += station.measured()
+    return measured
+
+
+def _sample_with_vllm(runs: Sequence[RunPlan], sampler: Sampler) -> None:
+    """All that vLLM is to sample, while no model of ours is loaded: its engine takes most of a device."""
+    for run in runs:
+        if run.source.kind == "prompts" and run.settings.sampler == "vllm":
+            for checkpoint in run.run.checkpoints:
+                sampler.sampled(run, checkpoint)
+
+
+def sequential(run: RunPlan) -> bool:
+    """Whether a run has one model in memory at a time: as asked, else when they do not fit together."""
+    settings = run.settings
+    if settings.sequential is not None:
+        return settings.sequential
+    teachers = [one.checkpoint for one in run.teachers if not isinstance(one.checkpoint, ServedModel)]
+    return any(
+        too_large_together([checkpoint, *teachers], settings.dtype, settings.device, settings.device_map)
+        for checkpoint in run.run.checkpoints
+    )
+
+
+def _rollouts(
+    run: RunPlan, checkpoint: Checkpoint, files: Files, sampler: Sampler
+) -> tuple[list[Rollout], StateOrigin]:
+    if run.source.kind == "prompts":
+        return sampler.sampled(run, checkpoint), "own"
+    return files.replayed(run, checkpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class _Station:
+    """One checkpoint with its rollouts, to be replayed against each teacher. The student runs once for all of them."""
+
+    directory: Path
+    run: RunPlan
+    checkpoint: Checkpoint
+    rollouts: Sequence[Rollout]
+    states: StateOrigin
+    pool: ModelPool
+    prompter: Prompter
+    progress: Progress
+
+    def measured(self) -> list[Measured]:
+        wanted = [self._request(teacher) for teacher in self.run.teachers]
+        fingerprints = [request.fingerprint(self.rollouts) for request in wanted]
+        traces = {number: request.stored(fingerprints[number]) for number, request in enumerate(wanted)}
+        lacking = [number for number, trace in traces.items() if trace is None]
+        if lacking:
+            student = self._student(len(lacking), wanted[lacking[0]].settings)
+        for number, request in enumerate(wanted):
+            trace = traces[number]
+            if trace is None:
+                traces[number] = self._made(student, request, fingerprints[number])
+            else:
+                traces[number] = _with_labels(trace, request)
+        name, step = self.run.run.name, self.checkpoint.step
+        return [
+            Measured(name, step, teacher.name, self.states, trace, self.run.settings)
+            for teacher, trace in zip(self.run.teachers, traces.values(), strict=True)
+            if trace is not None
+        ]
+
+    def _request(self, teacher: Teacher) -> TraceRequest:
+        folder = self.directory / self.run.folder / self.run.teacher_folders[teacher.name]
+        settings = self.run.settings.for_replay(self.run.tokenizer)
+        if isinstance(teacher.checkpoint, ServedModel):
+            settings = settings_for(teacher.checkpoint, settings, least=self.run.settings.k)
+        labels = {
+            "run": self.run.run.name,
+            "step": self.checkpoint.step,
+            "teacher": teacher.name,
+            "states": self.states,
+        }
+        path = folder / f"{step_name(self.checkpoint)}.parquet"
+        prompts = self.prompter.read(self.run, self.checkpoint, teacher, self.rollouts)
+        return TraceRequest(self.checkpoint, teacher.checkpoint, path, settings, labels, prompts)
+
+    def _student(self, replays: int, settings: ReplaySettings) -> LoadedModel | StoredModel:
+        """The student, once every teacher is known to fit it; in a sequential run it has run then and may go."""
+        teachers = self.pool.teachers(self.run)
+        student = self.pool.student(self.run, self.checkpoint)
+        for teacher in each_once(teachers):
+            check_pair(student, teacher, self.run.settings)
+        alone = bool(self.run.settings.sequential)
+        if alone:
+            self.progress.begin(f"run {self.run.run.name} {step_name(self.checkpoint)}")
+        return shared_student(
+            student,
+            self.rollouts,
+            settings,
+            existing_directory(self.directory),
+            replays=replays,
+            alone=alone,
+            progress=self.progress.update,
+        )
+
+    def _made(self, student: LoadedModel | StoredModel, request: TraceRequest, fingerprint: Mapping[str, Any]) -> Trace:
+        teacher = self.pool.teacher(self.run, request.teacher)
+        assert request.path is not None
+        self.progress.begin(f"replay {self.run.run.name} {request.path.stem} against {request.labels['teacher']}")
+        with memory_advice("replaying"), _nothing_half_written(request.path):
+            return request.make(student, teacher, self.rollouts, fingerprint, self.progress.update)
+
+
+def _with_labels(trace: Trace, request: TraceRequest) -> Trace:
+    """The stored trace under today's labels, in the file too: ``--traces`` reads them from there."""
+    assert request.path is not None
+    before = read_trace(request.path).provenance.get("labels", {})
+    same = all(before.get(name) == value for name, value in request.labels.items())
+    return trace if same else trace.save(request.path)
+
+
+@contextmanager
+def _nothing_half_written(path: Path) -> Iterator[None]:
+    """After bad input, remove a replay's unfinished work and the folders made for it.
+
+    What an interrupt, a lack of memory or a server leaves behind is kept when it holds finished rollouts, or what a
+    server told of one: the next replay goes on from there.
+    """
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        yield
+    except OpdProbeError as error:
+        partial = path.with_name(f".{path.name}.partial")
+        if not (isinstance(error, (OutOfMemoryError, ServerError)) and _has_progress(partial)):
+            shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+
+
+def _has_progress(partial: Path) -> bool:
+    for flags in ("done", "answered"):
+        with suppress(OSError, ValueError):
+            if np.load(partial / f"{flags}.npy", mmap_mode="r").any():
+                return True
+    return False

@@ -1,0 +1,131 @@
+"""Served teachers in a replay: how they are found, the two passes, and what is said of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opd_probe.engine.replay import Progress
+from opd_probe.engine.scoring import Columns
+from opd_probe.engine.served import TOLD, ServedReplay, refuse_temperature
+from opd_probe.engine.settings import ReplaySettings
+from opd_probe.errors import InputError, OpdProbeWarning, TraceError
+from opd_probe.models.served.endpoint import Endpoint, is_url, parse_endpoint
+from opd_probe.models.served.model import ServedModel, connect, local_root
+from opd_probe.models.vocabulary import load_tokenizer, tokenizer_digest
+from opd_probe.trace import Trace, TraceSpool, read_trace
+
+FOREIGN_WARNING = 0.01
+"""Share of the told top tokens that the student does not share above which a replay warns."""
+
+
+def served_model(source: Any, tokenizer: Any = None) -> Any:
+    """The served model that a URL or an endpoint names; anything else as it is.
+
+    Args:
+        tokenizer: the served model's, as a path, a hub id or a tokenizer; None: the one beside its weights when these
+            are on this machine, else it is unknown.
+
+    Raises:
+        ServerError, InputError: see :func:`opd_probe.models.served.model.connect`.
+    """
+    if is_url(source):
+        source = parse_endpoint(source)
+    if not isinstance(source, Endpoint):
+        return source
+    found = connect(source, load_tokenizer(tokenizer, required=True) if tokenizer is not None else None)
+    place = local_root(found)
+    if found.tokenizer is None and place is not None:
+        found.tokenizer = load_tokenizer(place, required=False)
+    return found
+
+
+def settings_for(teacher: ServedModel, settings: ReplaySettings, least: int = 1) -> ReplaySettings:
+    """The settings with K lowered to what the server tells, with a warning.
+
+    Args:
+        least: the smallest K that will do.
+
+    Raises:
+        InputError: it tells less than ``least``, or the temperature is not 1.
+    """
+    refuse_temperature(settings.temperature)
+    first = not teacher.asked(settings.k)
+    limit = teacher.allowed(settings.k)
+    advice = "start the server with a higher limit (vLLM: --max-logprobs)"
+    if limit < least:
+        raise InputError(f"k = {least}: {teacher.name} tells the top {limit} at most; lower --k, or {advice}")
+    if limit < settings.k and first:
+        warnings.warn(
+            f"{teacher.name} tells the top {limit} at most, asked for are {settings.k}: the trace holds the top "
+            f"{limit}; for more {advice}",
+            OpdProbeWarning,
+            stacklevel=3,
+        )
+    return replace(settings, k=limit)
+
+
+def tokenizer_of_served(teacher: ServedModel) -> str | None:
+    """A digest of the tokenizer that is known of a served model; None: none is."""
+    return None if teacher.tokenizer is None else tokenizer_digest(teacher.tokenizer)
+
+
+def told_beside(path: Path | None, fingerprint: Mapping[str, Any], k: int, size: int) -> Trace | None:
+    """A finished trace of the same folder for which the teacher was asked the same: that of another checkpoint.
+
+    Args:
+        path, fingerprint: of the trace that is to be made.
+        size: of the shared vocabulary, on which the teacher's lists are kept.
+    """
+    for file in sorted(path.parent.glob("*.parquet")) if path is not None else []:
+        with suppress(TraceError):
+            found = read_trace(file)
+            before = found.provenance.get("fingerprint", {})
+            same = all(before.get(name) == value for name, value in fingerprint.items() if name != "student weights")
+            if file != path and same and k <= found.K and found.vocabulary_size == size:
+                return found
+    return None
+
+
+def served_states(
+    engine: ServedReplay, spool: TraceSpool, progress: Progress | None, told: Trace | None = None
+) -> Iterator[tuple[int, Columns]]:
+    """Both passes: the server's answers, kept in the spool as they come, then the student's.
+
+    Args:
+        progress: called with (done, in all), every state counted once for each pass.
+        told: a trace that holds the answers already, see :func:`told_beside`.
+    """
+    total = sum(engine.state_counts)
+
+    def answered(done: int, _: int) -> None:
+        if progress is not None:
+            progress(done, 2 * total)
+
+    def replayed(done: int, _: int) -> None:
+        answered(total + done, total)
+
+    if told is not None and np.array_equal(told.rollout_offsets, spool.offsets):
+        spool.put_answers(told.blocks(TOLD))
+    for index, values in engine.answers(spool.answered, answered):
+        spool.put_answer(index, values)
+    yield from engine.states(spool.done, lambda rollout: spool.answer(rollout, TOLD), replayed)
+
+
+def warn_foreign(spool: TraceSpool, name: str) -> None:
+    """Say when the teacher's lists hold ids that the student does not share: its tokenizer may be another."""
+    told = spool.arrays["teacher_top_logprobs"]
+    foreign = float(np.mean(np.isnan(told))) if told.size else 0.0
+    if foreign > FOREIGN_WARNING:
+        warnings.warn(
+            f"{foreign:.1%} of the top tokens that {name} tells are not among the ids that the student shares with it; "
+            "states whose top k they leave incomplete are null: does the server use the student's tokenizer?",
+            OpdProbeWarning,
+            stacklevel=5,
+        )

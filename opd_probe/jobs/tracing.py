@@ -1,0 +1,281 @@
+"""One trace: what decides it, whether a stored one still fits, and making it from loaded models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opd_probe.engine.provenance import software
+from opd_probe.engine.replay import Progress, Replay
+from opd_probe.engine.sequences import skip_reason
+from opd_probe.engine.served import ServedReplay
+from opd_probe.engine.settings import ReplaySettings
+from opd_probe.engine.stored import StoredModel
+from opd_probe.errors import OpdProbeWarning, TraceError
+from opd_probe.jobs.memory import memory_advice
+from opd_probe.jobs.served import served_states, tokenizer_of_served, told_beside, warn_foreign
+from opd_probe.models.checkpoints import tokenizer_files_digest, weights_digest
+from opd_probe.models.loading import LoadedModel
+from opd_probe.models.served.model import ServedModel
+from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, special_ids, template_digest
+from opd_probe.rollouts.files import prompt_key, rollouts_digest
+from opd_probe.rollouts.grading import grade
+from opd_probe.rollouts.teacher_prompts import TeacherPrompts
+from opd_probe.trace import Trace, TraceSpool, read_trace, rollout_table
+from opd_probe.trace.schema import FORMAT_VERSION, array_columns
+from opd_probe.types import Rollout
+
+OUTSIDE_WARNING = 0.01
+"""Mean probability outside the shared vocabulary above which a replay warns."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRequest:
+    """One trace that is asked for.
+
+    Attributes:
+        student, teacher: as for :func:`opd_probe.replay`.
+        path: the file to write; None keeps the trace in memory.
+        labels: JSON values to keep with it.
+        teacher_prompts: what the teacher reads before each response; None: what the student read.
+    """
+
+    student: Any
+    teacher: Any
+    path: Path | None
+    settings: ReplaySettings
+    labels: Mapping[str, Any]
+    teacher_prompts: TeacherPrompts | None = None
+
+    def fingerprint(self, rollouts: Sequence[Rollout]) -> dict[str, Any]:
+        """Everything that a stored trace must agree on, flat, so that the first difference can be named.
+
+        Empty for a trace in memory, which is never used again.
+        """
+        if self.path is None:
+            return {}
+        settings = self.settings
+        return {
+            "student weights": weights_digest(self.student),
+            "teacher weights": weights_digest(self.teacher),
+            "student tokenizer": tokenizer_files_digest(settings.tokenizer or self.student),
+            "teacher tokenizer": tokenizer_of_served(self.teacher)
+            if isinstance(self.teacher, ServedModel)
+            else tokenizer_files_digest(settings.tokenizer or self.teacher),
+            "rollouts": rollouts_digest(rollouts),
+            "teacher prompts": None if self.teacher_prompts is None else self.teacher_prompts.sha256,
+            "temperature": settings.temperature,
+            "dtype": settings.dtype,
+            "allow_special_mismatch": settings.allow_special_mismatch,
+        }
+
+    def stored(self, fingerprint: Mapping[str, Any]) -> Trace | None:
+        """The trace that is there already, when it fits, else None. Loads no model.
+
+        A trace that does not fit any more is warned about, with the reason.
+        """
+        if self.path is None or not self.path.is_file():
+            return None
+        found = _reusable(self.path, fingerprint, self.settings)
+        if found is not None and self.labels:
+            found.provenance["labels"] = {**found.provenance.get("labels", {}), **self.labels}
+        return found
+
+    def make(
+        self,
+        student: LoadedModel | StoredModel,
+        teacher: LoadedModel | ServedModel,
+        rollouts: Sequence[Rollout],
+        fingerprint: Mapping[str, Any],
+        progress: Progress | None,
+    ) -> Trace:
+        """Replay, and write the trace; an interrupted replay of the same path goes on where it stopped.
+
+        Args:
+            rollouts: with ids; those of the student, when it is a :class:`StoredModel`.
+            fingerprint: of the rollouts as they were given.
+
+        Raises:
+            OpdProbeError: bad input, in one line.
+        """
+        allow = self.settings.allow_special_mismatch
+        vocabulary = shared_vocabulary(student, teacher, allow_special_mismatch=allow)
+        settings = replace(self.settings, k=min(self.settings.k, vocabulary.size))
+        return _Job((student, teacher), vocabulary, rollouts, settings, self.teacher_prompts).run(
+            self.path, fingerprint, self.labels, progress
+        )
+
+
+def shared_student(
+    student: LoadedModel,
+    rollouts: Sequence[Rollout],
+    settings: ReplaySettings,
+    place: Path | None,
+    *,
+    replays: int,
+    alone: bool,
+    progress: Progress | None,
+) -> LoadedModel | StoredModel:
+    """What replays of one student need of it: itself, or its hidden states when several replays share them.
+
+    The states are kept on disk and not in memory: there the system holds on to them as long as nothing else needs the
+    room, so that one way serves small and large jobs.
+
+    Args:
+        place: the directory whose disk takes the hidden states.
+        replays: how many look at the student.
+        alone: run the student now, so that it can be let go before a teacher is loaded.
+
+    Raises:
+        OutputError: the disk has no room for the hidden states. OutOfMemoryError: names what to lower.
+    """
+    if replays == 1 and not alone:
+        return student
+    kept = StoredModel(student, rollouts, place)
+    if alone:
+        with memory_advice("replaying"):
+            kept.fill(settings.batch_tokens, progress)
+    return kept
+
+
+def _reusable(path: Path, fingerprint: Mapping[str, Any], settings: ReplaySettings) -> Trace | None:
+    """The stored trace when it fits; otherwise None, with a warning that says why it is made anew."""
+    try:
+        stored = read_trace(path)
+    except TraceError as error:
+        warnings.warn(f"{error} (made anew)", OpdProbeWarning, stacklevel=3)
+        return None
+    before = stored.provenance.get("fingerprint", {})
+    differing = [name for name, value in fingerprint.items() if before.get(name) != value]
+    reasons = [f"{', '.join(differing)} changed since it was made"] if differing else []
+    if settings.jsd and not stored.provenance.get("jsd"):
+        reasons.append("it has no Jensen-Shannon divergence")
+    if min(settings.k, stored.vocabulary_size) > stored.K:
+        reasons.append(f"it holds the top {stored.K}, asked for are {settings.k}")
+    if not reasons:
+        return stored
+    warnings.warn(f"trace {path}: {'; '.join(reasons)}; made anew", OpdProbeWarning, stacklevel=3)
+    return None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A replay whose inputs are all at hand."""
+
+    models: tuple[LoadedModel | StoredModel, LoadedModel | ServedModel]
+    vocabulary: SharedVocabulary
+    rollouts: Sequence[Rollout]
+    settings: ReplaySettings
+    teacher_prompts: TeacherPrompts | None
+
+    def run(
+        self,
+        path: Path | None,
+        fingerprint: Mapping[str, Any],
+        labels: Mapping[str, Any],
+        progress: Progress | None,
+    ) -> Trace:
+        student, teacher = self.models
+        prompts = None if self.teacher_prompts is None else self.teacher_prompts.ids
+        given = self.rollouts, self.vocabulary.ids, self.settings, prompts
+        engine: Replay | ServedReplay
+        if isinstance(teacher, ServedModel):
+            engine = ServedReplay(student, teacher, *given)
+        else:
+            engine = Replay(student, teacher, *given)
+        counts = engine.state_counts
+        columns = array_columns(jsd=self.settings.jsd, sampler=any(r.logprobs is not None for r in self.rollouts))
+        key = _digest({**fingerprint, "K": self.settings.k, "columns": [c.name for c in columns]})
+        directory = None if path is None else path.with_name(f".{path.name}.partial")
+        served = isinstance(engine, ServedReplay)
+        spool = TraceSpool(counts, columns, self.settings.k, directory, key, answers=served)
+        if isinstance(engine, ServedReplay):
+            told = told_beside(path, fingerprint, self.settings.k, self.vocabulary.size)
+            states = served_states(engine, spool, progress, told)
+        else:
+            states = engine.states(spool.done, progress)
+        for index, values in states:
+            spool.put(index, values)
+        if isinstance(teacher, ServedModel):
+            warn_foreign(spool, teacher.name)
+        self._warn_outside(spool, labels)
+        table = rollout_table(self._rows(counts))
+        return spool.finish(table, self._provenance(fingerprint, labels), path)
+
+    def _warn_outside(self, spool: TraceSpool, labels: Mapping[str, Any]) -> None:
+        where = f"run {labels['run']}, step {labels.get('step')}: " if "run" in labels else ""
+        for side, model in zip(("student", "teacher"), self.models, strict=True):
+            outside = spool.arrays[f"{side}_mass_outside"]
+            mean = float(np.mean(outside)) if len(outside) else 0.0
+            if mean > OUTSIDE_WARNING:
+                warnings.warn(
+                    f"{where}{mean:.1%} of the probability of the {side} {model.name} lies outside the shared "
+                    "vocabulary (mean over states); it is left out of every metric",
+                    OpdProbeWarning,
+                    stacklevel=4,
+                )
+
+    def _rows(self, counts: Sequence[int]) -> list[dict[str, Any]]:
+        rows = []
+        read = self.teacher_prompts
+        for index, (rollout, n_states) in enumerate(zip(self.rollouts, counts, strict=True)):
+            rows.append(
+                {
+                    "rollout_id": rollout.id,
+                    "prompt_id": prompt_key(rollout),
+                    "step": rollout.step,
+                    "prompt_length": len(rollout.prompt_ids),
+                    "teacher_prompt_length": None if read is None else len(read.ids[index]),
+                    "response_length": len(rollout.response_ids),
+                    "n_states": n_states,
+                    "finish_reason": rollout.finish_reason,
+                    "answer": rollout.answer,
+                    "score": self._score(rollout),
+                    "token_source": rollout.token_source,
+                    "skipped": skip_reason(rollout),
+                }
+            )
+        return rows
+
+    def _score(self, rollout: Rollout) -> float | None:
+        if rollout.score is not None or rollout.answer is None:
+            return rollout.score
+        text = rollout.response
+        tokenizer = self.models[0].tokenizer
+        if text is None and tokenizer is not None:
+            text = str(tokenizer.decode(list(rollout.response_ids), skip_special_tokens=True))
+        return None if text is None else float(grade(text, rollout.answer))
+
+    def _provenance(self, fingerprint: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, Any]:
+        student, teacher = self.models
+        return {
+            "format_version": FORMAT_VERSION,
+            "K": self.settings.k,
+            "temperature": self.settings.temperature,
+            "jsd": self.settings.jsd,
+            "student": {**student.identity, "width": student.width},
+            "teacher": {**teacher.identity, "width": teacher.width},
+            "vocabulary": {
+                "size": self.vocabulary.size,
+                "assumed": self.vocabulary.assumed,
+                "student_tokenizer_sha256": self.vocabulary.tokenizer_sha256[0],
+                "teacher_tokenizer_sha256": self.vocabulary.tokenizer_sha256[1],
+                "special_ids": None if student.tokenizer is None else sorted(special_ids(student.tokenizer)),
+            },
+            "template_sha256": template_digest(student.tokenizer) if student.tokenizer is not None else None,
+            "teacher_prompt": None if self.teacher_prompts is None else dict(self.teacher_prompts.made),
+            "labels": {"states": "unknown", **labels},
+            "fingerprint": dict(fingerprint),
+            "software": software(),
+        }
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,57 @@
+"""Everything that lands in ``--out``: checked for writability first, each file whole or not there at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from opd_probe.atomic import whole_file
+from opd_probe.errors import OutputError
+
+
+def existing_directory(directory: Path) -> Path:
+    """The directory itself, or the nearest above it that is there."""
+    place = directory.absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    return place
+
+
+def check_writable(directory: Path) -> None:
+    """Fail before any work when a directory cannot be made or written to. Creates nothing.
+
+    Raises:
+        OutputError: says why.
+    """
+    place = existing_directory(directory)
+    if not place.is_dir():
+        raise OutputError(f"output {directory}: {place} is not a directory; choose another place with --out")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(f"output {directory}: no permission to write in {place}; choose another place with --out")
+
+
+def check_file_writable(path: Path) -> None:
+    """As :func:`check_writable`, for a file that is to be written.
+
+    Raises:
+        OutputError: says why.
+    """
+    if path.is_dir():
+        raise OutputError(f"output {path}: is a directory; give a file name with --out")
+    check_writable(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        with whole_file(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise OutputError(
+            f"output {path}: cannot be written ({error.strerror}); free space or choose another --out"
+        ) from None
+    return path

@@ -1,0 +1,1 @@
+"""What traces say, as rows, tables, figures and pages. No model is touched."""

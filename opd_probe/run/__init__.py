@@ -1,1 +1,0 @@
-"""The order of stages: what to measure, where rollouts come from, what is written. No tensor maths."""

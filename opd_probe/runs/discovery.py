@@ -1,0 +1,307 @@
+"""From the arguments of ``--ckpts`` to runs with their checkpoints in order. Nothing is loaded."""
+
+from __future__ import annotations
+
+import glob
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from opd_probe.errors import InputError, MissingError, OpdProbeWarning
+from opd_probe.models.checkpoints import (
+    Refused,
+    accepted,
+    is_checkpoint,
+    locate,
+    looks_like_hub_id,
+    outermost,
+    resolve_checkpoint,
+    step_of_name,
+)
+from opd_probe.models.directories import closed, entries, is_directory, subdirectories
+from opd_probe.models.served.endpoint import shown
+from opd_probe.options.manifest import MANIFEST_NAME, Manifest, read_manifest
+from opd_probe.options.naming import path_parts, step_of_revision, unique_names, user_path
+from opd_probe.types import Checkpoint
+
+ACCEPTED = f"a checkpoint ({accepted()}), or a run directory that holds checkpoint-N, global_step_N or step_N"
+_SHOWN = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One distillation run: its name, its checkpoints in order of step, and what its manifest says.
+
+    Attributes:
+        checkpoints: ordered by step; the manifest's ``student`` is step 0 of a run given as a directory.
+        manifest_path: where the manifest is, or would be; None for a run on the hub.
+    """
+
+    name: str
+    checkpoints: tuple[Checkpoint, ...]
+    manifest: Manifest | None = None
+    manifest_path: Path | None = None
+
+
+@dataclass(slots=True)
+class _Group:
+    """What the arguments said about one run before it has a name."""
+
+    parts: tuple[str, ...]
+    directory: Path | None = None
+    whole: bool = False
+    members: dict[str, Path] = field(default_factory=dict)
+    hub: list[Checkpoint] = field(default_factory=list)
+
+
+def discover(arguments: Sequence[str], *, base: str | None = None) -> list[Run]:
+    """The runs that the arguments of ``--ckpts`` name, ordered by name.
+
+    Each argument is a checkpoint, a run directory, a pattern, or a hub id. Files, directories without a
+    checkpoint and final weights beside step directories are skipped with a warning; duplicates count once.
+
+    Args:
+        base: the model under adapters; it wins over the manifests' ``base``.
+
+    Raises:
+        MissingError: a path that does not exist, or a pattern that matches nothing.
+        InputError: nothing usable is left (says what was found), or two checkpoints of one step in a run.
+    """
+    if not arguments:
+        raise InputError(f"no checkpoints; give --ckpts with {ACCEPTED}")
+    groups: dict[str, _Group] = {}
+    files: list[Path] = []
+    empty: list[str] = []
+    for item in expand_paths(arguments):
+        if isinstance(item, str):
+            _add_hub(groups, item)
+        elif not is_directory(item):
+            files.append(item)
+        elif (problem := _add_directory(groups, item)) is not None:
+            empty.append(problem)
+    if not groups:
+        raise InputError(_nothing_left(files, empty))
+    for problem in empty:
+        _warn(f"skipped {problem}")
+    if files:
+        _warn(f"skipped {_listed([str(file) for file in files])}: not a directory")
+    return sorted(_name_runs(list(groups.values()), base), key=lambda run: run.name)
+
+
+def expand_paths(arguments: Sequence[str], option: str = "--ckpts", *, hub: bool = True) -> list[Path | str]:
+    """Paths as they were given or matched, and, where ``hub`` allows them, hub ids as text.
+
+    Raises:
+        MissingError: a path that does not exist, or a pattern that matches nothing.
+    """
+    items: list[Path | str] = []
+    for argument in arguments:
+        path = user_path(argument)
+        if not argument:
+            raise MissingError(f"{option}: an empty path; expected {ACCEPTED}")
+        if path.exists():
+            items.append(path)
+        elif glob.has_magic(argument):
+            matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+            if not matches:
+                raise MissingError(f"{option} {argument}: the pattern matches nothing; expected {ACCEPTED}")
+            items.extend(Path(match) for match in matches)
+        elif hub and is_hub_id(argument):
+            items.append(argument)
+        else:
+            beside = ", or a hub id (org/name)" if hub else ""
+            raise MissingError(f"{option} {shown(argument)}: no such path; expected {ACCEPTED}{beside}")
+    return items
+
+
+def is_hub_id(value: str) -> bool:
+    """Whether a value that is no existing path should be looked up on the hub.
+
+    ``runs/typo`` has the form of a hub id too; when its first part is a local directory, a path was meant.
+    """
+    return looks_like_hub_id(value) and not Path(value.split("/")[0]).exists()
+
+
+def _add_hub(groups: dict[str, _Group], hub_id: str) -> None:
+    checkpoint = resolve_checkpoint(hub_id)
+    if checkpoint.step is None:
+        checkpoint = replace(checkpoint, step=step_of_revision(checkpoint.revision))
+    group = groups.setdefault(f"hub:{checkpoint.path}", _Group(parts=(checkpoint.path,)))
+    if checkpoint not in group.hub:
+        group.hub.append(checkpoint)
+
+
+def _add_directory(groups: dict[str, _Group], path: Path) -> str | None:
+    """Take in one existing directory; returns what was found instead when it has no checkpoint."""
+    absolute = Path(os.path.normpath(path.absolute()))
+    children = subdirectories(absolute)
+    steps = [child for child in children if step_of_name(child.name) is not None]
+    usable = [child for child in steps if is_checkpoint(child)]
+    if usable:
+        late = unfinished(absolute, usable)
+        group = _group(groups, absolute)
+        group.whole = True
+        resolved = {child.resolve() for child in usable}
+        for child in usable:
+            if child in late:
+                _warn(f"skipped {child}: {late[child]}")
+            else:
+                _add_member(group, child)
+        for child in steps:
+            if child not in usable:
+                _warn(f"skipped {describe(child)}")
+        if is_checkpoint(absolute):
+            _warn(f"skipped the final weights in {path}: its step directories are used")
+        for child in children:
+            if child not in steps and child.resolve() not in resolved and is_checkpoint(child):
+                _warn(f"skipped {path / child.name}: final weights beside step directories")
+        return None
+    if is_checkpoint(absolute):
+        absolute = outermost(absolute)
+        _add_member(_group(groups, absolute.parent), absolute)
+        return None
+    return describe(path)
+
+
+def unfinished(run: Path, steps: Sequence[Path]) -> dict[Path, str]:
+    """Steps beyond the last one that was saved whole, which verl writes down after every save, and why they are left.
+
+    None are when it is a record of another run, which has none of the steps.
+    """
+    record = run / "latest_checkpointed_iteration.txt"
+    try:
+        last = int(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    later = [step for step in steps if (step_of_name(step.name) or 0) > last]
+    reason = f"{record.name} has {last} as the last step that was saved whole; give the directory by itself to use it"
+    return dict.fromkeys(later, reason) if len(later) < len(steps) else {}
+
+
+def _group(groups: dict[str, _Group], directory: Path) -> _Group:
+    key = str(directory.resolve())
+    return groups.setdefault(key, _Group(parts=path_parts(directory), directory=directory))
+
+
+def _add_member(group: _Group, checkpoint: Path) -> None:
+    key = str(checkpoint.resolve())
+    if key not in group.members or step_of_name(checkpoint.name) is not None:  # a link's name may hide the step
+        group.members[key] = checkpoint
+
+
+def describe(path: Path) -> str:
+    """One line on a directory without a checkpoint: what is in it, and what would be accepted."""
+    if (reason := closed(path)) is not None:
+        return f"{path}: {reason}"
+    for place in (path, *entries(path)):
+        if isinstance(found := locate(place), Refused):
+            return f"{found.path}: {found.reason}"
+        if step_of_name(place.name) is not None and is_directory(place) and (reason := closed(place)) is not None:
+            return f"{place}: {reason}"
+    runs = [child.name for child in subdirectories(path) if _holds_checkpoints(child)]
+    if runs:
+        return f"{path}: no checkpoint in it, but in {_listed(runs)} below it; give {path}/*"
+    names = [f"{child.name}/" if is_directory(child) else child.name for child in entries(path)]
+    return f"{path}: no checkpoint in it (found {_listed(names) if names else 'nothing'}); expected {ACCEPTED}"
+
+
+def _holds_checkpoints(directory: Path) -> bool:
+    if is_checkpoint(directory):
+        return True
+    return any(step_of_name(child.name) is not None and is_checkpoint(child) for child in subdirectories(directory))
+
+
+def _nothing_left(files: Sequence[Path], empty: Sequence[str]) -> str:
+    if empty:
+        more = f" (and {len(empty) - 1} more directories without one)" if len(empty) > 1 else ""
+        return f"--ckpts {empty[0]}{more}"
+    return f"--ckpts {_listed([str(file) for file in files])}: not a directory; expected {ACCEPTED}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def _name_runs(groups: Sequence[_Group], base: str | None) -> list[Run]:
+    """Split off what shares a directory by chance, then name each run and read its manifest."""
+    parted = [part for group in groups for part in _part(group)]
+    names = unique_names({str(index): group.parts for index, group in enumerate(parted)})
+    return [_make_run(names[str(index)], group, base) for index, group in enumerate(parted)]
+
+
+def _part(group: _Group) -> list[_Group]:
+    """Drop final weights beside step directories; models that only lie side by side are runs of their own."""
+    stepped = {key: path for key, path in group.members.items() if step_of_name(path.name) is not None}
+    other = {key: path for key, path in group.members.items() if key not in stepped}
+    if stepped:
+        for path in other.values():
+            _warn(f"skipped {path}: final weights beside step directories")
+        group.members = stepped
+        return [group]
+    if len(other) <= 1:
+        return [group]
+    return [
+        _Group(parts=(*group.parts[:-1], f"{group.parts[-1]}/{path.name}"), directory=path, members={key: path})
+        for key, path in other.items()
+    ]
+
+
+def _make_run(name: str, group: _Group, base: str | None) -> Run:
+    manifest, manifest_path = _find_manifest(group)
+    manifest_base, student = (manifest.base, manifest.student) if manifest else (None, None)
+    checkpoints = [replace(checkpoint, run=name) for checkpoint in group.hub]
+    for path in group.members.values():
+        checkpoints.append(resolve_checkpoint(path, run=name, base=base or manifest_base, student=student))
+    _refuse_equal_steps(name, checkpoints)
+    if manifest and manifest.student and group.whole and all(c.step != 0 for c in checkpoints):
+        checkpoints.append(replace(resolve_checkpoint(manifest.student, run=name), step=0))
+    ordered = sorted(checkpoints, key=lambda c: (c.step is not None, c.step or 0, c.path))
+    return Run(name, tuple(ordered), manifest, manifest_path)
+
+
+def _find_manifest(group: _Group) -> tuple[Manifest | None, Path | None]:
+    """The run directory's manifest; a model that stands alone may carry its own."""
+    if group.directory is None:
+        return None, None
+    places = [group.directory / MANIFEST_NAME]
+    if len(group.members) == 1:
+        places.append(next(iter(group.members.values())) / MANIFEST_NAME)
+    for place in places:
+        if place.is_file():
+            return read_manifest(place), place
+    return None, places[0]
+
+
+def _refuse_equal_steps(name: str, checkpoints: Sequence[Checkpoint]) -> None:
+    seen: dict[int | None, Checkpoint] = {}
+    for checkpoint in checkpoints:
+        if checkpoint.step in seen:
+            raise InputError(
+                f"run {name}: {seen[checkpoint.step].path} and {checkpoint.path} are both of step "
+                f"{'unknown' if checkpoint.step is None else checkpoint.step}; leave one of them out"
+            )
+        seen[checkpoint.step] = checkpoint
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, OpdProbeWarning, stacklevel=3)
+
+
+def find_checkpoints(*paths: str | Path, base: str | None = None) -> list[Checkpoint]:
+    """The checkpoints that ``--ckpts`` would take from these paths, ordered by run and step. Nothing is loaded.
+
+    Args:
+        paths: checkpoints or run directories of any format (see the table in docs/formats.md), patterns, or hub ids.
+        base: the model under adapters, or the one with the configuration of weights that were saved without.
+
+    Returns:
+        For :func:`opd_probe.replay`; what was skipped is said in an :class:`OpdProbeWarning`.
+
+    Raises:
+        MissingError: a path that does not exist, or a pattern that matches nothing.
+        InputError: no checkpoint that can be used, or two of one step in a run.
+    """
+    return [checkpoint for run in discover([str(path) for path in paths], base=base) for checkpoint in run.checkpoints]

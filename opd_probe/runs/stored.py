@@ -1,0 +1,124 @@
+"""Measured triples: a trace with the names under which rows and figures show it; and finding stored ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opd_probe.errors import InputError, MissingError, TraceError, warn
+from opd_probe.options.naming import user_path
+from opd_probe.options.settings import Options, Settings, settle
+from opd_probe.trace import Trace, read_trace
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One (run, step, teacher) with its trace, and how it is to be summarised."""
+
+    run: str
+    step: int | None
+    teacher: str
+    states: str
+    trace: Trace
+    settings: Settings
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The columns that name a row."""
+        return {"run": self.run, "step": self.step, "teacher": self.teacher}
+
+    @property
+    def token_source(self) -> str:
+        """See :func:`token_source_of`."""
+        return token_source_of(self.trace)
+
+
+def token_source_of(trace: Trace) -> str:
+    """Whether a trace's ids are what was sampled: a :data:`~opd_probe.types.TokenSource`, or ``"mixed"``."""
+    found = set(trace.rollouts.column("token_source").to_pylist()) - {None}
+    return str(found.pop()) if len(found) == 1 else "mixed" if found else "sampled_ids"
+
+
+def warn_of_mixture(measured: Sequence[Measured]) -> None:
+    """Say when traces of sampled ids and of text that was tokenised again stand side by side."""
+    text = [one for one in measured if one.token_source != "sampled_ids"]
+    if text and len(text) < len(measured):
+        names = ", ".join(dict.fromkeys(one.run for one in text))
+        warn(
+            f"{len(text)} of {len(measured)} traces are of re-tokenised text (of {names}), the others of sampled ids; "
+            "they stand side by side, but a difference between them may come from that alone"
+        )
+
+
+def find_traces(arguments: Sequence[str], given: Options, *, what: str = "--traces") -> list[Measured]:
+    """Open the traces that ``what`` (an option or argument) names: files, or directories with traces somewhere below.
+
+    Run, step and teacher are what the replay recorded. A directory that ``--out`` filled is searched below
+    its ``traces``. Other Parquet files in a directory are skipped with a warning.
+
+    Raises:
+        MissingError: no such path.
+        TraceError: a trace that cannot be read, e.g. of an unknown version.
+        InputError: no trace at all, or two traces of one run, step and teacher.
+    """
+    settings = settle(given, None, where=what)
+    found: dict[Path, Measured] = {}
+    for argument in arguments:
+        path = user_path(argument)
+        if not path.exists():
+            raise MissingError(f"{what} {argument}: no such path; expected a trace or a directory with traces")
+        if path.is_file():
+            found.setdefault(path.resolve(), _measured(read_trace(path), path, settings))
+            continue
+        within = path / "traces" if (path / "traces").is_dir() else path
+        for file in sorted(within.rglob("*.parquet")):
+            if file.name.startswith(".") or file.resolve() in found:
+                continue
+            trace = _trace_or_none(file)
+            if trace is not None:
+                found[file.resolve()] = _measured(trace, file, settings)
+    if not found:
+        raise InputError(
+            f"{what} {' '.join(arguments)}: no trace in it; make traces with opd-probe overlap --ckpts, "
+            "which stores them under its --out"
+        )
+    _refuse_twins(list(found.items()))
+    return list(found.values())
+
+
+def _trace_or_none(path: Path) -> Trace | None:
+    """A trace, or None for a Parquet file that is something else."""
+    try:
+        return read_trace(path)
+    except TraceError as error:
+        if "not one of opd-probe's" not in str(error):
+            raise
+        warn(f"skipped {path}: a Parquet file, but not a trace")
+        return None
+
+
+def _measured(trace: Trace, path: Path, settings: Settings) -> Measured:
+    labels = trace.provenance.get("labels", {})
+    student, teacher = trace.provenance.get("student", {}), trace.provenance.get("teacher", {})
+    return Measured(
+        run=str(labels.get("run") or path.parent.name),
+        step=labels.get("step", student.get("step")),
+        teacher=str(labels.get("teacher") or Path(str(teacher.get("path", "unknown"))).name),
+        states=str(labels.get("states", "unknown")),
+        trace=trace,
+        settings=settings,
+    )
+
+
+def _refuse_twins(found: Sequence[tuple[Path, Measured]]) -> None:
+    seen: dict[tuple[Any, ...], Path] = {}
+    for path, measured in found:
+        key = tuple(measured.key.values())
+        if key in seen:
+            raise InputError(
+                f"traces {seen[key]} and {path} are both of run {measured.run}, step {measured.step}, "
+                f"teacher {measured.teacher}; leave one of them out"
+            )
+        seen[key] = path

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from opd_probe.errors import OutputError
+from opd_probe.output import check_file_writable, check_writable, write_bytes
+from opd_probe.results.files import save_figure
+
+
+def test_a_file_in_the_way_is_found_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="not a directory"):
+        check_writable(tmp_path / "file" / "below")
+    check_writable(tmp_path / "new" / "deep")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="no permission"):
+        check_writable(tmp_path / "new")
+
+
+def test_a_directory_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is a directory"):
+        check_file_writable(tmp_path)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "inside").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_bytes(tmp_path / "x", b"content")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_figures_are_saved_twice_and_without_dates(tmp_path: Path) -> None:
+    def draw() -> Figure:
+        figure = Figure()
+        figure.add_subplot().plot([1, 2])
+        return figure
+
+    first, second = save_figure(draw(), tmp_path / "a.b"), save_figure(draw(), tmp_path / "c")
+    assert [path.name for path in first] == ["a.b.pdf", "a.b.png"]
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    assert first[0].read_bytes().startswith(b"%PDF")
