@@ -105,6 +105,7 @@ def state(
         row["extreme_advantage_gap"] = float(p[extreme] - q[extreme])
     else:
         row["overlap_advantage"] = row["extreme_advantage_gap"] = NAN
+    row["overlap_advantage_beyond_one"] = row["overlap_advantage"] if len(overlap) > 1 else NAN
 
     supports = {
         "student": student_top,

@@ -40,7 +40,8 @@ def mass_curve(trace: Trace, *, average: str = "token", seed: int = 0, resamples
     Returns:
         One row per k: ``k`` and, for ``student_topk_mass``, ``teacher_topk_mass``, ``student_overlap_mass``,
         ``teacher_overlap_mass``, ``overlap_ratio`` and ``overlap_advantage``, the mean over states with ``_lo``,
-        ``_hi`` and ``_n``: the values of :func:`opd_probe.summarize` at each k, from one pass over the trace.
+        ``_hi`` and ``_n``: the values of :func:`opd_probe.summarize` at each k, from one pass over the trace; with
+        ``n_empty_overlap``, ``n_single_overlap`` and ``n_short_lists`` at each k as there.
 
     Raises:
         InputError: an unknown average.
@@ -50,9 +51,15 @@ def mass_curve(trace: Trace, *, average: str = "token", seed: int = 0, resamples
     check_average(average)
     depth = trace.K
     sums = RolloutSums.empty(trace.rollouts.num_rows, 1, len(QUANTITIES) * depth)
+    counts = dict.fromkeys(("n_empty_overlap", "n_single_overlap", "n_short_lists"), np.zeros(depth, dtype=np.int64))
     keep_freed_memory()
     for block in trace.blocks(TOP_COLUMNS, BLOCK_STATES):
-        sums.add(block["rollout"], *by_rank(block))
+        values = by_rank(block)
+        sums.add(block["rollout"], *values)
+        shared = np.rint(values[QUANTITIES.index("overlap_ratio")] * np.arange(1, depth + 1))
+        whole = listed(block, "student", depth) & listed(block, "teacher", depth)
+        for name, found in zip(counts, (shared == 0, shared == 1, ~whole), strict=True):
+            counts[name] = counts[name] + found.sum(0)
     codes, n_clusters = clusters_of(trace)
     if resamples:
         warn_few_prompts(prompts_with_states(trace))
@@ -63,7 +70,7 @@ def mass_curve(trace: Trace, *, average: str = "token", seed: int = 0, resamples
         cells = slice(index * depth, (index + 1) * depth)
         table |= {name: mean[cells], f"{name}_lo": lo[cells], f"{name}_hi": hi[cells]}
         table[f"{name}_n"] = defined[cells].astype(np.int64)
-    return pd.DataFrame(table)
+    return pd.DataFrame(table | counts)
 
 
 def by_rank(block: Mapping[str, NDArray[Any]]) -> tuple[Floats, ...]:

@@ -64,8 +64,8 @@ def overlap_metrics(
         known: what else the loop holds, see :func:`topk_trace`.
 
     Returns:
-        ``<metric>`` for each metric that is defined on some state, ``n_states``, ``n_empty_overlap``, and
-        ``<metric>_n`` for each metric that is not defined on all states: the number of those where it is. Of a variant
+        ``<metric>`` for each metric that is defined on some state, ``n_states``, ``n_empty_overlap``,
+        ``n_single_overlap``, ``n_short_lists``, and ``<metric>_n`` for each metric that is not defined on all states: the number of those where it is. Of a variant
         every quantity has its ``_n``.
 
     Raises:
@@ -83,7 +83,7 @@ def overlap_metrics(
             return _of_variant(trace, variant, trace.K if k is None else k)
         row = summarize(trace, trace.K if k is None else k, resamples=0, metrics=metrics)
     names = [name for name, one in METRICS.items() if one.summary == "mean" and name in row]
-    found: dict[str, float] = {"n_states": float(row["n_states"]), "n_empty_overlap": float(row["n_empty_overlap"])}
+    found = {name: float(row[name]) for name in ("n_states", "n_empty_overlap", "n_single_overlap", "n_short_lists")}
     for name in (*names, *(name for name in _BY_ROLLOUT if metrics is None and row.get(f"{name}_n", 0))):
         count, every = row[f"{name}_n"], name not in METRICS or row[f"{name}_n"] == row["n_states"]
         found |= {} if math.isnan(row[name]) else {name: float(row[name])}

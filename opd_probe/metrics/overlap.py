@@ -37,6 +37,17 @@ def overlap_advantage(view: TopView) -> Floats:
 
 
 @register(
+    "overlap_advantage_beyond_one",
+    unit="nats",
+    source="Eq. 7",
+    definition="the same where |O| ≥ 2; null on an overlap of one token, where Eq. 7 is 0 whatever the models say",
+    needs=IDS + STUDENT,
+)
+def overlap_advantage_beyond_one(view: TopView) -> Floats:
+    return np.where(view.overlap_size > 1, overlap_advantage(view), np.nan)
+
+
+@register(
     "student_overlap_mass",
     unit="probability",
     source="Eq. 9",

@@ -9,7 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from opd_probe.curves import diagnose, mass_curve, position_curve, summarize
+from opd_probe.curves import diagnose, mass_curve, position_curve
+from opd_probe.curves.remarks import list_remarks
+from opd_probe.curves.summary import summary_row
+from opd_probe.errors import warn
 from opd_probe.progress import Progress
 from opd_probe.results.tables import as_table, sort_key
 from opd_probe.runs.stored import Measured
@@ -47,7 +50,7 @@ def summaries(gathered: Gathered, *, whole: bool = False) -> list[dict[str, Any]
     gathered.progress.begin("summarise")
     for done, measured in enumerate(gathered.measured):
         gathered.progress.update(done, len(gathered.measured))
-        row = summarize(measured.trace, measured.settings.k, **interval_options(measured))
+        row = summary_row(measured.trace, measured.settings.k, **interval_options(measured))
         if whole:
             row |= diagnose(measured.trace, seed=measured.settings.seed)
         k = row.pop("k")
@@ -55,6 +58,8 @@ def summaries(gathered: Gathered, *, whole: bool = False) -> list[dict[str, Any]
         recovery = {"gap_recovery": NAN, "gap_recovery_lo": NAN, "gap_recovery_hi": NAN, "gap_recovery_n": 0}
         names = {**measured.key, "k": k, "states": measured.states, "token_source": measured.token_source}
         rows.append({**names, **row, **recovery})
+    for remark in list_remarks(rows):
+        warn(remark)
     return rows
 
 

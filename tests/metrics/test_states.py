@@ -186,6 +186,7 @@ def test_unknown_teacher_values_are_null_exactly_where_they_are_needed() -> None
     touched = {name for name in METRICS if np.isnan(after[name][1]) and not np.isnan(before[name][1])}
     assert touched == {
         "overlap_advantage",
+        "overlap_advantage_beyond_one",
         "teacher_overlap_mass",
         "extreme_advantage_gap",
         "topk_reverse_kl_student",
