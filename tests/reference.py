@@ -53,7 +53,7 @@ def renormalise(log_p: FloatArray, support: list[int]) -> FloatArray:
 
 
 def renormalised_kl(log_p: FloatArray, log_q: FloatArray, support: list[int]) -> float:
-    if not support:
+    if not support or max(log_p[support]) == -math.inf or max(log_q[support]) == -math.inf:
         return NAN
     return kl(renormalise(log_p, support), renormalise(log_q, support))
 

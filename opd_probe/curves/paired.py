@@ -20,6 +20,7 @@ from opd_probe.curves.bootstrap import (
     statistic_intervals,
     warn_few_prompts,
 )
+from opd_probe.curves.remarks import difference_remark
 from opd_probe.curves.rollouts import ROLLOUT_QUANTITIES, auroc_statistic, rollout_sums, rollout_values
 from opd_probe.curves.whole import whole_sums
 from opd_probe.errors import InputError, OpdProbeWarning
@@ -108,6 +109,9 @@ def compare(
                     "n_b": int(second.defined[index]),
                 }
             )
+    remark = difference_remark({row["metric"]: row for row in rows})
+    if remark is not None:
+        warnings.warn(remark, OpdProbeWarning, stacklevel=2)
     counts = {"n_prompts": len(common), "n_prompts_only_a": only[0], "n_prompts_only_b": only[1]}
     return pd.DataFrame(rows).assign(**counts)
 

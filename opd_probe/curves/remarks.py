@@ -32,6 +32,33 @@ def single_overlap_decides(row: Row) -> bool:
     return not low <= beyond <= high if low <= high else single > SINGLE_SHARE * n
 
 
+def difference_remark(table: Mapping[str, Row]) -> str | None:
+    """What to say where overlaps of one token decide over a difference of ``overlap_advantage``, else None.
+
+    They do where the difference over the other overlaps has another sign, does not exist or lies outside the interval;
+    where there is no interval, also where they are more than :data:`SINGLE_SHARE` of the overlaps of a side.
+
+    Args:
+        table: rows of :func:`opd_probe.compare` by metric.
+    """
+    both, beyond = (table.get(f"overlap_advantage{name}") for name in ("", "_beyond_one"))
+    if both is None or beyond is None or both["k"] == 1 or "n_a" not in both:
+        return None
+    single = [both[name] - beyond[name] for name in ("n_a", "n_b")]
+    change, other = both["difference"], beyond["difference"]
+    low, high = both["difference_lo"], both["difference_hi"]
+    inside = low <= other <= high if low <= high else single[0] <= SINGLE_SHARE * both["n_a"] and (
+        single[1] <= SINGLE_SHARE * both["n_b"]
+    )
+    if not any(single) or math.isnan(change) or (inside and change * other >= 0):
+        return None
+    return (
+        f"compare: at {single[0]:,} of {both['n_a']:,} states of A and {single[1]:,} of {both['n_b']:,} of B the overlap "
+        f"at k = {both['k']} is one token, where overlap_advantage is 0 whatever the models say; that decides over its "
+        f"difference: {change:.3g}, and {other:.3g} without them (overlap_advantage_beyond_one); raise k"
+    )
+
+
 def _number(row: Row, name: str) -> float:
     value = row.get(name)
     try:

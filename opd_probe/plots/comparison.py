@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
+from opd_probe.curves.remarks import difference_remark
 from opd_probe.errors import InputError
 from opd_probe.plots import style as house
 from opd_probe.plots.labels import METRICS, Label
@@ -141,4 +142,9 @@ def _note(table: pd.DataFrame, missing: Sequence[str], drawn: Sequence[str]) -> 
     note = f"Bars: 95 % bootstrap interval of the difference, the same prompts resampled on both sides{count}."
     note += " Filled: the interval leaves 0 out."
     note += f" In figures: {drawn[-1]}." if len(drawn) > 1 else ""
+    for pair in drawn:
+        rows = {row["metric"]: row for row in table[table["pair"] == pair].to_dict("records")}
+        if difference_remark(rows) is not None:  # type: ignore[arg-type]
+            where = f" at {pair}" if len(drawn) > 1 else ""
+            note += f" Overlaps of one token, which count 0, decide over the overlap advantage{where}."
     return note + (f" Unknown or undefined on a side: {', '.join(missing)}." if missing else "")

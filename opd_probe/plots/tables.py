@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from opd_probe.curves.remarks import single_overlap_decides
 from opd_probe.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -120,6 +121,16 @@ def kinds_of_states(table: pd.DataFrame) -> list[str]:
     if strange:
         raise InputError(f"column 'states' of the table: expected {', '.join(STATES)}, got {strange[0]!r}")
     return [kind for kind in STATES if kind in found]
+
+
+def single_overlap_note(table: pd.DataFrame, metrics: Iterable[str]) -> str:
+    """The sentence that says where overlaps of one token decide over the overlap advantage that is drawn; "" where they
+    do not."""
+    if "overlap_advantage" not in metrics:
+        return ""
+    decided = sum(single_overlap_decides(row) for row in table.to_dict("records"))  # type: ignore[arg-type]
+    points = "the only point" if len(table) == 1 else f"{decided} of {len(table)} points"
+    return f"Overlaps of one token, which count 0, decide over the overlap advantage at {points}." if decided else ""
 
 
 def interval_note(table: pd.DataFrame, metrics: Iterable[str], mark: str = "Bands") -> str:
