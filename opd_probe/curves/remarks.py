@@ -35,8 +35,7 @@ def single_overlap_decides(row: Row) -> bool:
 def difference_remark(table: Mapping[str, Row]) -> str | None:
     """What to say where overlaps of one token decide over a difference of ``overlap_advantage``, else None.
 
-    They do where the difference over the other overlaps has another sign, does not exist or lies outside the interval;
-    where there is no interval, also where they are more than :data:`SINGLE_SHARE` of the overlaps of a side.
+    They do where the difference over the other overlaps has another sign, does not exist or lies outside the interval.
 
     Args:
         table: rows of :func:`opd_probe.compare` by metric.
@@ -47,9 +46,7 @@ def difference_remark(table: Mapping[str, Row]) -> str | None:
     single = [both[name] - beyond[name] for name in ("n_a", "n_b")]
     change, other = both["difference"], beyond["difference"]
     low, high = both["difference_lo"], both["difference_hi"]
-    inside = low <= other <= high if low <= high else single[0] <= SINGLE_SHARE * both["n_a"] and (
-        single[1] <= SINGLE_SHARE * both["n_b"]
-    )
+    inside = low <= other <= high or not low <= high
     if not any(single) or math.isnan(change) or (inside and change * other >= 0):
         return None
     return (

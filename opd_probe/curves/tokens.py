@@ -132,7 +132,12 @@ def _count(found: Survey, view: TopView, reward: Floats) -> None:
     whole = TopView(block, ids.shape[1])
     lists = (
         (ids, "student_top_logprobs", "teacher_logprobs_at_student_top", whole.student_listed),
-        (other, "student_logprobs_at_teacher_top", "teacher_top_logprobs", whole.teacher_only),  # what the student's lacks
+        (
+            other,
+            "student_logprobs_at_teacher_top",
+            "teacher_top_logprobs",
+            whole.teacher_only,
+        ),  # what the student's lacks
     )
     for tokens, p, q, chosen in lists:
         terms = kl_terms(block[p], block[q])

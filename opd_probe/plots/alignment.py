@@ -32,10 +32,10 @@ from opd_probe.plots.tables import (
     check_table,
     check_unique,
     interval_note,
-    single_overlap_note,
     metric_columns,
     numbers,
     single_k,
+    single_overlap_note,
     states_phrase,
     without_sparse_bins,
 )

@@ -45,7 +45,11 @@ def test_the_count_and_the_mean_without(k: int) -> None:
     row = opd_probe.summarize(opd_probe.trace_logits(student, teacher, tokens, 16), k, resamples=0)
     wanted = reference.states(student, teacher, tokens, k)
     shared = np.array([state["overlap_ratio"] * k for state in wanted]).round()
-    assert row["n_single_overlap"] == (shared == 1).sum() == row["overlap_advantage_n"] - row["overlap_advantage_beyond_one_n"]
+    assert (
+        row["n_single_overlap"]
+        == (shared == 1).sum()
+        == row["overlap_advantage_n"] - row["overlap_advantage_beyond_one_n"]
+    )
     values = np.array([state["overlap_advantage"] for state in wanted])
     assert row["overlap_advantage"] == pytest.approx(np.nanmean(values), rel=1e-5)
     assert row["overlap_advantage_beyond_one"] == pytest.approx(values[shared > 1].mean(), rel=1e-5)
@@ -78,8 +82,10 @@ def test_without_intervals_a_tenth_of_the_overlaps_decides() -> None:
 
 def test_a_difference_that_turns_around() -> None:
     """The pair that shares one token at most states looks better aligned than the related one."""
-    near, far = trace_of(distance=1.5, related=True), trace_of(distance=1.5, related=False)
-    with pytest.warns(opd_probe.OpdProbeWarning, match="of A and .* of B the overlap at k = 4 is one token.*difference"):
+    near, far = trace_of(distance=0.5, related=True), trace_of(distance=0.5, related=False)
+    with pytest.warns(
+        opd_probe.OpdProbeWarning, match="of A and .* of B the overlap at k = 4 is one token.*difference"
+    ):
         table = opd_probe.compare(near, far, 4)
     rows = table.set_index("metric")["difference"]
     assert rows["overlap_advantage"] > 0 > rows["overlap_advantage_beyond_one"]

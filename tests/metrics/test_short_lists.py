@@ -198,7 +198,9 @@ def test_lists_of_a_training_loop(logits: Any) -> None:
     at = trace.column("teacher_logprobs_at_student_top")[complete]
     assert complete
     assert not np.isnan(at).any()  # a list that names every possible id tells that the others are impossible
-    same = overlap_metrics(**given | {f"teacher_topk_{name}": given[f"student_topk_{name}"] for name in ("ids", "logprobs")})
+    same = overlap_metrics(
+        **given | {f"teacher_topk_{name}": given[f"student_topk_{name}"] for name in ("ids", "logprobs")}
+    )
     sizes = [len(reference.top_k(x, 6)) / 6 for x in logits[0]]
     assert same["overlap_ratio"] == pytest.approx(np.mean(sizes))
     assert same["overlap_advantage"] == 0
@@ -213,5 +215,3 @@ def test_a_served_list_that_is_whole_tells_of_all_ids() -> None:
     }
     found = known_at(ids, np.array([3, 3]), teacher)
     np.testing.assert_array_equal(found, np.array([[-np.inf, 0, -np.inf], [-2, -0.5, -np.inf]], dtype=np.float32))
-
-
