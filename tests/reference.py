@@ -24,7 +24,7 @@ def log_softmax(logits: ArrayLike, temperature: float = 1.0) -> FloatArray:
 
 
 def top_k(logits: ArrayLike, k: int) -> list[int]:
-    """The k ids with the largest logits in rank order, fewer where others are −inf; of equal ones the lower id first."""
+    """The k ids with the largest logits in rank order, ties by id; fewer where the rest is −inf."""
     values = [float(value) for value in np.asarray(logits)]
     possible = [token for token, value in enumerate(values) if value > -math.inf]
     return sorted(possible, key=lambda token: (-values[token], token))[:k]

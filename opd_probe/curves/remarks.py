@@ -50,9 +50,9 @@ def difference_remark(table: Mapping[str, Row]) -> str | None:
     if not any(single) or math.isnan(change) or (inside and change * other >= 0):
         return None
     return (
-        f"compare: at {single[0]:,} of {both['n_a']:,} states of A and {single[1]:,} of {both['n_b']:,} of B the overlap "
-        f"at k = {both['k']} is one token, where overlap_advantage is 0 whatever the models say; that decides over its "
-        f"difference: {change:.3g}, and {other:.3g} without them (overlap_advantage_beyond_one); raise k"
+        f"compare: at {single[0]:,} of {both['n_a']:,} states of A and {single[1]:,} of {both['n_b']:,} of B the "
+        f"overlap at k = {both['k']} is one token, where overlap_advantage is 0 whatever the models say; that decides "
+        f"over its difference: {change:.3g}, and {other:.3g} without them (overlap_advantage_beyond_one); raise k"
     )
 
 

@@ -18,8 +18,8 @@ class TopView:
 
     Top lists are in rank order, so that the top-k of a trace is its first k entries. An entry whose own log-probability
     is −inf stands behind the end of its list: no id of probability above 0 was left. One of NaN is not known, as where
-    a served teacher's list ends. Everything is float64, and laid out rank by rank: arithmetic over ranks then runs along
-    memory for all states at once, several times as fast.
+    a served teacher's list ends. Everything is float64, and laid out rank by rank: arithmetic over ranks then runs
+    along memory for all states at once, several times as fast.
 
     Args:
         block: arrays by column name, as a trace yields them.
