@@ -294,7 +294,7 @@ class _StudentScorer:
 
 
 def known_at(
-    ids: NDArray[np.int32], tokens: NDArray[np.int64], teacher: Mapping[str, NDArray[np.generic]]
+    ids: NDArray[np.int32], tokens: NDArray[np.int64], teacher: Mapping[str, NDArray[Any]]
 ) -> NDArray[np.float32]:
     """The teacher's log-probabilities at ids [n, K], as far as it told them: of its own list and the sampled token, and
     −inf at what a whole list does not hold and where there is no id."""
