@@ -14,11 +14,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_probe.errors import InputError, OutOfMemoryError
-from opd_probe.models.checkpoints import format_of, headers_of, home_of, resolve_checkpoint
+from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
 from opd_probe.models.formats.headers import stored_dtype
 from opd_probe.models.guards import brief
-from opd_probe.models.hub import hub_snapshot as hub_snapshot
-from opd_probe.models.hub import localized
+from opd_probe.models.hub import home_of, localized
 from opd_probe.models.placement import DeviceMap, check_device_map, input_device, weights_at_hand
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.models.weights import read_model

@@ -13,11 +13,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from opd_probe.errors import InputError, MissingError, OpdProbeError
-from opd_probe.models.checkpoints import format_of, headers_of, home_of, resolve_checkpoint
+from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
 from opd_probe.models.formats import verl_fsdp, verl_lora
 from opd_probe.models.formats.headers import BYTES, Headers, stored_dtype
 from opd_probe.models.guards import brief, one_line, quiet
-from opd_probe.models.hub import localized
+from opd_probe.models.hub import home_of, localized
 from opd_probe.models.placement import DeviceMap
 from opd_probe.types import Checkpoint
 

@@ -140,7 +140,7 @@ def test_ties_fall_the_same_way_whatever_k_is(kind: torch.dtype, width: int) -> 
     logits = (torch.randn(40, width, generator=torch.Generator().manual_seed(0)) * 2 + 10).to(kind)
     tokens = torch.zeros(40, dtype=torch.int64)
     deep, shallow = (opd_probe.trace_logits(logits, logits, tokens, k) for k in (64, 16))
-    assert ((logits.float().sort(-1).values[:, -16] == logits.float().sort(-1).values[:, -17]).any())  # ties there
+    assert (logits.float().sort(-1).values[:, -16] == logits.float().sort(-1).values[:, -17]).any()  # ties there
     np.testing.assert_array_equal(deep.column("student_top_ids")[:, :16], shallow.column("student_top_ids"))
     for trace in (deep, shallow):
         row = opd_probe.summarize(trace, 16, resamples=0)
