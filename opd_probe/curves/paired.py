@@ -22,6 +22,7 @@ from opd_probe.curves.bootstrap import (
 )
 from opd_probe.curves.remarks import difference_remark
 from opd_probe.curves.rollouts import ROLLOUT_QUANTITIES, auroc_statistic, rollout_sums, rollout_values
+from opd_probe.curves.sampling import sampling_label, sampling_remark
 from opd_probe.curves.whole import whole_sums
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.metrics import METRICS, TRACE_METRICS
@@ -126,6 +127,9 @@ def _warn_of_mixture(a: Trace, b: Trace) -> None:
             OpdProbeWarning,
             stacklevel=3,
         )
+    remark = sampling_remark([("A", sampling_label(a)), ("B", sampling_label(b))])
+    if remark is not None:
+        warnings.warn(f"compare: {remark}", OpdProbeWarning, stacklevel=3)
 
 
 def _common_prompts(a: Trace, b: Trace) -> tuple[list[str], tuple[int, int]]:

@@ -88,6 +88,7 @@ def _facts(document: Mapping[str, Any], responses: Responses) -> list[tuple[str,
         ("States", f"{trace['n_states']:,} in {len(responses.table):,} responses"),
         ("Sampled by", states.get(trace["states"], "unknown")),
         ("Token ids", "as sampled" if trace["token_source"] == "sampled_ids" else "re-tokenised text, not as sampled"),
+        ("Sampling", str(trace["sampling"] or "unknown")),
         ("k", f"{trace['k']} (trace: {trace['K']})"),
         ("Tokenizer", str(trace["tokenizer"] or "none: ids are shown")),
     ]

@@ -206,6 +206,15 @@ ROLLOUT_COLUMNS: tuple[Column, ...] = (
         "sampled_ids, retokenized",
         "whether the ids are what was sampled or were made from text",
     ),
+    Column(
+        "sampling",
+        "string",
+        "state",
+        "",
+        "",
+        "temperature and truncation that it was sampled with, as far as its file says",
+        optional=True,
+    ),
     Column("skipped", "string", "state", "", "", "why the rollout has no states; null when it has"),
 )
 
