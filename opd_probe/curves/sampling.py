@@ -10,7 +10,7 @@ import numpy as np
 from opd_probe.trace import Trace
 
 SAMPLER_LIMIT = 0.05
-"""Mean |Δ| in nats between the sampler's log-probabilities and the replayed ones, above which they are of two models."""
+"""Mean |Δ| in nats between log-probabilities of the sampler and replayed ones, above which they are of two models."""
 
 AS_SCORED = "as scored"
 
