@@ -8,7 +8,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
-SINGLE_SHARE = 0.1
+SINGLE_SHARE = 0.5
 """Without an interval, the share of overlaps with one token from which they decide over the mean advantage."""
 
 

@@ -70,10 +70,10 @@ def test_it_is_said_where_it_decides_and_nowhere_else() -> None:
     ]
 
 
-def test_without_intervals_a_tenth_of_the_overlaps_decides() -> None:
+def test_without_intervals_half_of_the_overlaps_decides() -> None:
     row = {"k": 4, "overlap_advantage": -0.2, "overlap_advantage_n": 100, "overlap_advantage_beyond_one": -0.22}
-    assert not single_overlap_decides({**row, "overlap_advantage_beyond_one_n": 90})
-    assert single_overlap_decides({**row, "overlap_advantage_beyond_one_n": 89})
+    assert not single_overlap_decides({**row, "overlap_advantage_beyond_one_n": 50})
+    assert single_overlap_decides({**row, "overlap_advantage_beyond_one_n": 49})
     assert not single_overlap_decides({**row, "overlap_advantage_beyond_one_n": 100})
     only = {**row, "overlap_advantage": 0.0, "overlap_advantage_beyond_one": None, "overlap_advantage_beyond_one_n": 0}
     assert single_overlap_decides(only)

@@ -55,7 +55,6 @@ def agrees(row: dict[str, Any], wanted: dict[str, float]) -> None:
         assert row[name] == pytest.approx(value, rel=2e-6, abs=1e-7, nan_ok=True), name
 
 
-@pytest.mark.filterwarnings("ignore:at 5 of 24 states the overlap at k = 3 is one token:opd_probe.OpdProbeWarning")
 def test_verl(trace: Trace, states: list[peers.State]) -> None:
     agrees(summarize_variant(trace, "verl", K, resamples=0), peers.verl(states, K))
     bounded = summarize_variant(trace, "verl:-2.5:0.5", K, resamples=0)
