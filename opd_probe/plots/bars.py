@@ -149,8 +149,8 @@ def _draw_bar(ax: Axes, bar: Bar, metric: str) -> float:
     right = float(max(0.0, *reach))
     spread = (finite.min(), finite.max()) if len(seeds) > 1 else (lows[0], highs[0])
     known = np.isfinite(spread).all()
-    text = true_minus(digits(mean, *map(float, spread))[0] if known else digits(mean)[0])
-    value = ax.annotate(text, (right, bar.place), xytext=(4, 0), textcoords="offset points")
+    shown = true_minus(digits(mean, *map(float, spread))[0] if known else digits(mean)[0])
+    value = ax.annotate(shown, (right, bar.place), xytext=(4, 0), textcoords="offset points")
     value.set(va="center", fontsize=house.SMALL_SIZE, color=house.INK, gid="value")
     return right
 
