@@ -84,7 +84,7 @@ def by_rank(block: Mapping[str, NDArray[Any]]) -> tuple[Floats, ...]:
     known = all(np.isfinite(block[name]).all() for name in LOGPROBS)
     own_p, own_q, other_q, other_p = (np.asarray(block[name], dtype=np.float64, order="F") for name in LOGPROBS)
     p, q, q_other, p_other = (np.exp(logs) for logs in (own_p, own_q, other_q, other_p))
-    masks = (listed(block, side, block["student_top_ids"].shape[1]) for side in ("student", "teacher"))
+    masks = [listed(block, side, block["student_top_ids"].shape[1]) for side in ("student", "teacher")]
     entering = shared_ids(*comparable_ids(block, *masks), entering=True)
     first, second = (mask.astype(np.float64) for mask in entering)
 
@@ -103,7 +103,7 @@ def by_rank(block: Mapping[str, NDArray[Any]]) -> tuple[Floats, ...]:
     p_overlap, q_overlap = running(p, p_other), running(q, q_other)
     advantage = _advantage(size, p_overlap, q_overlap, running(own_terms, other_terms), block)
     ratio = size / np.arange(1, size.shape[1] + 1)
-    ended = np.isnan(block["teacher_top_logprobs"])
+    ended = (block["teacher_top_ids"] < 0) & masks[1]
     if ended.any():  # what a served teacher's list does not reach
         for values in (p_overlap, q_overlap, ratio, advantage):
             values[ended] = np.nan

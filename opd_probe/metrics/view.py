@@ -125,7 +125,7 @@ class TopView:
 
     def where_told(self, values: Floats) -> Floats:
         """Values of states, [n], and NaN where the teacher did not tell k tokens: a served one may not."""
-        ended = np.isnan(self.block["teacher_top_logprobs"][:, self.k - 1])
+        ended = (self.block["teacher_top_ids"][:, self.k - 1] < 0) & self.teacher_listed[:, -1]
         return np.where(ended, np.nan, values) if ended.any() else values
 
     @cached_property
