@@ -32,8 +32,8 @@ class PairStatistics:
     """What a trace stores of T states; ids are indices into the logits' last axis.
 
     Shapes are [T] or [T, K]. Log-probabilities, entropies and divergences are float32, in nats: rounded once, from
-    float64. Log-partition functions are float64. A top list with fewer than K ids of probability above 0 ends with ids of
-    −1, where both log-probabilities are −inf.
+    float64. Log-partition functions are float64. A top list with fewer than K ids of probability above 0 ends with
+    ids of −1, where both log-probabilities are −inf.
     ``student_logprob`` and ``teacher_logprob`` are NaN where ``token_ids`` was negative.
     """
 
