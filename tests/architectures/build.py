@@ -111,6 +111,7 @@ OWN: dict[str, dict[str, Any]] = {
         "num_buckets": 4, "lsh_num_chunks_before": 1, "local_attn_chunk_length": 8,
     },
     "rembert": {"input_embedding_size": 32, "output_embedding_size": 48},
+    "xlm": {"causal": True},
     "xlnet": {"max_position_embeddings": ...},
     "xmod": {"default_language": "en_XX"},
     "zamba2": {"layer_types": ["mamba", "hybrid"] * 2, "layers_block_type": ["mamba", "hybrid"] * 2},
