@@ -14,12 +14,15 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_probe.errors import InputError, OutOfMemoryError
+from opd_probe.models.activated import activated
+from opd_probe.models.adapters import active_configs, refuse_virtual_tokens, token_ids
 from opd_probe.models.checkpoints import format_of, headers_of, home_of, resolve_checkpoint
 from opd_probe.models.formats.headers import stored_dtype
 from opd_probe.models.guards import brief
+from opd_probe.models.heads import head_matrix
 from opd_probe.models.hub import hub_snapshot as hub_snapshot
 from opd_probe.models.hub import localized
-from opd_probe.models.placement import DeviceMap, check_device_map, input_device, weights_at_hand
+from opd_probe.models.placement import DeviceMap, check_device_map, input_device
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.models.weights import read_model
 from opd_probe.types import Checkpoint
@@ -231,6 +234,7 @@ def _wrap(
 ) -> LoadedModel:
     model.eval()
     name = checkpoint.path if checkpoint is not None else type(model).__name__
+    refuse_virtual_tokens(model, name)
     layer = _output_layer(model, name)
     loaded = LoadedModel(
         model,
@@ -240,37 +244,42 @@ def _wrap(
         layer,
         checkpoint,
         eos_ids_of(getattr(model, "generation_config", None), tokenizer),
-        _backbone=model.get_decoder() if hasattr(model, "get_decoder") else model.base_model,
+        _backbone=activated(model, model.get_decoder() if hasattr(model, "get_decoder") else model.base_model),
     )
     _self_check(loaded)
     return loaded
 
 
+def _architecture(model: Any) -> str:
+    """The model's class, below what peft puts around it."""
+    return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
+
+
+def _hidden_size(model: PreTrainedModel) -> int:
+    """What goes into the output layer."""
+    return int(model.config.get_text_config().hidden_size)
+
+
 @torch.inference_mode()
 def _output_layer(model: PreTrainedModel, name: str) -> OutputLayer:
     head = model.get_output_embeddings()
-    if head is None or not isinstance(getattr(head, "weight", None), Tensor):
+    found = None if head is None else head_matrix(head, _hidden_size(model))
+    if found is None:
         raise InputError(
-            f"model {name} ({type(model).__name__}): has no output layer; expected a causal language model"
+            f"model {name} ({_architecture(model)}): has no output layer; expected a causal language model"
         )
-    with weights_at_hand(head):
-        weight, bias = head.weight.detach(), getattr(head, "bias", None)
-    if hasattr(head, "get_delta_weight") and not head.merged and not head.disable_adapters:
-        # An adapter on the output layer. Merging it would also change the input embeddings when they are tied.
-        for adapter in head.active_adapters:
-            if adapter in head.lora_A or adapter in head.lora_embedding_A:
-                weight = (weight.float() + head.get_delta_weight(adapter).float()).detach()
+    weight, bias = found
     config = model.config.get_text_config()
     # Cohere multiplies its logits, Granite divides them.
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
-    return OutputLayer(weight, None if bias is None else bias.detach(), scale, softcap)
+    return OutputLayer(weight, bias, scale, softcap)
 
 
 @torch.inference_mode()
 def _self_check(loaded: LoadedModel) -> None:
     """Refuse a model whose own logits are not its output layer applied to its last hidden states."""
-    ids = torch.arange(_CHECK_IDS, device=loaded.device).remainder(loaded.width)[None]
+    ids = _check_ids(loaded)
     try:
         ours = loaded.output_layer.logits(loaded.hidden(ids))
         own = loaded.model(input_ids=ids, use_cache=False).logits.to(ours)
@@ -281,10 +290,24 @@ def _self_check(loaded: LoadedModel) -> None:
     fine = {torch.float32: 1e-3, torch.float64: 1e-3}.get(loaded.dtype, 0.03)
     scale = max(1.0, float(own.nan_to_num().abs().max()))
     if bool(torch.isfinite(own).all()) and float((own - ours).abs().max()) > fine * scale:
-        raise InputError(
-            f"model {loaded.name} ({type(loaded.model).__name__}): its logits are not its output layer applied to its "
-            "last hidden states; this architecture is not supported"
+        kinds = [getattr(config.peft_type, "value", "") for config in active_configs(loaded.model)]
+        why = (
+            f"with {' and '.join(kinds)} on it that layer is no fixed matrix; merge the adapter into the model"
+            if kinds
+            else "this architecture is not supported"
         )
+        raise InputError(
+            f"model {loaded.name} ({_architecture(loaded.model)}): its logits are not its output layer applied to its "
+            f"last hidden states; {why}"
+        )
+
+
+def _check_ids(loaded: LoadedModel) -> Tensor:
+    """Some tokens [1, T], those among them that an adapter does something with."""
+    first = [token % loaded.width for token in range(_CHECK_IDS)]
+    special = [token for config in active_configs(loaded.model) for token in token_ids(config)]
+    ids = [*first, *(token for token in special if 0 <= token < loaded.width), *first]
+    return torch.tensor([ids], device=loaded.device)
 
 
 def _config_json(config: Any) -> str:
@@ -296,7 +319,7 @@ def _config_json(config: Any) -> str:
 def _identity(model: PreTrainedModel, checkpoint: Checkpoint | None, layer: OutputLayer) -> dict[str, Any]:
     config = _config_json(model.config)
     identity: dict[str, Any] = {
-        "architecture": type(model).__name__,
+        "architecture": _architecture(model),
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": str(layer.weight.dtype).removeprefix("torch."),
         "attention": getattr(model.config, "_attn_implementation", None),

@@ -13,10 +13,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from opd_probe.errors import InputError, MissingError, OpdProbeError
+from opd_probe.models.adapters import apply_adapter, apply_weights, check_safetensors, import_peft
 from opd_probe.models.checkpoints import format_of, headers_of, home_of, resolve_checkpoint
 from opd_probe.models.formats import verl_fsdp, verl_lora
 from opd_probe.models.formats.headers import BYTES, Headers, stored_dtype
-from opd_probe.models.guards import brief, one_line, quiet
+from opd_probe.models.formats.peft import WEIGHTS
+from opd_probe.models.guards import one_line, quiet
 from opd_probe.models.hub import localized
 from opd_probe.models.placement import DeviceMap
 from opd_probe.types import Checkpoint
@@ -158,34 +160,12 @@ def _read_adapter(
 
     Not merged: in bf16 the sum of a weight and its small change rounds the change away.
     """
-    peft = _peft(path)
     base = _base_of(checkpoint, trust_remote_code)
-    check_safetensors(path / "adapter_model.safetensors")
+    import_peft(path)  # before a model is loaded in vain
+    check_safetensors(path / WEIGHTS)
     model = read_model(base, dtype, place, trust_remote_code=trust_remote_code)
-    _refuse_offloaded(model, path, f" {base.path}")
-    with one_line(f"adapter {path}"), quiet() as warned:
-        _widen(model, path / "adapter_model.safetensors")
-        adapted = peft.PeftModel.from_pretrained(model, str(path))
-        if adapted.active_peft_config.is_prompt_learning:
-            raise InputError(
-                f"adapter {path}: {adapted.active_peft_config.peft_type.value} adds virtual tokens, which a replay "
-                "of real tokens cannot represent; expected an adapter of weights, such as LoRA"
-            )
-        lacking = [str(w.message) for w in warned if "missing adapter keys" in str(w.message)]
-        if lacking:
-            raise InputError(f"adapter {path}: weights are missing ({brief(Exception(lacking[0]))})")
-        if dtype in (torch.float32, torch.float64):
-            adapted.to(dtype)
-        with_adapter: Any = adapted.get_base_model()
-    return with_adapter  # type: ignore[no-any-return]
-
-
-def _peft(path: Path) -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise InputError(f"checkpoint {path}: is a PEFT adapter; install peft: pip install 'opd-probe[peft]'") from None
-    return peft
+    adapted: PreTrainedModel = apply_adapter(model, path, dtype, base.path)
+    return adapted
 
 
 def _base_of(checkpoint: Checkpoint, code: bool) -> Checkpoint:
@@ -204,14 +184,6 @@ def _base_of(checkpoint: Checkpoint, code: bool) -> Checkpoint:
         ) from None
 
 
-def _refuse_offloaded(model: PreTrainedModel, path: Path, base: str = "") -> None:
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise InputError(
-            f"adapter {path}: weights of its base{base} would be offloaded to main memory or disk, which peft "
-            "does not support; use more or larger GPUs, --dtype bfloat16, or merge the adapter into the base"
-        )
-
-
 def _read_wrapped(
     checkpoint: Checkpoint, dtype: torch.dtype | None, place: torch.device | DeviceMap, trust_remote_code: bool
 ) -> PreTrainedModel:
@@ -226,67 +198,8 @@ def _read_wrapped(
         model = _from_weights(checkpoint, lambda _: own, dtype or kept, place, trust_remote_code)
     else:
         model = read_model(_base_of(checkpoint, trust_remote_code), dtype, place, trust_remote_code=trust_remote_code)
-    _refuse_offloaded(model, path)
-    with one_line(f"checkpoint {path}"), quiet():
-        peft = _peft(path)
-        stored = path / verl_lora.ADAPTER
-        if (stored / "adapter_config.json").is_file():
-            config = peft.PeftConfig.from_pretrained(str(stored))
-        else:
-            config = peft.LoraConfig(**verl_lora.adapter_config(path, list(adapter)))
-        adapted = peft.PeftModel(model, config)
-        tensors = {verl_lora.adapter_name(name): value[...] for name, value in adapter.items()}
-        result: Any = peft.set_peft_model_state_dict(adapted, tensors)
-        lacking = [name for name in result.missing_keys if verl_lora.is_adapter_weight(name)]
-        for problem, names in (("lack", lacking), ("hold, without a place for it,", result.unexpected_keys)):
-            if names:
-                raise InputError(
-                    f"checkpoint {path}: the adapter's weights {problem} {min(names)} ({len(names)} in all)"
-                )
-        if dtype in (torch.float32, torch.float64):
-            adapted.to(dtype)
-        with_adapter: Any = adapted.get_base_model()
-    return with_adapter  # type: ignore[no-any-return]
-
-
-def _widen(model: PreTrainedModel, weights: Path) -> None:
-    """Give the base the vocabulary of an adapter trained with tokens added to it.
-
-    PEFT then stores the whole embedding and output layer, and refuses a base of another width.
-    """
-    embeddings: Any = model.get_input_embeddings()
-    width = stored_width(weights, tied=bool(model.config.get_text_config().tie_word_embeddings))
-    if width is not None and width != embeddings.weight.shape[0]:
-        model.resize_token_embeddings(width, mean_resizing=False)
-
-
-def stored_width(weights: Path, *, tied: bool) -> int | None:
-    """The vocabulary that an adapter brings along whole, embedding and (unless ``tied``) output layer; else None."""
-    from safetensors import safe_open
-
-    with safe_open(weights, framework="pt") as file:
-        stored = {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118 (it has no __iter__)
-    layers = ["embed_tokens.weight", *([] if tied else ["lm_head.weight"])]
-    rows = {n for name, n in stored.items() if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
-    whole = all(any(name.endswith(layer) for name in stored) for layer in layers)  # or new rows would stay random
-    return rows.pop() if len(rows) == 1 and whole else None
-
-
-def check_safetensors(path: Path) -> None:
-    """Refuse a file whose header and length do not make a safetensors file.
-
-    Raises:
-        InputError: names the file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            file.keys()
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path}: not a whole safetensors file ({brief(error)}); copy or save the checkpoint again"
-        ) from None
+    adapted: PreTrainedModel = apply_weights(model, path, adapter, dtype)
+    return adapted
 
 
 def read_config(path: Path, trust_remote_code: bool = False) -> Any:
