@@ -25,7 +25,13 @@ def activated(model: Any, backbone: Any) -> Any:
             f"model {type(model).__name__}: an activated LoRA is switched on by peft's own model of it; expected that "
             "PeftModel, with one active adapter, or the adapter's path"
         )
-    return _Activated(model.base_model, backbone, [int(token) for token in invocations[0]])
+    tokens = [int(token) for token in invocations[0]]
+    if tokens[-1] == 0:
+        raise InputError(
+            f"model {type(model).__name__}: the invocation tokens {tokens} of its activated LoRA end in id 0, with "
+            "which batches are padded; expected another last token"
+        )
+    return _Activated(model.base_model, backbone, tokens)
 
 
 def _is_activated(config: Any) -> bool:

@@ -71,6 +71,21 @@ def apply_weights(model: PreTrainedModel, path: Path, weights: Mapping[str, Any]
         return _as_asked(adapted, dtype)
 
 
+def plain(model: Any, name: str) -> PreTrainedModel:
+    """A model without adapters, for one that another adapter goes on: its own is merged, as trainers do there.
+
+    Raises:
+        InputError: an adapter that cannot be merged.
+    """
+    if not hasattr(model, "get_base_model"):
+        return model  # type: ignore[no-any-return]
+    with (
+        one_line(f"adapter {name}", "cannot be merged into its base, as another adapter on top of it asks for"),
+        quiet(),
+    ):
+        return model.merge_and_unload()  # type: ignore[no-any-return]
+
+
 def import_peft(path: Path) -> Any:
     """The package.
 
@@ -99,8 +114,9 @@ def active_configs(model: Any) -> list[Any]:
     configs = getattr(model, "peft_config", None)
     if not isinstance(configs, Mapping):
         return []
-    active = getattr(model, "active_adapters", None)  # of a transformers model this is a method
-    active = active() if callable(active) else active
+    active = getattr(model, "active_adapters", None)
+    if callable(active):  # transformers' own record of adapters, which knows of none that peft put in by itself
+        active = active() if getattr(model, "_hf_peft_config_loaded", False) else None
     return [configs[name] for name in (active or configs) if name in configs]
 
 

@@ -99,8 +99,8 @@ class LoadedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of its weights."""
-        return self.output_layer.weight.dtype
+        """The type that it computes in: of its embeddings, since an adapter may widen the output layer."""
+        return computing_type(self.model, self.output_layer)
 
     def hidden(self, input_ids: Tensor, shared: int = 0) -> Tensor:
         """Inputs of the output layer, [B, T - shared, d], where that layer is, for ids [B, T] padded on the right.
@@ -250,6 +250,13 @@ def _wrap(
     return loaded
 
 
+def computing_type(model: Any, layer: OutputLayer) -> torch.dtype:
+    """The type of a model's embeddings; where these are packed, of its output layer."""
+    weight = getattr(model.get_input_embeddings(), "weight", layer.weight)
+    plain = weight.is_floating_point() and weight.element_size() > 1
+    return weight.dtype if plain else layer.weight.dtype
+
+
 def _architecture(model: Any) -> str:
     """The model's class, below what peft puts around it."""
     return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
@@ -321,7 +328,7 @@ def _identity(model: PreTrainedModel, checkpoint: Checkpoint | None, layer: Outp
     identity: dict[str, Any] = {
         "architecture": _architecture(model),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "dtype": str(layer.weight.dtype).removeprefix("torch."),
+        "dtype": str(computing_type(model, layer)).removeprefix("torch."),
         "attention": getattr(model.config, "_attn_implementation", None),
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
     }

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from opd_probe.errors import InputError, MissingError, OpdProbeError
-from opd_probe.models.adapters import apply_adapter, apply_weights, check_safetensors, import_peft
+from opd_probe.models.adapters import apply_adapter, apply_weights, check_safetensors, import_peft, plain
 from opd_probe.models.checkpoints import format_of, headers_of, home_of, resolve_checkpoint
 from opd_probe.models.formats import verl_fsdp, verl_lora
 from opd_probe.models.formats.headers import BYTES, Headers, stored_dtype
@@ -163,7 +163,7 @@ def _read_adapter(
     base = _base_of(checkpoint, trust_remote_code)
     import_peft(path)  # before a model is loaded in vain
     check_safetensors(path / WEIGHTS)
-    model = read_model(base, dtype, place, trust_remote_code=trust_remote_code)
+    model = plain(read_model(base, dtype, place, trust_remote_code=trust_remote_code), base.path)
     adapted: PreTrainedModel = apply_adapter(model, path, dtype, base.path)
     return adapted
 
@@ -197,7 +197,8 @@ def _read_wrapped(
         kept = _stored({name: header for name, header in headers.items() if name not in adapter})
         model = _from_weights(checkpoint, lambda _: own, dtype or kept, place, trust_remote_code)
     else:
-        model = read_model(_base_of(checkpoint, trust_remote_code), dtype, place, trust_remote_code=trust_remote_code)
+        base = _base_of(checkpoint, trust_remote_code)
+        model = plain(read_model(base, dtype, place, trust_remote_code=trust_remote_code), base.path)
     adapted: PreTrainedModel = apply_weights(model, path, adapter, dtype)
     return adapted
 

@@ -65,6 +65,7 @@ FORMATS: tuple[Format, ...] = (
         base=peft.base,
         adapter=lambda _: True,
         settings=(peft.CONFIG,),
+        inside=peft.inside,
         refuses=peft.refuses,
     ),
     Format(
