@@ -28,7 +28,7 @@ from opd_probe.curves import mass_curve, summarize
 from opd_probe.engine.logits import trace_logits
 from opd_probe.engine.scoring import Columns
 from opd_probe.trace import Trace, rollout_table, write_trace
-from opd_probe.trace.writer import ROW_GROUP
+from opd_probe.trace.parquet import ROW_GROUP
 
 K = 16
 TOKENS = 500

@@ -1,9 +1,9 @@
-"""Imports point down only, and heavy libraries stay where they belong."""
+"""Imports point down only and never in a circle, and heavy libraries stay where they belong."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -114,6 +114,38 @@ def runtime_imports(tree: ast.Module) -> Iterator[str]:
             yield from imported(node)
 
 
+def edges(trees: Mapping[str, ast.Module]) -> dict[str, set[str]]:
+    """For each module those that it names in an import. What is imported from a package names the package, and the
+    module too where it is one; that a package runs before its modules makes no edge."""
+    found: dict[str, set[str]] = {}
+    for name, tree in trees.items():
+        named = set(imported(tree))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                named |= {f"{node.module}.{alias.name}" for alias in node.names}
+        found[name] = named & set(trees) - {name}
+    return found
+
+
+def reached(start: str, graph: Mapping[str, set[str]]) -> set[str]:
+    """What a walk along the edges from a module comes to, that module only if the walk comes back to it."""
+    found: set[str] = set()
+    ahead = list(graph[start])
+    while ahead:
+        module = ahead.pop()
+        if module not in found:
+            found.add(module)
+            ahead += graph[module]
+    return found
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """The strongly connected components of more than one module, each in order of names."""
+    ahead = {module: reached(module, graph) for module in graph}
+    found = {tuple(sorted({module} | {other for other in ahead[module] if module in ahead[other]})) for module in graph}
+    return sorted(list(component) for component in found if len(component) > 1)
+
+
 MODULES = dict(modules())
 
 
@@ -134,6 +166,12 @@ def test_imports_point_down(name: str) -> None:
         assert (package, other) not in NOT_BELOW, f"{name} must not know {target}"
         below = LAYERS[other] < LAYERS[package] or (package, other) in SIDEWAYS
         assert below, f"{name} (layer {LAYERS[package]}) imports {target} (layer {LAYERS[other]})"
+
+
+def test_no_imports_in_a_circle() -> None:
+    root = {"opd_probe": ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))}
+    found = circles(edges({**root, **MODULES}))
+    assert found == []
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -170,3 +208,41 @@ def test_no_module_of_the_package_takes_the_name_of_a_command() -> None:
     commands = {name.replace("-", "_") for name in get_command(app).commands}  # type: ignore[attr-defined]
     assert "overlap" in commands
     assert commands & {path.stem for path in ROOT.iterdir()} == {"lab"}
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "from opd_probe.low import deep\n",
+        "import opd_probe.low.deep\n",
+        "import opd_probe.low.deep as deep\n",
+        "from opd_probe.low.deep import anything\n",
+        "def f():\n    from opd_probe.low import deep\n",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from opd_probe.low.deep import Kind\n",
+    ],
+)
+def test_the_walk_sees_a_circle(back: str) -> None:
+    sources = {
+        "opd_probe.low": "",
+        "opd_probe.low.deep": "from opd_probe.low.middle import middle\n",
+        "opd_probe.low.middle": "import opd_probe.low.top\n",
+        "opd_probe.low.top": "from opd_probe.low import nothing\n",
+        "opd_probe.high": "from opd_probe.low.deep import top\n",
+    }
+    graph = edges({name: ast.parse(text) for name, text in sources.items()})
+    assert graph["opd_probe.low.top"] == {"opd_probe.low"}
+    assert circles(graph) == []
+    closed = edges({name: ast.parse(text + (back if name.endswith("top") else "")) for name, text in sources.items()})
+    assert circles(closed) == [["opd_probe.low.deep", "opd_probe.low.middle", "opd_probe.low.top"]]
+
+
+def test_what_a_module_takes_from_its_own_package_closes_a_circle() -> None:
+    sources = {
+        "opd_probe.low": "from opd_probe.low.deep import deep\n",
+        "opd_probe.low.deep": "from opd_probe.low import style\n",
+        "opd_probe.low.style": "import opd_probe.low.shade as shade\n",
+        "opd_probe.low.shade": "",
+    }
+    graph = edges({name: ast.parse(text) for name, text in sources.items()})
+    assert graph["opd_probe.low.deep"] == {"opd_probe.low", "opd_probe.low.style"}
+    assert circles(graph) == [["opd_probe.low", "opd_probe.low.deep"]]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opd_probe.checks.registry import Skip
 from opd_probe.engine.settings import BATCH_TOKENS
 from opd_probe.models.vocabulary import SharedVocabulary
 from opd_probe.types import Rollout
@@ -20,6 +19,10 @@ Columns = Mapping[str, NDArray[Any]]
 
 REPETITION_LENGTH = 10_000
 """L of the repetition rate, in characters."""
+
+
+class Skip(Exception):
+    """Raised by a check that the evidence is too thin for; its text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)

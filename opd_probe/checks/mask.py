@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.checks.evidence import Columns, Evidence, Floats
-from opd_probe.checks.registry import Skip, Verdict, grade, register
+from opd_probe.checks.evidence import Columns, Evidence, Floats, Skip
+from opd_probe.checks.registry import Verdict, grade, register
 from opd_probe.checks.stored import FIELD, numbers
 from opd_probe.errors import OpdProbeError
 from opd_probe.models.vocabulary import special_ids

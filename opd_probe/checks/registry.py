@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from opd_probe.checks.evidence import Evidence, Skip
 from opd_probe.errors import OpdProbeError
-
-if TYPE_CHECKING:
-    from opd_probe.checks.evidence import Evidence
 
 Status = Literal["ok", "warn", "fail", "skip"]
 """``skip``: the check could not be made, which is no ``ok``."""
@@ -56,11 +54,7 @@ def grade(*, fail: bool, warn: bool) -> Status:
     return "fail" if fail else "warn" if warn else "ok"
 
 
-class Skip(Exception):
-    """Raised by a check that the evidence is too thin for; its text is the reason."""
-
-
-CheckFunction = Callable[["Evidence"], Verdict]
+CheckFunction = Callable[[Evidence], Verdict]
 
 
 @dataclass(frozen=True, slots=True)

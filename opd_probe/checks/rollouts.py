@@ -6,8 +6,8 @@ import zlib
 
 import numpy as np
 
-from opd_probe.checks.evidence import Evidence, share
-from opd_probe.checks.registry import Skip, Verdict, grade, register
+from opd_probe.checks.evidence import Evidence, Skip, share
+from opd_probe.checks.registry import Verdict, grade, register
 from opd_probe.types import Rollout
 
 TRUNCATED_LIMIT = 0.2

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from opd_probe.checks.evidence import Evidence, Floats, reward, teacher_scores
-from opd_probe.checks.registry import Skip, Verdict, grade, register
+from opd_probe.checks.evidence import Evidence, Floats, Skip, reward, teacher_scores
+from opd_probe.checks.registry import Verdict, grade, register
 from opd_probe.checks.stored import stored_teacher
 
 TYPICAL_LIMIT = 0.05

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-from opd_probe.checks.evidence import Evidence, Floats, teacher_scores
-from opd_probe.checks.registry import Skip, Verdict, grade, register
+from opd_probe.checks.evidence import Evidence, Floats, Skip, teacher_scores
+from opd_probe.checks.registry import Verdict, grade, register
 from opd_probe.checks.stored import lengths_off, stored_teacher
 
 SHIFTS = (-3, -2, -1, 0, 1, 2, 3)

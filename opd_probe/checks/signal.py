@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from opd_probe.checks.evidence import Evidence, Floats
-from opd_probe.checks.registry import Skip, Verdict, register
+from opd_probe.checks.evidence import Evidence, Floats, Skip
+from opd_probe.checks.registry import Verdict, register
 from opd_probe.metrics.whole import TOP_SHARE
 
 TOP_LIMIT = 0.5

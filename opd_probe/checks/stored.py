@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.checks.evidence import Evidence, Floats
-from opd_probe.checks.registry import Skip
+from opd_probe.checks.evidence import Evidence, Floats, Skip
 
 FIELD = "teacher_logprobs"
 """The key in :attr:`Rollout.extra`: one value per response token, null where unknown."""

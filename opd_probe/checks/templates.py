@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.checks.evidence import Evidence, Side, share
-from opd_probe.checks.registry import Skip, Verdict, register
+from opd_probe.checks.evidence import Evidence, Side, Skip, share
+from opd_probe.checks.registry import Verdict, register
 from opd_probe.rollouts.prompts import encode_messages
 from opd_probe.rollouts.teacher_prompts import messages_of
 

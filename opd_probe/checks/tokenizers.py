@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.checks.evidence import Evidence, Side, reward
-from opd_probe.checks.registry import Skip, Verdict, register
+from opd_probe.checks.evidence import Evidence, Side, Skip, reward
+from opd_probe.checks.registry import Verdict, register
 from opd_probe.models.vocabulary import differing_ids, special_ids
 
 OUTSIDE_LIMIT = 0.01

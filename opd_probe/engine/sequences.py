@@ -28,6 +28,7 @@ class StateSequence:
         token_ids: [n], the sampled tokens.
         sampler_logprobs: [n], NaN where unknown.
         prompt_length: tokens of the prompt.
+        whole: tokens of prompt and response together.
     """
 
     rollout: int
@@ -37,6 +38,7 @@ class StateSequence:
     token_ids: Ints
     sampler_logprobs: NDArray[np.float32]
     prompt_length: int
+    whole: int
 
     @property
     def shareable(self) -> tuple[bytes, int]:
@@ -88,6 +90,7 @@ def build_sequence(index: int, rollout: Rollout) -> StateSequence | None:
         token_ids=response[positions],
         sampler_logprobs=logprobs[positions],
         prompt_length=len(prompt),
+        whole=len(prompt) + len(response),
     )
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from opd_probe.errors import warn
 from opd_probe.jobs.plan import RunPlan
-from opd_probe.models.checkpoints import home_of, resolve_checkpoint
+from opd_probe.models.checkpoints import resolve_checkpoint
+from opd_probe.models.hub import home_of
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
 from opd_probe.rollouts.prompts import read_prompts

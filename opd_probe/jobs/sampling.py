@@ -18,8 +18,9 @@ from opd_probe.jobs.memory import memory_advice
 from opd_probe.jobs.plan import RunPlan
 from opd_probe.jobs.pool import ModelPool
 from opd_probe.jobs.prompting import Prompter
-from opd_probe.models.checkpoints import home_of, tokenizer_files_digest, weights_digest
+from opd_probe.models.digests import tokenizer_files_digest, weights_digest
 from opd_probe.models.generation import sample_rollouts
+from opd_probe.models.hub import home_of
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.outline import Outline
 from opd_probe.models.samplers import sampler_version

@@ -21,7 +21,7 @@ from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import OpdProbeWarning, TraceError
 from opd_probe.jobs.memory import memory_advice
 from opd_probe.jobs.served import served_states, tokenizer_of_served, told_beside, warn_foreign
-from opd_probe.models.checkpoints import tokenizer_files_digest, weights_digest
+from opd_probe.models.digests import tokenizer_files_digest, weights_digest
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, special_ids, template_digest

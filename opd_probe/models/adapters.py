@@ -99,14 +99,32 @@ def import_peft(path: Path) -> Any:
     return peft
 
 
-def refuse_virtual_tokens(model: Any, name: str) -> None:
-    """Refuse a model in which peft puts tokens of its own before the real ones.
+def check_adapters(model: Any, name: str) -> None:
+    """Refuse a model whose adapters a replay of real tokens cannot have at work.
 
     Raises:
-        InputError: it does.
+        InputError: peft puts virtual tokens before the real ones, or an activated LoRA that nothing would switch on, or
+            padding would.
     """
     for config in active_configs(model):
         _refuse_kind(config, f"model {name}", task=False)
+        invocation = getattr(config, "alora_invocation_tokens", None)
+        if invocation and not hasattr(model, "get_base_model"):
+            raise InputError(
+                f"model {name}: an activated LoRA is in it, which peft's own model alone switches on; expected that "
+                "PeftModel, or the adapter's path"
+            )
+        if invocation and invocation[-1] == 0:
+            raise InputError(
+                f"model {name}: the invocation tokens {list(invocation)} of its activated LoRA end in id 0, with which "
+                "batches are padded; expected another last token"
+            )
+
+
+def adapter_ids(model: Any) -> list[int]:
+    """Token ids with which a model's adapters do something of their own: some that they retrained, then those that
+    switch one on."""
+    return [token for config in active_configs(model) for token in _ids_of(config)]
 
 
 def active_configs(model: Any) -> list[Any]:
@@ -120,8 +138,7 @@ def active_configs(model: Any) -> list[Any]:
     return [configs[name] for name in (active or configs) if name in configs]
 
 
-def token_ids(config: Any) -> list[int]:
-    """Token ids that an adapter does something of its own with: what switches it on, and those that it retrained."""
+def _ids_of(config: Any) -> list[int]:
     invocation = list(getattr(config, "alora_invocation_tokens", None) or [])
     listed = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
     retrained = listed if isinstance(listed, list) else [token for group in listed.values() for token in group]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from opd_probe.errors import InputError, MissingError, OpdProbeError
 from opd_probe.models.directories import closed, entries, is_directory
@@ -159,29 +156,6 @@ def format_of(checkpoint: Checkpoint) -> Format:
     return next(known for known in FORMATS if known.name == checkpoint.format)
 
 
-def home_of(checkpoint: Checkpoint) -> Path:
-    """The local directory with a checkpoint's config.json, which may be that of a base model.
-
-    Raises:
-        InputError: no configuration anywhere.
-        MissingError: as :func:`resolve_checkpoint`.
-    """
-    from opd_probe.models.hub import localized
-
-    local = localized(checkpoint)
-    place = format_of(local).home(Path(local.path))
-    if place is not None:
-        return place
-    if local.base is None:
-        raise InputError(
-            f"checkpoint {local.path}: weights without a config.json; name a model of the same architecture with "
-            "--base MODEL, or copy its config.json and tokenizer there"
-        )
-    if (Path(local.base) / "config.json").is_file():  # with or without weights
-        return Path(local.base)
-    return home_of(resolve_checkpoint(local.base))
-
-
 def tokenizer_home(path: Path) -> Path:
     """Where the tokenizer of a directory lies: in it, or else at the home of the checkpoint that it is or holds."""
     found = None if any((path / name).is_file() for name in TOKENIZER_FILES) else locate(path)
@@ -236,64 +210,3 @@ def step_of_name(name: str) -> int | None:
     """N of ``checkpoint-N``, ``global_step_N``, ``step_N`` or ``iter_N``; None for any other name."""
     match = _STEP_NAME.fullmatch(name)
     return int(match.group(1)) if match else None
-
-
-def weights_digest(source: Any) -> str:
-    """sha256 over everything that shapes a model's numbers: weights, config, and for an adapter its base.
-
-    Args:
-        source: a directory, a hub id, a :class:`Checkpoint`, a model in memory (its parameters are hashed), or a served
-            model (what its server says it is).
-    """
-    if isinstance(source, (str, Path)):
-        source = resolve_checkpoint(source)
-    if isinstance(source, Checkpoint):
-        return _checkpoint_digest(source)
-    from opd_probe.models.loading import LoadedModel, state_digest
-    from opd_probe.models.served.model import ServedModel
-
-    if isinstance(source, ServedModel):
-        return source.digest
-    if isinstance(source, LoadedModel):
-        return weights_digest(source.checkpoint) if source.checkpoint is not None else state_digest(source.model)
-    return state_digest(source)
-
-
-def _checkpoint_digest(checkpoint: Checkpoint) -> str:
-    digest = hashlib.sha256()
-    if checkpoint.format == "hub":
-        from opd_probe.models.hub import localized
-
-        checkpoint = localized(checkpoint)
-    path, known = Path(checkpoint.path), format_of(checkpoint)
-    files = [*known.weight_files(path), home_of(checkpoint) / "config.json", *(path / name for name in known.settings)]
-    for file in files:
-        if file.is_file():
-            state = file.stat()
-            digest.update(_file_digest(file.resolve(), state.st_size, state.st_mtime_ns))
-    if checkpoint.base is not None and known.adapter(path):
-        digest.update(weights_digest(checkpoint.base).encode())
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=4096)
-def _file_digest(file: Path, size: int, mtime_ns: int) -> bytes:
-    """One teacher is asked for with every checkpoint, and reading it takes as long as its disk is slow."""
-    del size, mtime_ns  # they are part of the cache's key only
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").digest()
-
-
-def tokenizer_files_digest(place: Any) -> str | None:
-    """sha256 over the tokenizer and template files at a directory or of a checkpoint; None where there are none."""
-    place = getattr(place, "checkpoint", place)  # of a loaded model
-    if isinstance(place, Checkpoint):
-        place = home_of(place)
-    if not isinstance(place, (str, Path)):
-        return None
-    files = [tokenizer_home(Path(place)) / name for name in TOKENIZER_FILES]
-    digest = hashlib.sha256()
-    for file in files:
-        if file.is_file():
-            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest() if any(file.is_file() for file in files) else None

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opd_probe.errors import is_refused_allocation
 from opd_probe.models.placement import weights_at_hand
 
 _ROWS = 256
 """Unit vectors that go through a layer at once."""
 
 
-def head_matrix(head: Any, width: int) -> tuple[Tensor, Tensor | None] | None:
+def head_matrix(head: Any, width: int | None) -> tuple[Tensor, Tensor | None] | None:
     """Weight [W, d] and bias [W] of an output layer; None where it is no layer of the kind.
 
     Of a plain layer these are its own tensors. What peft puts around a layer, and what keeps its weight packed, is run
@@ -22,7 +23,7 @@ def head_matrix(head: Any, width: int) -> tuple[Tensor, Tensor | None] | None:
     them. Whether it is linear is for the caller to check, against the model's own logits.
 
     Args:
-        width: d, of the hidden states.
+        width: d, of the hidden states; None: unknown, so that only a plain layer can be read.
     """
     head = _chosen(head)
     values = [*head.parameters(), *head.buffers()]
@@ -30,7 +31,14 @@ def head_matrix(head: Any, width: int) -> tuple[Tensor, Tensor | None] | None:
         with weights_at_hand(head):
             weight, bias = head.weight, getattr(head, "bias", None)
             return weight.detach(), None if bias is None else bias.detach()
-    return _mapped(head, values, width) if values else None
+    if width is None or not values:
+        return None
+    try:
+        return _mapped(head, values, width)
+    except Exception as error:  # a layer that reads something else; the model's own logits are there for it
+        if is_refused_allocation(error):
+            raise
+        return None
 
 
 def _chosen(head: Any) -> Any:

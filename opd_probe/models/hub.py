@@ -1,4 +1,4 @@
-"""Checkpoints on the hub: the local hub cache first, then the hub."""
+"""Where a checkpoint's files lie here: of one on the hub, the local hub cache first, then the hub."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from opd_probe.errors import MissingError
-from opd_probe.models.checkpoints import is_checkpoint, resolve_checkpoint
-from opd_probe.models.guards import brief, quiet
+from opd_probe.errors import InputError, MissingError
+from opd_probe.models.checkpoints import format_of, is_checkpoint, resolve_checkpoint
 from opd_probe.types import Checkpoint
 
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -26,6 +25,8 @@ def hub_snapshot(checkpoint: Checkpoint, *, code: bool = False) -> Path:
         MissingError: it is neither cached nor to be had from the hub.
     """
     from huggingface_hub import snapshot_download
+
+    from opd_probe.models.guards import brief, quiet
 
     place: dict[str, Any] = {
         "repo_id": checkpoint.path,
@@ -60,3 +61,24 @@ def localized(checkpoint: Checkpoint, *, code: bool = False) -> Checkpoint:
         return checkpoint
     copy = resolve_checkpoint(hub_snapshot(checkpoint, code=code), run=checkpoint.run, base=checkpoint.base)
     return dataclasses.replace(copy, step=checkpoint.step if checkpoint.step is not None else copy.step)
+
+
+def home_of(checkpoint: Checkpoint) -> Path:
+    """The local directory with a checkpoint's config.json, which may be that of a base model.
+
+    Raises:
+        InputError: no configuration anywhere.
+        MissingError: as :func:`resolve_checkpoint`.
+    """
+    local = localized(checkpoint)
+    place = format_of(local).home(Path(local.path))
+    if place is not None:
+        return place
+    if local.base is None:
+        raise InputError(
+            f"checkpoint {local.path}: weights without a config.json; name a model of the same architecture with "
+            "--base MODEL, or copy its config.json and tokenizer there"
+        )
+    if (Path(local.base) / "config.json").is_file():  # with or without weights
+        return Path(local.base)
+    return home_of(resolve_checkpoint(local.base))

@@ -5,57 +5,43 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opd_probe.errors import InputError, OutOfMemoryError
-from opd_probe.models.activated import activated
-from opd_probe.models.adapters import active_configs, refuse_virtual_tokens, token_ids
-from opd_probe.models.checkpoints import format_of, headers_of, home_of, resolve_checkpoint
+from opd_probe.errors import InputError
+from opd_probe.models.adapters import check_adapters
+from opd_probe.models.batches import outputs
+from opd_probe.models.bodies import Body, Maker, Past
+from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
 from opd_probe.models.formats.headers import stored_dtype
 from opd_probe.models.guards import brief
-from opd_probe.models.heads import head_matrix
-from opd_probe.models.hub import hub_snapshot as hub_snapshot
-from opd_probe.models.hub import localized
+from opd_probe.models.hub import home_of, localized
+from opd_probe.models.lengths import LengthFactors, max_positions
+from opd_probe.models.paths import Paths, Trial, paths_of
+from opd_probe.models.placeholders import placeholder_ids
 from opd_probe.models.placement import DeviceMap, check_device_map, input_device
+from opd_probe.models.readout import OutputLayer as OutputLayer
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.models.weights import read_model
-from opd_probe.types import Checkpoint
+from opd_probe.types import Checkpoint, LengthRule
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-_CHECK_IDS = 8
-
 
 PREFILL_TOKENS = 8192
 """Tokens of one sequence that go through the layers at once."""
 
 MASK_VALUES = 2**25
 """Pairs of new and known tokens that attention may look at at once, in a sequence that goes through piece by piece."""
-
-
-@dataclass
-class OutputLayer:
-    """logits = softcap · tanh((scale · hidden · weightᵀ + bias) / softcap), without the last step when it is None.
-
-    ``weight`` is [W, d], ``bias`` [W] or None.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The obvious float32 product, for checks: [..., d] -> [..., W]."""
-        logits = hidden.float() @ self.weight.float().t() * self.scale
-        if self.bias is not None:
-            logits = logits + self.bias.float()
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
 @dataclass
@@ -68,6 +54,7 @@ class LoadedModel:
         tokenizer: None for a model in memory that came without one.
         identity: JSON values that say what was loaded, for provenance.
         output_layer: what turns hidden states into logits.
+        paths: which ways of calling it are exact.
         checkpoint: where it came from; None for a model in memory.
         eos_ids: end-of-sequence ids of generation_config and tokenizer together.
     """
@@ -79,7 +66,7 @@ class LoadedModel:
     output_layer: OutputLayer
     checkpoint: Checkpoint | None = None
     eos_ids: tuple[int, ...] = ()
-    _backbone: Any = field(default=None, repr=False)
+    paths: Paths = field(default_factory=Paths, repr=False)
 
     @property
     def width(self) -> int:
@@ -89,8 +76,12 @@ class LoadedModel:
     @property
     def max_positions(self) -> int | None:
         """How many positions the model was built for, when it says."""
-        value = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return int(value) if isinstance(value, int) else None
+        return max_positions(self.model.config)
+
+    @property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """Ids that stand for pieces of an image, a video or a sound, and are no text."""
+        return placeholder_ids(self.model.config)
 
     @property
     def device(self) -> torch.device:
@@ -102,47 +93,81 @@ class LoadedModel:
         """The type that it computes in: of its embeddings, since an adapter may widen the output layer."""
         return computing_type(self.model, self.output_layer)
 
+    @cached_property
+    def length_factors(self) -> LengthFactors | None:
+        """What of it depends on the length of a call; None: nothing."""
+        return LengthFactors.of(self.model)
+
+    def factors_of(self, length: int) -> AbstractContextManager[None]:
+        """While the block runs, its factors are those of a call of so many tokens."""
+        factors = self.length_factors
+        return nullcontext() if factors is None else factors.of_length(length)
+
+    @cached_property
+    def body(self) -> Body:
+        """The model without its output layer, as a function."""
+        return Body(self.model, self.paths.kind)
+
+    def cache_for(self, what: str) -> Maker | None:
+        """Who makes the cache with which a path is exact, None where none is; found out when it is first asked for.
+
+        Args:
+            what: see :meth:`opd_probe.models.paths.Trial.verdict`.
+        """
+        if what not in self.paths.verdicts:
+            self.paths.verdicts[what] = Trial(self.model, self.name).verdict(self.paths, self.output_layer, what)
+        return self.paths.verdicts[what]
+
     def hidden(self, input_ids: Tensor, shared: int = 0) -> Tensor:
         """Inputs of the output layer, [B, T - shared, d], where that layer is, for ids [B, T] padded on the right.
 
         Without an attention mask: a causal model at a real token never sees what is right of it. Sequences longer than
         :data:`PREFILL_TOKENS` go through a key-value cache in pieces of that many tokens, or of fewer where
-        :data:`MASK_VALUES` asks for it, which bounds what the layers hold at a time.
+        :data:`MASK_VALUES` asks for it, which bounds what the layers hold at a time; where no cache is exact for this
+        model, they go through whole.
 
         Args:
-            shared: tokens at the start that are the same in every row: they go through the layers once, and their
-                hidden states are not returned.
+            shared: tokens at the start that are the same in every row: they go through the layers once where that is
+                exact for this model, and their hidden states are not returned.
         """
-        # What a recurrent model keeps of the past is not a cache of keys and values.
-        apart = shared > 0 and not getattr(self.model, "_is_stateful", False)
-        if not apart and input_ids.shape[1] <= PREFILL_TOKENS:
-            output = self._backbone(input_ids=input_ids, use_cache=False)
-            hidden: Tensor = output.last_hidden_state[:, shared:]
-            return hidden.to(self.output_layer.weight.device)
-        cache = DynamicCache()
+        once = self.cache_for("shared") if shared > 0 else None
+        long = input_ids.shape[1] > PREFILL_TOKENS
+        maker = self.cache_for("pieces") if long else once
+        if maker is None or (not long and once is None):
+            return self.advance(input_ids, None)[:, shared:]
+        past = Past(maker)
         size = max(1, min(PREFILL_TOKENS, MASK_VALUES // input_ids.shape[1]))
-        if apart:
+        if once is not None:
             for piece in input_ids[:1, :shared].split(size, dim=1):
-                self.advance(piece, cache)
-            cache.batch_repeat_interleave(len(input_ids))
-        start = shared if apart else 0
+                self.advance(piece, past)
+            past.select(torch.zeros(len(input_ids), dtype=torch.int64))
+        start = shared if once is not None else 0
         pieces = input_ids[:, start:].split(size, dim=1)
-        return torch.cat([self.advance(piece, cache) for piece in pieces], dim=1)[:, shared - start :]
+        return torch.cat([self.advance(piece, past) for piece in pieces], dim=1)[:, shared - start :]
 
-    def advance(
-        self, input_ids: Tensor, cache: Any, mask: Tensor | None = None, positions: Tensor | None = None
+    def advance(self, input_ids: Tensor, past: Past | None) -> Tensor:
+        """Hidden states [B, T, d] of new tokens [B, T] behind what ``past`` holds, which grows by T tokens."""
+        return self.body(input_ids, past).to(self.output_layer.weight.device)
+
+    def outputs(
+        self,
+        ids: Sequence[NDArray[np.int64]],
+        index: Sequence[NDArray[np.int64]],
+        shared: int = 0,
+        *,
+        wholes: Sequence[int] | None = None,
+        rule: LengthRule = "prefix",
     ) -> Tensor:
-        """Hidden states [B, T, d] of new tokens [B, T] behind what ``cache`` holds; the cache grows by T.
+        """Inputs of the output layer at some places of several sequences, [N, d], one sequence after another.
 
         Args:
-            mask: [B, cached + T], 0 at padding; None: there is none.
-            positions: [B, T] of the new tokens; None: they go on counting from the cache.
+            ids: tokens of each sequence.
+            index: ascending places in each sequence, at least one.
+            shared: tokens at the start that are the same in all, before the first place of each.
+            wholes: the lengths of the whole rollouts, where ``ids`` are parts of them.
+            rule: whose length decides the factors of a model that has several.
         """
-        known = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
-        given = {name: value.to(self.device) for name, value in known.items() if value is not None}
-        output = self._backbone(past_key_values=cache, use_cache=True, **given)
-        hidden: Tensor = output.last_hidden_state
-        return hidden.to(self.output_layer.weight.device)
+        return outputs(self, ids, index, shared, wholes=wholes, rule=rule)
 
 
 def load_model(
@@ -234,9 +259,9 @@ def _wrap(
 ) -> LoadedModel:
     model.eval()
     name = checkpoint.path if checkpoint is not None else type(model).__name__
-    refuse_virtual_tokens(model, name)
-    layer = _output_layer(model, name)
-    loaded = LoadedModel(
+    check_adapters(model, name)
+    paths, layer = paths_of(model, name)
+    return LoadedModel(
         model,
         name,
         tokenizer,
@@ -244,77 +269,15 @@ def _wrap(
         layer,
         checkpoint,
         eos_ids_of(getattr(model, "generation_config", None), tokenizer),
-        _backbone=activated(model, model.get_decoder() if hasattr(model, "get_decoder") else model.base_model),
+        paths,
     )
-    _self_check(loaded)
-    return loaded
 
 
 def computing_type(model: Any, layer: OutputLayer) -> torch.dtype:
     """The type of a model's embeddings; where these are packed, of its output layer."""
-    weight = getattr(model.get_input_embeddings(), "weight", layer.weight)
+    weight: Tensor = getattr(model.get_input_embeddings(), "weight", layer.weight)
     plain = weight.is_floating_point() and weight.element_size() > 1
     return weight.dtype if plain else layer.weight.dtype
-
-
-def _architecture(model: Any) -> str:
-    """The model's class, below what peft puts around it."""
-    return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
-
-
-def _hidden_size(model: PreTrainedModel) -> int:
-    """What goes into the output layer."""
-    return int(model.config.get_text_config().hidden_size)
-
-
-@torch.inference_mode()
-def _output_layer(model: PreTrainedModel, name: str) -> OutputLayer:
-    head = model.get_output_embeddings()
-    found = None if head is None else head_matrix(head, _hidden_size(model))
-    if found is None:
-        raise InputError(
-            f"model {name} ({_architecture(model)}): has no output layer; expected a causal language model"
-        )
-    weight, bias = found
-    config = model.config.get_text_config()
-    # Cohere multiplies its logits, Granite divides them.
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return OutputLayer(weight, bias, scale, softcap)
-
-
-@torch.inference_mode()
-def _self_check(loaded: LoadedModel) -> None:
-    """Refuse a model whose own logits are not its output layer applied to its last hidden states."""
-    ids = _check_ids(loaded)
-    try:
-        ours = loaded.output_layer.logits(loaded.hidden(ids))
-        own = loaded.model(input_ids=ids, use_cache=False).logits.to(ours)
-    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise OutOfMemoryError(f"out of memory with {loaded.name}; try --dtype bfloat16") from None
-        raise InputError(f"model {loaded.name}: cannot be replayed ({brief(error)})") from None
-    fine = {torch.float32: 1e-3, torch.float64: 1e-3}.get(loaded.dtype, 0.03)
-    scale = max(1.0, float(own.nan_to_num().abs().max()))
-    if bool(torch.isfinite(own).all()) and float((own - ours).abs().max()) > fine * scale:
-        kinds = [getattr(config.peft_type, "value", "") for config in active_configs(loaded.model)]
-        why = (
-            f"with {' and '.join(kinds)} on it that layer is no fixed matrix; merge the adapter into the model"
-            if kinds
-            else "this architecture is not supported"
-        )
-        raise InputError(
-            f"model {loaded.name} ({_architecture(loaded.model)}): its logits are not its output layer applied to its "
-            f"last hidden states; {why}"
-        )
-
-
-def _check_ids(loaded: LoadedModel) -> Tensor:
-    """Some tokens [1, T], those among them that an adapter does something with."""
-    first = [token % loaded.width for token in range(_CHECK_IDS)]
-    special = [token for config in active_configs(loaded.model) for token in token_ids(config)]
-    ids = [*first, *(token for token in special if 0 <= token < loaded.width), *first]
-    return torch.tensor([ids], device=loaded.device)
 
 
 def _config_json(config: Any) -> str:
@@ -326,7 +289,7 @@ def _config_json(config: Any) -> str:
 def _identity(model: PreTrainedModel, checkpoint: Checkpoint | None, layer: OutputLayer) -> dict[str, Any]:
     config = _config_json(model.config)
     identity: dict[str, Any] = {
-        "architecture": _architecture(model),
+        "architecture": type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": str(computing_type(model, layer)).removeprefix("torch."),
         "attention": getattr(model.config, "_attn_implementation", None),

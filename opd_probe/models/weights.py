@@ -14,12 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from opd_probe.errors import InputError, MissingError, OpdProbeError
 from opd_probe.models.adapters import apply_adapter, apply_weights, check_safetensors, import_peft, plain
-from opd_probe.models.checkpoints import format_of, headers_of, home_of, resolve_checkpoint
+from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
 from opd_probe.models.formats import verl_fsdp, verl_lora
 from opd_probe.models.formats.headers import BYTES, Headers, stored_dtype
 from opd_probe.models.formats.peft import WEIGHTS
 from opd_probe.models.guards import one_line, quiet
-from opd_probe.models.hub import localized
+from opd_probe.models.hub import home_of, localized
 from opd_probe.models.placement import DeviceMap
 from opd_probe.types import Checkpoint
 

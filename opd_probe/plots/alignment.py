@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+import opd_probe.plots.style as house
 from opd_probe.errors import InputError
-from opd_probe.plots import style as house
 from opd_probe.plots.labels import Panel, group_panels
 from opd_probe.plots.layout import Entry, finish, grid, panels_per_row
 from opd_probe.plots.panels import (

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+import opd_probe.plots.style as house
 from opd_probe.errors import InputError
-from opd_probe.plots import style as house
 from opd_probe.plots.labels import METRICS, Label
 from opd_probe.plots.layout import finish, grid
 from opd_probe.plots.panels import not_available, subtitle, why_missing

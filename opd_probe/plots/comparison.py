@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
+import opd_probe.plots.style as house
 from opd_probe.errors import InputError
-from opd_probe.plots import style as house
 from opd_probe.plots.labels import METRICS, Label
 from opd_probe.plots.layout import Entry, finish
 from opd_probe.plots.series import shorten

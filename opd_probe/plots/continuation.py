@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from opd_probe.plots import style as house
+import opd_probe.plots.style as house
 from opd_probe.plots.labels import Panel
 from opd_probe.plots.steps import draw_steps
 from opd_probe.plots.tables import check_table

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from opd_probe.plots import style as house
+import opd_probe.plots.style as house
 from opd_probe.plots.alignment import step_name, step_order
 from opd_probe.plots.layout import Entry, finish, grid
 from opd_probe.plots.panels import Curve, draw_panel, not_available, subtitle

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
+import opd_probe.plots.style as house
 from opd_probe.errors import InputError
-from opd_probe.plots import style as house
 from opd_probe.plots.labels import panel_of
 from opd_probe.plots.layout import finish, grid
 from opd_probe.plots.panels import StepAxis, not_available, why_missing

@@ -17,7 +17,7 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from opd_probe.plots import style as house
+import opd_probe.plots.style as house
 from opd_probe.plots.panels import scale_y
 from opd_probe.plots.series import Series
 

@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+import opd_probe.plots.style as house
 from opd_probe.errors import InputError
-from opd_probe.plots import style as house
 from opd_probe.plots.alignment import step_name, step_order
 from opd_probe.plots.layout import Entry, finish, grid, series_entries
 from opd_probe.plots.panels import Curve, StepAxis, draw_panel, not_available, subtitle

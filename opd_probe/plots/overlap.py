@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from opd_probe.plots import style as house
+import opd_probe.plots.style as house
 from opd_probe.plots.labels import panel_of
 from opd_probe.plots.layout import panels_per_row
 from opd_probe.plots.steps import draw_steps

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from opd_probe.plots import style as house
+import opd_probe.plots.style as house
 from opd_probe.plots.bars import Bar, draw_bars, split_bars
 from opd_probe.plots.labels import Panel, panel_of
 from opd_probe.plots.layout import finish, grid, label_directly

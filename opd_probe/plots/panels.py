@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, ScalarFormatter
 
-from opd_probe.plots import style as house
+import opd_probe.plots.style as house
 from opd_probe.plots.labels import AXES, Panel
 from opd_probe.plots.series import Series
 from opd_probe.plots.tables import Floats, metric_columns, numbers

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from opd_probe.plots import style as house
+import opd_probe.plots.style as house
 from opd_probe.plots.tables import check_table, numbers
 
 _LOOKS: tuple[tuple[str, house.Dash], ...] = (

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+import opd_probe.plots.style as house
 from opd_probe.errors import InputError
-from opd_probe.plots import style as house
 from opd_probe.plots.layout import Entry, finish, grid, panels_per_row
 from opd_probe.plots.panels import not_available, subtitle
 from opd_probe.plots.series import Series, split_runs, split_seeds

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from opd_probe.plots import style as house
+import opd_probe.plots.style as house
 from opd_probe.plots.labels import Panel
 from opd_probe.plots.layout import Entry, finish, grid, series_entries
 from opd_probe.plots.panels import (

@@ -16,16 +16,16 @@ from opd_probe.models.checkpoints import (
     describe,
     format_of,
     headers_of,
-    home_of,
     locate,
     looks_like_hub_id,
     outermost,
     resolve_checkpoint,
     step_of_name,
-    tokenizer_files_digest,
 )
+from opd_probe.models.digests import tokenizer_files_digest
 from opd_probe.models.directories import closed, subdirectories
 from opd_probe.models.formats.headers import read_json_object, stored_dtype
+from opd_probe.models.hub import home_of
 from opd_probe.options.manifest import MANIFEST_NAME, Manifest, read_manifest
 from opd_probe.options.naming import path_parts, unique_names
 from opd_probe.runs.discovery import expand_paths, unfinished

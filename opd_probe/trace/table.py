@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from opd_probe.errors import MissingError, TraceError
+from opd_probe.trace.parquet import (
+    PROVENANCE_KEY,
+    ROLLOUTS_KEY,
+    VERSION_KEY,
+    Array,
+    decode_rollouts,
+    write_file,
+)
 from opd_probe.trace.schema import FORMAT_VERSION, ROLLOUT_COLUMNS, ROLLOUT_ID, STATE_COLUMN, Column
-
-Array = NDArray[Any]
-
-VERSION_KEY = b"opd_probe.format_version"
-PROVENANCE_KEY = b"opd_probe.provenance"
-ROLLOUTS_KEY = b"opd_probe.rollouts"
 
 
 class Trace:
@@ -143,8 +143,6 @@ class Trace:
 
     def save(self, path: str | Path) -> Trace:
         """Write the trace to a Parquet file, atomically, and return the trace that reads it."""
-        from opd_probe.trace.writer import write_trace
-
         blocks = self.blocks(self.columns)
         return write_trace(Path(path), blocks, self.columns, self.rollouts, self.provenance)
 
@@ -167,17 +165,22 @@ def rollout_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     )
 
 
-def encode_rollouts(table: pa.Table) -> bytes:
-    """The rollout table as text for the Parquet footer: a compressed Arrow stream in base64."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(table)
-    return base64.b64encode(sink.getvalue().to_pybytes())
+def write_trace(
+    path: Path,
+    blocks: Iterable[Mapping[str, Array]],
+    columns: Sequence[str],
+    rollouts: pa.Table,
+    provenance: Mapping[str, Any],
+) -> Trace:
+    """Stream blocks of rows into a trace file that appears whole or not at all, and open it.
 
+    Each block needs ``rollout`` (indices into the rollout table) beside ``columns``.
 
-def decode_rollouts(data: bytes) -> pa.Table:
-    """The inverse of :func:`encode_rollouts`."""
-    return pa.ipc.open_stream(base64.b64decode(data)).read_all()
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    write_file(path, blocks, columns, rollouts, provenance)
+    return read_trace(path)
 
 
 def read_trace(path: str | Path) -> Trace:

@@ -12,8 +12,7 @@ import torch
 
 import opd_probe
 from opd_probe.checks import CheckOptions, Pair, examine, gather
-from opd_probe.checks.evidence import Columns
-from opd_probe.checks.registry import Skip
+from opd_probe.checks.evidence import Columns, Skip
 from opd_probe.checks.scores import compare_paths
 from opd_probe.types import Rollout
 from tests.checks.clinic import Clinic, edit_weights, sampled

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from opd_probe.trace.table import VERSION_KEY
+from opd_probe.trace.parquet import VERSION_KEY
 from tests.cli.workspace import VOCABULARY, Caller, run_command, write_lines
 from tests.tiny import save_checkpoint, tiny_model, tiny_tokenizer
 

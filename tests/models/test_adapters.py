@@ -14,6 +14,7 @@ import pytest
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import opd_probe
 from opd_probe.errors import InputError
@@ -41,6 +42,7 @@ LORA: dict[str, dict[str, Any]] = {
     "target_parameters": {"target_modules": [], "target_parameters": ["mlp.up_proj.weight"]},
     "patterns": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 32}, **INNER},
     "activated": {"alora_invocation_tokens": INVOCATION, **INNER},
+    "activated, on the head": {"alora_invocation_tokens": INVOCATION, **HEAD},
 }
 
 OTHERS: dict[str, dict[str, Any]] = {
@@ -112,7 +114,8 @@ def _logprobs(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
 @torch.no_grad()
 def _ours(source: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
     loaded = load_model(source)
-    return loaded.output_layer.logits(loaded.hidden(ids)).double().log_softmax(-1)
+    outputs = loaded.outputs([ids[0].numpy()], [np.arange(ids.shape[1])])
+    return loaded.output_layer.logits(outputs).double().log_softmax(-1)[None]
 
 
 def _check(adapted: Any, place: Path, tied: bool) -> None:
@@ -145,9 +148,10 @@ def test_virtual_tokens_are_one_line_from_a_path_and_from_memory(
         assert "\n" not in str(caught.value)
 
 
-def test_an_adapter_that_makes_the_output_layer_no_matrix_is_refused(tmp_path: Path, bases: dict[bool, Path]) -> None:
-    _trained(bases[False], tmp_path, _lora({"alora_invocation_tokens": INVOCATION, **HEAD}))
-    with pytest.raises(InputError, match="LORA on it that layer is no fixed matrix"):
+def test_an_adapter_that_sees_later_tokens_is_refused(tmp_path: Path, bases: dict[bool, Path]) -> None:
+    adapted = _trained(bases[False], tmp_path, _config("LILY", {"r": 4}))
+    assert not torch.allclose(_logprobs(adapted)[:, :6], _logprobs(adapted, IDS[:, :6]), atol=1e-3)
+    with pytest.raises(InputError, match="changes what the model says of those before it"):
         load_model(tmp_path)
 
 
@@ -198,18 +202,11 @@ def test_an_activated_adapter_samples_as_peft_runs_it(tmp_path: Path, bases: dic
 
 def test_an_activated_adapter_is_never_taken_for_its_base(tmp_path: Path, bases: dict[bool, Path]) -> None:
     adapted = _trained(bases[False], tmp_path / "a", _lora(LORA["activated"]))
-    with pytest.raises(InputError, match="switched on by peft's own model"):
+    with pytest.raises(InputError, match="peft's own model alone switches on"):
         load_model(adapted.get_base_model())
     _trained(bases[False], tmp_path / "b", _lora({"alora_invocation_tokens": [60, 0], **INNER}))
     with pytest.raises(InputError, match="end in id 0"):
         load_model(tmp_path / "b")
-
-
-def test_invocation_tokens_in_a_response_are_one_line(tmp_path: Path, bases: dict[bool, Path]) -> None:
-    _trained(bases[False], tmp_path, _lora(LORA["activated"]))
-    rollouts = [{"prompt_ids": [20, *INVOCATION, 21], "response_ids": [30 + n, *INVOCATION, 31]} for n in range(2)]
-    with pytest.raises(InputError, match="invocation tokens"):
-        opd_probe.replay(str(tmp_path), str(bases[False]), rollouts, k=4)
 
 
 def test_an_adapter_on_an_adapter_goes_on_what_its_base_became(tmp_path: Path, bases: dict[bool, Path]) -> None:
@@ -220,16 +217,16 @@ def test_an_adapter_on_an_adapter_goes_on_what_its_base_became(tmp_path: Path, b
 
 def test_an_adapter_of_the_head_of_a_bf16_model(tmp_path: Path) -> None:
     base = save_checkpoint(tmp_path / "base", tiny_model(tied=False, dtype=torch.bfloat16))
-    model = tiny_model(tied=False, dtype=torch.bfloat16)
-    adapted = _trained(base, tmp_path / "a", _lora(HEAD), model=model)
+    _trained(base, tmp_path / "a", _lora(HEAD), model=tiny_model(tied=False, dtype=torch.bfloat16))
     loaded = load_model(tmp_path / "a")
     assert (loaded.dtype, loaded.identity["dtype"], loaded.identity["architecture"]) == (
         torch.bfloat16,
         "bfloat16",
         "Qwen2ForCausalLM",
     )
-    wide = load_model(tmp_path / "a", dtype="float32")
-    assert torch.allclose(_ours(wide), _logprobs(adapted.float()), atol=1e-4)
+    wide = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    own = _logprobs(peft.PeftModel.from_pretrained(wide, str(tmp_path / "a")))
+    assert torch.allclose(_ours(load_model(tmp_path / "a", dtype="float32")), own, atol=1e-4)
 
 
 def test_a_named_adapter_below_a_checkpoint_is_found(tmp_path: Path, bases: dict[bool, Path]) -> None:
@@ -239,7 +236,7 @@ def test_a_named_adapter_below_a_checkpoint_is_found(tmp_path: Path, bases: dict
     assert (loaded.identity["step"], loaded.identity["format"]) == (5, "peft")
     assert torch.allclose(_ours(loaded), _logprobs(adapted), atol=1e-4)
     _trained(bases[False], step, _lora(INNER), name="another")
-    with pytest.raises(InputError, match="holds 2 adapters .another, policy.; name the directory of one"):
+    with pytest.raises(InputError, match=r"holds 2 adapters \(another, policy\); name the directory of one"):
         load_model(step)
     assert load_model(step / "policy").identity["format"] == "peft"
 

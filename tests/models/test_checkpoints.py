@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from opd_probe.errors import InputError, MissingError
-from opd_probe.models.checkpoints import is_checkpoint, resolve_checkpoint, weights_digest
+from opd_probe.models.checkpoints import is_checkpoint, resolve_checkpoint
+from opd_probe.models.digests import weights_digest
 from opd_probe.models.formats import FORMATS
 from tests.tiny import save_checkpoint, tiny_model
 

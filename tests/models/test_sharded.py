@@ -8,7 +8,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from opd_probe.models.checkpoints import resolve_checkpoint, weights_digest
+from opd_probe.models.checkpoints import resolve_checkpoint
+from opd_probe.models.digests import weights_digest
 from opd_probe.models.loading import load_model
 from opd_probe.models.outline import read_outline
 from tests.training_jobs import VOCABULARY, model_of

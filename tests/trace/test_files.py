@@ -13,7 +13,8 @@ import pytest
 
 import opd_probe
 from opd_probe.errors import MissingError, OutputError, TraceError
-from opd_probe.trace import Trace, TraceSpool, read_trace, rollout_table, write_trace, writer
+from opd_probe.trace import Trace, TraceSpool, parquet, read_trace, rollout_table, write_trace
+from opd_probe.trace.parquet import VERSION_KEY
 from opd_probe.trace.schema import (
     FORMAT_VERSION,
     OPTIONAL_COLUMNS,
@@ -22,7 +23,6 @@ from opd_probe.trace.schema import (
     STATE_COLUMNS,
     array_columns,
 )
-from opd_probe.trace.table import VERSION_KEY
 from tests.samples import grouped_trace
 
 ROLLOUTS = [
@@ -64,7 +64,7 @@ def test_round_trip(tmp_path: Path, jsd: bool) -> None:
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, on_disk: bool) -> None:
     """Blocks cross the borders of row groups and of rollouts."""
-    monkeypatch.setattr(writer, "ROW_GROUP", 7)
+    monkeypatch.setattr(parquet, "ROW_GROUP", 7)
     trace = small_trace()
     if on_disk:
         trace.save(tmp_path / "t.parquet")

@@ -10,8 +10,10 @@ from typing import Any, Final
 
 import pandas as pd
 
+import opd_probe.lab.claims.mechanism as mechanism
+import opd_probe.lab.claims.phenomena as phenomena
+import opd_probe.lab.claims.recipe as recipe
 from opd_probe.atomic import whole_file
-from opd_probe.lab.claims import mechanism, phenomena, recipe
 from opd_probe.lab.claims.claim import Claim
 from opd_probe.lab.claims.tried import TRIED
 from opd_probe.lab.experiments import SEEDS

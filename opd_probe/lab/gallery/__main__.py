@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from opd_probe.lab.gallery import Data, draw_gallery, page
+from opd_probe.lab.gallery.data import Data
+from opd_probe.lab.gallery.drawing import draw_gallery, page
 
 
 def main(

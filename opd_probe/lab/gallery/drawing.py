@@ -12,8 +12,9 @@ import textwrap
 from pathlib import Path
 from typing import Final, Literal
 
+import opd_probe.lab.gallery.mechanism as mechanism
+import opd_probe.lab.gallery.recipe as recipe
 from opd_probe.errors import MissingError
-from opd_probe.lab.gallery import mechanism, recipe
 from opd_probe.lab.gallery.data import Data
 from opd_probe.lab.gallery.entry import GALLERY, Entry
 from opd_probe.lab.gallery.fingerprint import fingerprint

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from opd_probe.models.formats import huggingface
+import opd_probe.models.formats.huggingface as huggingface
 from opd_probe.models.formats.headers import read_json_object
 
 ACCEPTED = "verl's ckpt_contents.json"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from opd_probe.models.formats import huggingface, peft
+import opd_probe.models.formats.huggingface as huggingface
+import opd_probe.models.formats.peft as peft
 
 MARKER = "STABLE"
 _FOLDERS = ("weights", "weight")

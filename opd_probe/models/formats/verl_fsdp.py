@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import opd_probe.models.formats.huggingface as huggingface
 from opd_probe.errors import InputError
-from opd_probe.models.formats import huggingface
 from opd_probe.models.formats.headers import Headers, TensorHeader, read_json_object
 
 ACCEPTED = "verl's model_world_size_W_rank_R.pt"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import opd_probe.models.formats.peft as peft
+import opd_probe.models.formats.verl_fsdp as verl_fsdp
 from opd_probe.errors import InputError
-from opd_probe.models.formats import peft, verl_fsdp
 from opd_probe.models.formats.headers import Headers, read_json_object
 
 META = "lora_train_meta.json"

@@ -1,0 +1,71 @@
+"""What a model and its tokenizer are by content: digests that tell whether two of them are the same."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from opd_probe.models.checkpoints import TOKENIZER_FILES, format_of, resolve_checkpoint, tokenizer_home
+from opd_probe.models.hub import home_of, localized
+from opd_probe.types import Checkpoint
+
+
+def weights_digest(source: Any) -> str:
+    """sha256 over everything that shapes a model's numbers: weights, config, and for an adapter its base.
+
+    Args:
+        source: a directory, a hub id, a :class:`Checkpoint`, a model in memory (its parameters are hashed), or a served
+            model (what its server says it is).
+    """
+    if isinstance(source, (str, Path)):
+        source = resolve_checkpoint(source)
+    if isinstance(source, Checkpoint):
+        return _checkpoint_digest(source)
+    from opd_probe.models.loading import LoadedModel, state_digest
+    from opd_probe.models.served.model import ServedModel
+
+    if isinstance(source, ServedModel):
+        return source.digest
+    if isinstance(source, LoadedModel):
+        return weights_digest(source.checkpoint) if source.checkpoint is not None else state_digest(source.model)
+    return state_digest(source)
+
+
+def _checkpoint_digest(checkpoint: Checkpoint) -> str:
+    digest = hashlib.sha256()
+    if checkpoint.format == "hub":
+        checkpoint = localized(checkpoint)
+    path, known = Path(checkpoint.path), format_of(checkpoint)
+    files = [*known.weight_files(path), home_of(checkpoint) / "config.json", *(path / name for name in known.settings)]
+    for file in files:
+        if file.is_file():
+            state = file.stat()
+            digest.update(_file_digest(file.resolve(), state.st_size, state.st_mtime_ns))
+    if checkpoint.base is not None and known.adapter(path):
+        digest.update(weights_digest(checkpoint.base).encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(file: Path, size: int, mtime_ns: int) -> bytes:
+    """One teacher is asked for with every checkpoint, and reading it takes as long as its disk is slow."""
+    del size, mtime_ns  # they are part of the cache's key only
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").digest()
+
+
+def tokenizer_files_digest(place: Any) -> str | None:
+    """sha256 over the tokenizer and template files at a directory or of a checkpoint; None where there are none."""
+    place = getattr(place, "checkpoint", place)  # of a loaded model
+    if isinstance(place, Checkpoint):
+        place = home_of(place)
+    if not isinstance(place, (str, Path)):
+        return None
+    files = [tokenizer_home(Path(place)) / name for name in TOKENIZER_FILES]
+    digest = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest() if any(file.is_file() for file in files) else None
