@@ -287,9 +287,9 @@ def _config_json(config: Any) -> str:
 
 
 def _identity(model: PreTrainedModel, checkpoint: Checkpoint | None, layer: OutputLayer) -> dict[str, Any]:
-    config = _config_json(model.config)
+    config, inner = _config_json(model.config), getattr(model, "get_base_model", None)  # what peft wrapped
     identity: dict[str, Any] = {
-        "architecture": type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__,
+        "architecture": type(inner() if callable(inner) else model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": str(computing_type(model, layer)).removeprefix("torch."),
         "attention": getattr(model.config, "_attn_implementation", None),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,16 +14,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from opd_probe.errors import InputError, MissingError, OpdProbeError
 from opd_probe.models.adapters import apply_adapter, apply_weights, check_safetensors, import_peft, plain
 from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
+from opd_probe.models.completeness import check_complete, misfit
 from opd_probe.models.formats import verl_fsdp, verl_lora
-from opd_probe.models.formats.headers import BYTES, Headers, stored_dtype
+from opd_probe.models.formats.headers import BYTES, Headers, headers_of_values, stored_dtype
 from opd_probe.models.formats.peft import WEIGHTS
 from opd_probe.models.guards import one_line, quiet
 from opd_probe.models.hub import home_of, localized
 from opd_probe.models.placement import DeviceMap
 from opd_probe.types import Checkpoint
-
-_LAYER_WEIGHT = re.compile(r"^model\.layers\.\d+\..*\.weight$")
-"""A weight of the language model's layers. Buffers, other towers and heads may rightly be left over."""
 
 
 def read_model(
@@ -59,6 +56,7 @@ def read_model(
         checkpoint,
         AutoModelForCausalLM.from_pretrained,
         str(path),
+        headers=headers,
         place=place,
         dtype=dtype or type_to_load(headers, config),
         use_safetensors=True,
@@ -86,17 +84,25 @@ def _from_weights(
     weights = read(frozenset(expected))
     for name, weight in sorted(weights.items()):  # before transformers stumbles over tied weights of other shapes
         if name in expected and tuple(weight.shape) != tuple(expected[name].shape):
-            raise _misfit(Path(checkpoint.path), name, weight.shape, expected[name].shape)
+            raise misfit(Path(checkpoint.path), name, weight.shape, expected[name].shape)
     load = type(plan).from_pretrained
-    model = _finish(checkpoint, load, None, place=place, dtype=dtype, config=config, state_dict=weights)
+    headers = headers_of_values(weights)
+    model = _finish(
+        checkpoint, load, None, headers=headers, place=place, dtype=dtype, config=config, state_dict=weights
+    )
     model.generation_config = read_generation_config(home, config)
     return model
 
 
 def _finish(
-    checkpoint: Checkpoint, load: Callable[..., Any], *source: Any, place: torch.device | DeviceMap, **options: Any
+    checkpoint: Checkpoint,
+    load: Callable[..., Any],
+    *source: Any,
+    headers: Headers,
+    place: torch.device | DeviceMap,
+    **options: Any,
 ) -> PreTrainedModel:
-    """Load, and refuse what transformers would fill with random numbers."""
+    """Load, and refuse what transformers would fill with random numbers or pass over."""
     alone = isinstance(place, torch.device)
     with one_line(f"checkpoint {checkpoint.path}"), quiet():
         loaded: Any = load(
@@ -108,7 +114,7 @@ def _finish(
             **({} if alone else {"device_map": place}),
         )
         model, info = loaded
-        _check_complete(Path(checkpoint.path), model.config, info)
+        check_complete(Path(checkpoint.path), model, info, headers)
         moved: PreTrainedModel = model.to(place) if alone else model
     return moved
 
@@ -122,31 +128,6 @@ def type_to_load(headers: Headers, config: Any) -> torch.dtype | Literal["auto"]
 
 def _stored(headers: Headers) -> torch.dtype:
     return getattr(torch, stored_dtype(headers) or "float32")  # type: ignore[no-any-return]
-
-
-def _check_complete(path: Path, config: Any, info: dict[str, Any]) -> None:
-    """transformers fills what is missing with random numbers, which would be measured as if they were a model."""
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise InputError(
-            f"checkpoint {path}: the weights lack {missing[0]} ({len(missing)} missing in all); expected every weight "
-            "of the architecture in config.json; save the checkpoint again"
-        )
-    beyond = sorted(key for key in info["unexpected_keys"] if _LAYER_WEIGHT.search(key))
-    if beyond and not getattr(config, "num_nextn_predict_layers", None):  # layers that guess ahead are left out
-        raise InputError(
-            f"checkpoint {path}: the weights hold {beyond[0]} ({len(beyond)} such in all), for which config.json has "
-            "no layer; weights and config.json do not belong together"
-        )
-    if info["mismatched_keys"]:
-        raise _misfit(path, *min(info["mismatched_keys"], key=lambda entry: str(entry[0])))
-
-
-def _misfit(path: Path, name: str, stored: Iterable[int], expected: Iterable[int]) -> InputError:
-    return InputError(
-        f"checkpoint {path}: {name} has shape {list(stored)}, config.json asks for {list(expected)}; "
-        "weights and config.json do not belong together"
-    )
 
 
 def _read_adapter(

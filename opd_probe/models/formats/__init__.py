@@ -73,7 +73,7 @@ FORMATS: tuple[Format, ...] = (
         huggingface.ACCEPTED,
         huggingface.recognises,
         huggingface.weight_files,
-        of_weight_files(huggingface.weight_files),
+        huggingface.headers,
         refuses=huggingface.refuses,
     ),
     Format(
