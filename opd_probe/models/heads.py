@@ -18,9 +18,10 @@ _ROWS = 256
 def head_matrix(head: Any, width: int | None) -> tuple[Tensor, Tensor | None] | None:
     """Weight [W, d] and bias [W] of an output layer; None where it is no layer of the kind.
 
-    Of a plain layer these are its own tensors. What peft puts around a layer, and what keeps its weight packed, is run
-    on the unit vectors instead: whatever kind of adapter or packing it is, a linear map is known by what it makes of
-    them. Whether it is linear is for the caller to check, against the model's own logits.
+    Of a plain layer these are its own tensors. What peft puts around a layer is run on the unit vectors instead:
+    whatever kind of adapter it is, a linear map is known by what it makes of them. Whether it is linear is for the
+    caller to check, against the model's own logits. A layer that keeps its weight packed rounds in a way of its own, and
+    has no matrix.
 
     Args:
         width: d, of the hidden states; None: unknown, so that only a plain layer can be read.
@@ -31,7 +32,7 @@ def head_matrix(head: Any, width: int | None) -> tuple[Tensor, Tensor | None] | 
         with weights_at_hand(head):
             weight, bias = head.weight, getattr(head, "bias", None)
             return weight.detach(), None if bias is None else bias.detach()
-    if width is None or not values:
+    if width is None or not values or not all(_is_plain(value) for value in head.parameters()):
         return None
     try:
         return _mapped(head, values, width)
@@ -56,13 +57,10 @@ def _is_plain(weight: Any) -> bool:
 
 def _mapped(head: Any, values: list[Tensor], width: int) -> tuple[Tensor, Tensor | None]:
     """What a layer makes of the unit vectors, and of zero."""
-    types = [value.dtype for value in values if value.is_floating_point() and value.element_size() > 1]
-    dtype = max(types, key=lambda kind: kind.itemsize, default=torch.float32)
-    if all(_is_plain(value) for value in head.parameters()):  # 16 bits would round a unit vector's small change away
-        dtype = max(dtype, torch.float32, key=lambda kind: kind.itemsize)
-        head = copy.deepcopy(head).to(dtype)
+    types = [torch.float32, *(value.dtype for value in values if value.is_floating_point())]
+    dtype = max(types, key=lambda kind: kind.itemsize)  # 16 bits would round a unit vector's small change away
+    head = copy.deepcopy(head).to(dtype)
     unit = torch.eye(width, dtype=dtype, device=values[0].device)
-    exact = torch.promote_types(dtype, torch.float32)
-    shift: Tensor = head(torch.zeros_like(unit[None, :1]))[0, 0].to(exact)
-    rows = [head(piece[None])[0].to(exact) - shift for piece in unit.split(_ROWS)]
+    shift: Tensor = head(torch.zeros_like(unit[None, :1]))[0, 0]
+    rows = [head(piece[None])[0] - shift for piece in unit.split(_ROWS)]
     return torch.cat(rows).t().contiguous(), shift if bool(shift.any()) else None

@@ -30,6 +30,7 @@ from opd_probe.models.lengths import LengthFactors, max_positions
 from opd_probe.models.paths import Paths, Trial, paths_of
 from opd_probe.models.placeholders import placeholder_ids
 from opd_probe.models.placement import DeviceMap, check_device_map, input_device
+from opd_probe.models.quantised import quantisation_of_model
 from opd_probe.models.readout import OutputLayer as OutputLayer
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.models.weights import read_model
@@ -295,6 +296,8 @@ def _identity(model: PreTrainedModel, checkpoint: Checkpoint | None, layer: Outp
         "attention": getattr(model.config, "_attn_implementation", None),
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
     }
+    if (quantisation := quantisation_of_model(model)) is not None:
+        identity["quantisation"] = quantisation
     if checkpoint is not None:
         identity |= {"path": checkpoint.path, "format": checkpoint.format, "step": checkpoint.step}
         identity |= {"revision": checkpoint.revision, "base": checkpoint.base}

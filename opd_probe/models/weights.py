@@ -21,6 +21,7 @@ from opd_probe.models.formats.peft import WEIGHTS
 from opd_probe.models.guards import one_line, quiet
 from opd_probe.models.hub import home_of, localized
 from opd_probe.models.placement import DeviceMap
+from opd_probe.models.quantised import quantisation_of, reading, settle
 from opd_probe.types import Checkpoint
 
 
@@ -56,8 +57,10 @@ def read_model(
         checkpoint,
         AutoModelForCausalLM.from_pretrained,
         str(path),
+        stated=config,
         headers=headers,
         place=place,
+        asked=dtype,
         dtype=dtype or type_to_load(headers, config),
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
@@ -87,9 +90,8 @@ def _from_weights(
             raise misfit(Path(checkpoint.path), name, weight.shape, expected[name].shape)
     load = type(plan).from_pretrained
     headers = headers_of_values(weights)
-    model = _finish(
-        checkpoint, load, None, headers=headers, place=place, dtype=dtype, config=config, state_dict=weights
-    )
+    options = {"dtype": dtype, "config": config, "state_dict": weights}
+    model = _finish(checkpoint, load, None, stated=config, headers=headers, place=place, asked=dtype, **options)
     model.generation_config = read_generation_config(home, config)
     return model
 
@@ -98,24 +100,39 @@ def _finish(
     checkpoint: Checkpoint,
     load: Callable[..., Any],
     *source: Any,
+    stated: Any,
     headers: Headers,
     place: torch.device | DeviceMap,
+    asked: torch.dtype | None,
     **options: Any,
 ) -> PreTrainedModel:
-    """Load, and refuse what transformers would fill with random numbers or pass over."""
-    alone = isinstance(place, torch.device)
-    with one_line(f"checkpoint {checkpoint.path}"), quiet():
+    """Load, and refuse what transformers would fill with random numbers or pass over.
+
+    Args:
+        source, options: for ``load``.
+        stated: the configuration.
+        headers: of the stored weights.
+        place: one device, or how the model is spread over several.
+        asked: the type that was asked for.
+    """
+    path, quantised = Path(checkpoint.path), quantisation_of(stated) is not None
+    spread: DeviceMap | None = None if isinstance(place, torch.device) else place
+    if isinstance(place, torch.device) and quantised and place.type != "cpu":
+        spread = {"": place}  # many packed weights cannot be moved once they are there
+    with reading(path, stated), quiet():
         loaded: Any = load(
             *source,
             local_files_only=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
             **options,
-            **({} if alone else {"device_map": place}),
+            **({} if spread is None else {"device_map": spread}),
         )
         model, info = loaded
-        check_complete(Path(checkpoint.path), model, info, headers)
-        moved: PreTrainedModel = model.to(place) if alone else model
+        check_complete(path, model, info, headers)
+        moved: PreTrainedModel = model.to(place) if spread is None else model
+        if quantised:
+            settle(moved, stated, asked)
     return moved
 
 
