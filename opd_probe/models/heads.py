@@ -20,8 +20,8 @@ def head_matrix(head: Any, width: int | None) -> tuple[Tensor, Tensor | None] | 
 
     Of a plain layer these are its own tensors. What peft puts around a layer is run on the unit vectors instead:
     whatever kind of adapter it is, a linear map is known by what it makes of them. Whether it is linear is for the
-    caller to check, against the model's own logits. A layer that keeps its weight packed rounds in a way of its own, and
-    has no matrix.
+    caller to check, against the model's own logits. A layer that keeps its weight packed rounds in a way of its own,
+    and has no matrix.
 
     Args:
         width: d, of the hidden states; None: unknown, so that only a plain layer can be read.

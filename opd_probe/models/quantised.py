@@ -27,6 +27,11 @@ def quantisation_of_model(model: Any) -> dict[str, Any] | None:
     return quantisation_of(model.config) if found is None else found
 
 
+def keep_stated(model: Any, stated: dict[str, Any] | None) -> None:
+    """Let a model remember what its checkpoint said."""
+    setattr(model, _STATED, stated)
+
+
 def quantisation_of(config: Any) -> dict[str, Any] | None:
     """What a configuration says of its weights: ``{"method": "gptq", "bits": 4}``; None: they are what they are.
 
@@ -60,8 +65,8 @@ def _bits(values: Mapping[str, Any], method: str) -> int | None:
 
 @contextmanager
 def reading(path: Path, config: Any) -> Iterator[None]:
-    """While the block reads a checkpoint, what stops it is one line; of a quantised one with the method, and the package
-    or device that is missing.
+    """While the block reads a checkpoint, what stops it is one line; of a quantised one with its method, and with the
+    package or the device that is missing.
 
     Raises:
         InputError: transformers does not know the method, or cannot read it here.
@@ -107,7 +112,7 @@ def settle(model: Any, config: Any, dtype: torch.dtype | None) -> None:
     Raises:
         InputError: packed weights that are computed in another type alone.
     """
-    setattr(model, _STATED, quantisation_of(config))
+    keep_stated(model, quantisation_of(config))
     ids = torch.zeros(1, 2, dtype=torch.int64, device=model.get_input_embeddings().weight.device)
     with torch.no_grad(), quiet():
         try:

@@ -15,9 +15,10 @@ from opd_probe.errors import InputError, MissingError, OpdProbeError
 from opd_probe.models.adapters import apply_adapter, apply_weights, check_safetensors, import_peft, plain
 from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
 from opd_probe.models.completeness import check_complete, misfit
-from opd_probe.models.formats import verl_fsdp, verl_lora
+from opd_probe.models.formats import gguf, verl_fsdp, verl_lora
 from opd_probe.models.formats.headers import BYTES, Headers, headers_of_values, stored_dtype
 from opd_probe.models.formats.peft import WEIGHTS
+from opd_probe.models.gguf import gguf_config, read_gguf
 from opd_probe.models.guards import one_line, quiet
 from opd_probe.models.hub import home_of, localized
 from opd_probe.models.placement import DeviceMap
@@ -46,6 +47,8 @@ def read_model(
     if checkpoint.format == "peft":
         return _read_adapter(checkpoint, path, dtype, place, trust_remote_code)
     known = format_of(checkpoint)
+    if known.name == "gguf":
+        return read_gguf(path, dtype, place)
     if known.name == "verl-lora":
         return _read_wrapped(checkpoint, dtype, place, trust_remote_code)
     if known.read is not None:
@@ -202,11 +205,13 @@ def _read_wrapped(
 
 
 def read_config(path: Path, trust_remote_code: bool = False) -> Any:
-    """The configuration in a local directory.
+    """The configuration in a local directory, or in a GGUF file.
 
     Raises:
         InputError: config.json cannot be used.
     """
+    if gguf.recognises(path):
+        return gguf_config(path)
     with one_line(f"{path / 'config.json'}"), quiet():
         json.loads((path / "config.json").read_text(encoding="utf-8"))
         return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=trust_remote_code)

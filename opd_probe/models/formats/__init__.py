@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opd_probe.models.formats import dcp, huggingface, megatron, peft, prime_rl, verl_fsdp, verl_lora
+from opd_probe.models.formats import dcp, gguf, huggingface, megatron, peft, prime_rl, verl_fsdp, verl_lora
 from opd_probe.models.formats.headers import Headers, of_weight_files
 
 
@@ -118,6 +118,15 @@ FORMATS: tuple[Format, ...] = (
         home=dcp.home,
         refuses=dcp.refuses,
         read=dcp.read,
+    ),
+    Format(
+        "gguf",
+        gguf.ACCEPTED,
+        gguf.recognises,
+        gguf.weight_files,
+        gguf.headers,
+        inside=gguf.inside,
+        refuses=gguf.refuses,
     ),
 )
 """Asked in this order; the first that recognises a directory, leads further down or refuses it has it."""

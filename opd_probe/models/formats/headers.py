@@ -28,7 +28,7 @@ _DTYPES = {
 }
 
 _PACKED = {"qweight", "qzeros", "g_idx", "weight_packed", "weight_shape", "absmax", "quant_map", "SCB", "input_scale"}
-"""Last parts of the names under which methods of quantisation keep what a weight is made of, ``weight_scale…`` aside."""
+"""Last parts of the names under which quantisation keeps what a weight is made of, ``weight_scale…`` aside."""
 
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2}
 """Bytes of one value; 1 for every other type."""
@@ -64,7 +64,7 @@ def stored_dtype(headers: Headers) -> str | None:
     """
     counts: Counter[str] = Counter()
     for header in headers.values():
-        if "float" in header.dtype:
+        if "float" in header.dtype or header.dtype not in _DTYPES.values():  # packed in a way of its own, as q4_k
             counts[header.dtype] += header.values
     return max(counts, key=lambda kind: (counts[kind], BYTES.get(kind, 1), kind), default=None)
 
