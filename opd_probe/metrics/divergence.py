@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from opd_probe.metrics.overlap import IDS, STUDENT, TEACHER
-from opd_probe.metrics.registry import register
+from opd_probe.metrics.registry import register, register_stored
 from opd_probe.metrics.view import Bools, Floats, TopView, renormalised_kl
 
 
@@ -13,40 +13,14 @@ def _untold(view: TopView) -> Bools:
     return view.untold_on_student
 
 
-@register(
-    "reverse_kl",
-    unit="nats",
-    source="Eq. 2, 4",
-    definition="KL(p ‖ q) over the full shared vocabulary",
-    needs=("reverse_kl",),
-    depends_on_k=False,
-)
-def reverse_kl(view: TopView) -> Floats:
-    return view.scalar("reverse_kl")
-
-
-@register(
-    "forward_kl",
-    unit="nats",
-    source="Eq. 2, 4",
-    definition="KL(q ‖ p) over the full shared vocabulary",
-    needs=("forward_kl",),
-    depends_on_k=False,
-)
-def forward_kl(view: TopView) -> Floats:
-    return view.scalar("forward_kl")
-
-
-@register(
+register_stored("reverse_kl", unit="nats", source="Eq. 2, 4", definition="KL(p ‖ q) over the full shared vocabulary")
+register_stored("forward_kl", unit="nats", source="Eq. 2, 4", definition="KL(q ‖ p) over the full shared vocabulary")
+register_stored(
     "jsd",
     unit="nats",
     source="Eq. 4",
     definition="Jensen-Shannon divergence over the full shared vocabulary; null unless the replay was asked for it",
-    needs=("jsd",),
-    depends_on_k=False,
 )
-def jsd(view: TopView) -> Floats:
-    return view.scalar("jsd")
 
 
 @register(

@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from opd_probe.metrics.registry import register
+from opd_probe.metrics.registry import SIDES, register, register_stored
 from opd_probe.metrics.view import Floats, TopView
 
-
-@register(
-    "student_entropy",
-    unit="nats",
-    source="§2",
-    definition="H(p) over the full shared vocabulary",
-    needs=("student_entropy",),
-    depends_on_k=False,
-)
-def student_entropy(view: TopView) -> Floats:
-    return view.scalar("student_entropy")
-
-
-@register(
-    "teacher_entropy",
-    unit="nats",
-    source="§2",
-    definition="H(q) over the full shared vocabulary",
-    needs=("teacher_entropy",),
-    depends_on_k=False,
-)
-def teacher_entropy(view: TopView) -> Floats:
-    return view.scalar("teacher_entropy")
+for _side, _letter in SIDES.items():
+    register_stored(
+        f"{_side}_entropy",
+        unit="nats",
+        source="§2",
+        definition=f"H({_letter}) over the full shared vocabulary",
+    )
 
 
 @register(

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from opd_probe.metrics.registry import register
+from opd_probe.metrics.registry import SIDES, register, register_both
 from opd_probe.metrics.view import Floats, TopView
 
 THRESHOLDS = (0.97, 0.99)
 
 
-@register(
-    "student_topk_mass",
+@register_both(
+    "{side}_topk_mass",
     unit="probability",
     source="§2",
-    definition="sum of p over S_p",
-    needs=("student_top_logprobs",),
+    definition="sum of {letter} over S_{letter}",
+    needs="{side}_top_logprobs",
 )
-def student_topk_mass(view: TopView) -> Floats:
-    return view.running_mass("student")[:, view.k - 1]
-
-
-@register(
-    "teacher_topk_mass",
-    unit="probability",
-    source="§2",
-    definition="sum of q over S_q",
-    needs=("teacher_top_logprobs",),
-)
-def teacher_topk_mass(view: TopView) -> Floats:
-    return view.running_mass("teacher")[:, view.k - 1]
+def topk_mass(view: TopView, side: str) -> Floats:
+    return view.running_mass(side)[:, view.k - 1]
 
 
 def tokens_to_reach(running: Floats, threshold: float) -> Floats:
@@ -55,6 +44,6 @@ def _register_tokens_to_reach(side: str, threshold: float) -> None:
         return tokens_to_reach(view.running_mass(side), threshold)
 
 
-for _side in ("student", "teacher"):
+for _side in SIDES:
     for _threshold in THRESHOLDS:
         _register_tokens_to_reach(_side, _threshold)

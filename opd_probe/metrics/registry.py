@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from opd_probe.metrics.view import Bools, Floats, TopView
 
 MetricFunction = Callable[[TopView], Floats]
+SideFunction = Callable[[TopView, str], Floats]
 Unknown = Callable[[TopView], Bools]
 
 
@@ -41,6 +42,9 @@ class Metric:
     selected: Unknown | None = None
 
 
+SIDES = {"student": "p", "teacher": "q"}
+"""Both models, each with the letter of its distribution."""
+
 METRICS: dict[str, Metric] = {}
 """Every registered metric by name, in the order of the tables."""
 
@@ -68,3 +72,35 @@ def register(
         return function
 
     return enter
+
+
+def register_both(
+    name: str, *, unit: str, source: str, definition: str, needs: str, depends_on_k: bool = True
+) -> Callable[[SideFunction], SideFunction]:
+    """Enter a function of a view and a side twice, for the student and for the teacher.
+
+    In ``name``, ``definition`` and ``needs`` (one column), ``{side}`` and ``{letter}`` stand for an entry of
+    :data:`SIDES`.
+    """
+
+    def enter(function: SideFunction) -> SideFunction:
+        for side, letter in SIDES.items():
+            own, words, column = (text.format(side=side, letter=letter) for text in (name, definition, needs))
+            entered = register(
+                own, unit=unit, source=source, definition=words, needs=(column,), depends_on_k=depends_on_k
+            )
+            entered(_of_side(function, side))
+        return function
+
+    return enter
+
+
+def _of_side(function: SideFunction, side: str) -> MetricFunction:
+    return lambda view: function(view, side)
+
+
+def register_stored(name: str, *, unit: str, source: str, definition: str) -> None:
+    """Enter a column of the trace that is a metric as it stands."""
+    register(name, unit=unit, source=source, definition=definition, needs=(name,), depends_on_k=False)(
+        lambda view: view.scalar(name)
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from opd_probe.metrics.divergence import sampled_reward
-from opd_probe.metrics.registry import register
+from opd_probe.metrics.registry import register, register_both
 from opd_probe.metrics.view import Bools, Floats, TopView
 
 NEAR_ZERO = 1e-4
@@ -87,28 +87,16 @@ def sign_noise(view: TopView) -> Floats:
     return share_where(np.where(correct > 0, reward < 0, reward > 0), reward + correct)
 
 
-@register(
-    "student_token_probability",
+@register_both(
+    "{side}_token_probability",
     unit="probability",
     source="arXiv 2603.25562",
-    definition="p(ŷ) of the sampled token",
-    needs=("student_logprob",),
+    definition="{letter}(ŷ) of the sampled token",
+    needs="{side}_logprob",
     depends_on_k=False,
 )
-def student_token_probability(view: TopView) -> Floats:
-    return np.exp(view.scalar("student_logprob"))
-
-
-@register(
-    "teacher_token_probability",
-    unit="probability",
-    source="arXiv 2603.25562",
-    definition="q(ŷ) of the sampled token",
-    needs=("teacher_logprob",),
-    depends_on_k=False,
-)
-def teacher_token_probability(view: TopView) -> Floats:
-    return np.exp(view.scalar("teacher_logprob"))
+def token_probability(view: TopView, side: str) -> Floats:
+    return np.exp(view.scalar(f"{side}_logprob"))
 
 
 @register(

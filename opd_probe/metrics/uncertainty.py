@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from opd_probe.metrics.overlap import IDS
-from opd_probe.metrics.registry import register
+from opd_probe.metrics.registry import register, register_both
 from opd_probe.metrics.signal import share_where
 from opd_probe.metrics.view import Floats, TopView
 
@@ -13,24 +13,17 @@ HIGH_ENTROPY = 0.8
 """Entropy (nats) above which a state is one of high entropy; the bound of arXiv 2603.07079."""
 
 
-def _register_high_entropy(side: str, sign: str) -> None:
-    column = f"{side}_entropy"
-
-    @register(
-        f"{side}_high_entropy_share",
-        unit="share",
-        source="arXiv 2603.07079",
-        definition=f"1 where H({sign}) > 0.8, else 0",
-        needs=(column,),
-        depends_on_k=False,
-    )
-    def high_entropy_share(view: TopView) -> Floats:
-        entropy = view.scalar(column)
-        return share_where(entropy > HIGH_ENTROPY, entropy)
-
-
-_register_high_entropy("student", "p")
-_register_high_entropy("teacher", "q")
+@register_both(
+    "{side}_high_entropy_share",
+    unit="share",
+    source="arXiv 2603.07079",
+    definition="1 where H({letter}) > 0.8, else 0",
+    needs="{side}_entropy",
+    depends_on_k=False,
+)
+def high_entropy_share(view: TopView, side: str) -> Floats:
+    entropy = view.scalar(f"{side}_entropy")
+    return share_where(entropy > HIGH_ENTROPY, entropy)
 
 
 @register(

@@ -15,8 +15,9 @@ import opd_probe.plots.style as house
 from opd_probe.errors import InputError
 from opd_probe.plots.labels import panel_of
 from opd_probe.plots.layout import finish, grid
-from opd_probe.plots.panels import StepAxis, not_available, why_missing
+from opd_probe.plots.panels import not_available, why_missing
 from opd_probe.plots.series import Series, shorten, split_runs, split_seeds
+from opd_probe.plots.steps import StepAxis
 from opd_probe.plots.tables import (
     MIN_STATES,
     Floats,

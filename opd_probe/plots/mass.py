@@ -14,8 +14,9 @@ import opd_probe.plots.style as house
 from opd_probe.errors import InputError
 from opd_probe.plots.alignment import step_name, step_order
 from opd_probe.plots.layout import Entry, finish, grid, series_entries
-from opd_probe.plots.panels import Curve, StepAxis, draw_panel, not_available, subtitle
+from opd_probe.plots.panels import Curve, draw_panel, not_available, subtitle
 from opd_probe.plots.series import Series, seed_note, split_series
+from opd_probe.plots.steps import StepAxis
 from opd_probe.plots.tables import (
     Floats,
     check_table,

@@ -10,9 +10,8 @@ import opd_probe.plots.style as house
 from opd_probe.plots.bars import Bar, draw_bars, split_bars
 from opd_probe.plots.labels import Panel, panel_of
 from opd_probe.plots.layout import finish, grid, label_directly
-from opd_probe.plots.panels import StepAxis
 from opd_probe.plots.series import Series, split_seeds
-from opd_probe.plots.steps import draw_step_panel, step_series
+from opd_probe.plots.steps import StepAxis, draw_step_panel, step_series
 from opd_probe.plots.tables import check_table, check_unique, single_k, states_phrase
 
 

@@ -1,28 +1,86 @@
-"""A grid of panels over training steps, one line per (run, teacher): the frame shared by several figures."""
+"""Panels over training steps, one line per (run, teacher): their axis, their curves, the grid of several figures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 import opd_probe.plots.style as house
-from opd_probe.plots.labels import Panel
+from opd_probe.plots.labels import AXES, Panel
 from opd_probe.plots.layout import Entry, finish, grid, series_entries
 from opd_probe.plots.panels import (
-    StepAxis,
+    Curve,
     draw_panel,
     dress_metric,
     not_available,
-    step_curves,
     title_panel,
     why_missing,
 )
 from opd_probe.plots.references import Reference, draw_references
 from opd_probe.plots.series import Series, seed_note, split_series
-from opd_probe.plots.tables import check_unique, interval_note, numbers, single_k
+from opd_probe.plots.tables import Floats, check_unique, interval_note, metric_columns, numbers, single_k
+
+
+@dataclass(frozen=True)
+class StepAxis:
+    """Where the steps of a table lie on the x axis. Rows without a step have a place of their own on the
+    right, "?"."""
+
+    values: Floats
+    title: str
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, x: str) -> StepAxis:
+        return cls(numbers(table, x), AXES.get(x, x.replace("_", " ")))
+
+    @cached_property
+    def known(self) -> Floats:
+        return np.unique(self.values[np.isfinite(self.values)])
+
+    @property
+    def has_unknown(self) -> bool:
+        return not bool(np.isfinite(self.values).all())
+
+    @cached_property
+    def unknown_at(self) -> float:
+        """x of the rows without a step."""
+        if not len(self.known):
+            return 0.0
+        extent = float(self.known[-1] - self.known[0])
+        return float(self.known[-1]) + (0.12 * extent or 1.0)
+
+    def place(self, steps: Floats) -> Floats:
+        return np.where(np.isfinite(steps), steps, self.unknown_at)
+
+    def name(self, place: float) -> str:
+        return "?" if self.has_unknown and place == self.unknown_at else f"{place:g}"
+
+    def dress(self, ax: Axes) -> None:
+        """Ticks, limits and label; limits are the same in every panel of a figure."""
+        ends = [*self.known[[0, -1]]] if len(self.known) else []
+        ends += [self.unknown_at] if self.has_unknown else []
+        low, high = float(min(ends)), float(max(ends))
+        ticks = [low]
+        if len(self.known) > 1:
+            found = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]).tick_values(self.known[0], self.known[-1])
+            ticks = [float(t) for t in found if self.known[0] <= t <= self.known[-1]]
+        elif len(self.known):
+            ticks = [float(self.known[0])]
+        if self.has_unknown:
+            near = 0.06 * (high - low)
+            ticks = [t for t in ticks if t < self.unknown_at - near] + [self.unknown_at]
+        margin = 0.04 * (high - low) if len(self.known) > 1 else 0.55
+        ax.set_xlim(low - margin, high + margin)
+        ax.xaxis.set_major_locator(FixedLocator(ticks))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: self.name(value)))
+        ax.set_xlabel(self.title + (" (? = unknown)" if self.has_unknown else ""))
 
 
 def draw_steps(
@@ -93,8 +151,57 @@ def draw_step_panel(
         title_panel(ax, panel, k)
         not_available(ax, why)
         return
-    curves = step_curves(series, panel, axis, x)
+    curves = _step_curves(series, panel, axis, x)
     remark = draw_panel(ax, curves, where=x.replace("_", " "), names=axis.name)
     title_panel(ax, panel, k, remark, lines=not all(curve.point for curve in curves))
     dress_metric(ax, panel.metrics[0])
     axis.dress(ax)
+
+
+def _step_curves(series: Sequence[Series], panel: Panel, axis: StepAxis, x: str) -> list[Curve]:
+    """Curves of one panel over steps: the seeds thin and pale below their mean, or one line with its band."""
+    curves = []
+    for order, one in enumerate(series):
+        for role, metric in enumerate(panel.metrics):
+            dash = house.DASHED if role else (house.SOLID if panel.roles else one.style.dash)
+            main = Curve(
+                f"{metric}:{one.label}",
+                *(np.zeros(0),) * 4,
+                one.style.color,
+                one.style.marker,
+                dash,
+                filled=role == 0,
+                order=order,
+                second=role == 1,
+            )
+            thin = replace(main, color=house.mix(main.color, "white", 0.5), marker="None", width=house.SEED, band=False)
+            for name, rows in one.seeds.items():
+                curves += _over_steps(replace(thin, key=f"{main.key}:seed {name}"), rows, metric, axis, x)
+            curves += _over_steps(main, one.rows, metric, axis, x)
+    return _each_band_once(curves)
+
+
+def _each_band_once(curves: Sequence[Curve]) -> list[Curve]:
+    """What does not depend on the teacher has one band for all teachers of a run, not one upon the other."""
+    seen: set[tuple[Any, ...]] = set()
+    kept = []
+    for curve in curves:
+        band = curve.color, *(values.tobytes() for values in (curve.x, curve.lo, curve.hi))
+        kept.append(replace(curve, band=curve.band and band not in seen))
+        seen.add(band)
+    return kept
+
+
+def _over_steps(curve: Curve, rows: pd.DataFrame, metric: str, axis: StepAxis, x: str) -> list[Curve]:
+    """The known steps as a line, each unknown one as a point of its own.
+
+    A row with neither a value nor a count (``<metric>_n``) of the metric is one of another table, such as a training
+    log's, that was joined: it is no gap.
+    """
+    y, lo, hi = metric_columns(rows, metric)
+    steps = numbers(rows, x)
+    there = ~np.isnan(y) | np.isfinite(numbers(rows, f"{metric}_n"))
+    known = np.isfinite(steps) & there
+    parts: list[Any] = [np.flatnonzero(known)] if known.any() else []
+    parts += [np.array([index]) for index in np.flatnonzero(~np.isfinite(steps) & there)]
+    return [replace(curve, x=axis.place(steps[p]), y=y[p], lo=lo[p], hi=hi[p]) for p in parts]
