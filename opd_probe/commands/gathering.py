@@ -24,7 +24,7 @@ from opd_probe.runs.stored import find_traces, warn_of_mixture
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMES = ("run", "step", "teacher", "k", "states", "token_source")
+NAMES = ("run", "step", "teacher", "k", "states", "token_source", "quantised")
 DRY_RUN_COLUMNS = (
     "run", "step", "teacher", "states", "states_are", "tokens", "bytes", "seconds",
 )  # fmt: skip

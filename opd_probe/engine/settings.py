@@ -55,9 +55,7 @@ class ReplaySettings:
             raise InputError(f"batch_tokens = {self.batch_tokens!r}: expected a whole number of at least 1")
         check_temperature(self.temperature)
         if self.length_factors not in LENGTH_RULES:
-            raise InputError(
-                f"length_factors = {self.length_factors!r}: expected one of {', '.join(LENGTH_RULES)}"
-            )
+            raise InputError(f"length_factors = {self.length_factors!r}: expected one of {', '.join(LENGTH_RULES)}")
 
 
 def check_temperature(temperature: float) -> None:

@@ -82,7 +82,8 @@ def read_gguf(path: Path, dtype: torch.dtype | None, place: torch.device | Devic
         _check_whole(path, model, info, headers)
         if FACTORS in headers:
             _divide_frequencies(path, model)
-        keep_stated(model, {"method": "gguf", "bits": _bits(headers)})
+        bits = _bits(headers)
+        keep_stated(model, None if bits is None else {"method": "gguf", "bits": bits})
         moved: PreTrainedModel = model.to(place) if alone else model
     return moved
 

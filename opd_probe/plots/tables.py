@@ -94,13 +94,23 @@ def without_sparse_bins(table: pd.DataFrame) -> pd.DataFrame:
 def states_phrase(table: pd.DataFrame) -> str:
     """Whose states the rows describe, in words. A table that does not say has states of unknown origin.
 
-    Where a column ``token_source`` says that ids were made from text afterwards, so do the words.
+    Where a column ``token_source`` says that ids were made from text afterwards, so do the words; likewise where a
+    column ``quantised`` names a model that is.
     """
     words = " and ".join(STATES[kind] for kind in kinds_of_states(table))
-    text = text_phrase(table)
-    if not text:
+    remarks = ", ".join(phrase for phrase in (text_phrase(table), quantised_phrase(table)) if phrase)
+    if not remarks:
         return words
-    return f"{words[:-1]}, {text})" if words.endswith(")") else f"{words} ({text})"
+    return f"{words[:-1]}, {remarks})" if words.endswith(")") else f"{words} ({remarks})"
+
+
+def quantised_phrase(table: pd.DataFrame) -> str:
+    """Which models are quantised, in words, as ``4-bit teacher``; "" where none is."""
+    if "quantised" not in table.columns:
+        return ""
+    found = list(dict.fromkeys(table["quantised"].dropna()))
+    some = "" if table["quantised"].notna().all() else "some with "
+    return f"{some}{' or '.join(map(str, found))}" if found else ""
 
 
 def text_phrase(table: pd.DataFrame) -> str:

@@ -53,7 +53,7 @@ def summaries(gathered: Gathered, *, whole: bool = False) -> list[dict[str, Any]
         k = row.pop("k")
         # The teacher's own accuracy is not part of a trace: null here, see opd_probe.gap_recovery.
         recovery = {"gap_recovery": NAN, "gap_recovery_lo": NAN, "gap_recovery_hi": NAN, "gap_recovery_n": 0}
-        names = {**measured.key, "k": k, "states": measured.states, "token_source": measured.token_source}
+        names = {**measured.key, "k": k, **measured.names}
         rows.append({**names, **row, **recovery})
     return rows
 
@@ -66,8 +66,7 @@ def curves(
     gathered.progress.begin(task)
     for done, measured in enumerate(gathered.measured):
         gathered.progress.update(done, len(gathered.measured))
-        names = {**measured.key, **({"k": measured.settings.k} if k else {}), "states": measured.states}
-        names["token_source"] = measured.token_source
+        names = {**measured.key, **({"k": measured.settings.k} if k else {}), **measured.names}
         part = curve(measured)
         for place, (name, value) in enumerate(names.items()):
             part.insert(place, name, value)

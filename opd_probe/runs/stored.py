@@ -34,11 +34,29 @@ class Measured:
         """See :func:`token_source_of`."""
         return token_source_of(self.trace)
 
+    @property
+    def names(self) -> dict[str, Any]:
+        """The columns that say what a row is of: its key, the states, whether their ids are what was sampled, and which
+        model is quantised where one is."""
+        quantised = quantised_models(self.trace)
+        more = {"quantised": quantised} if quantised else {}
+        return {**self.key, "states": self.states, "token_source": self.token_source, **more}
+
 
 def token_source_of(trace: Trace) -> str:
     """Whether a trace's ids are what was sampled: a :data:`~opd_probe.types.TokenSource`, or ``"mixed"``."""
     found = set(trace.rollouts.column("token_source").to_pylist()) - {None}
     return str(found.pop()) if len(found) == 1 else "mixed" if found else "sampled_ids"
+
+
+def quantised_models(trace: Trace) -> str:
+    """The models of a trace that are quantised, in words (``"4-bit teacher"``); "" where none is."""
+    found = []
+    for side in ("student", "teacher"):
+        stated = (trace.provenance.get(side) or {}).get("quantisation")
+        if isinstance(stated, dict):
+            found.append(f"{stated['bits']}-bit {side}" if stated.get("bits") else f"quantised {side}")
+    return ", ".join(found)
 
 
 def warn_of_mixture(measured: Sequence[Measured]) -> None:
