@@ -23,8 +23,10 @@ _NAMED_BITS = re.compile(r"(?:int|uint|float|fp|nf|q|w)_?(\d)(?!\d)", re.IGNOREC
 
 def quantisation_of_model(model: Any) -> dict[str, Any] | None:
     """Of a model as it was loaded: weights that were unpacked in full leave nothing in its configuration."""
-    found: dict[str, Any] | None = getattr(model, _STATED, None)
-    return quantisation_of(model.config) if found is None else found
+    if not hasattr(model, _STATED):
+        return quantisation_of(model.config)
+    found: dict[str, Any] | None = getattr(model, _STATED)
+    return found
 
 
 def keep_stated(model: Any, stated: dict[str, Any] | None) -> None:
