@@ -1,9 +1,9 @@
-"""Sequences through a model together, as far as that is exact for it, and each state under the factors of its length."""
+"""Sequences through a model together, as far as that is exact, and each state under the factors of its length."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,16 +11,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from opd_probe.models.lengths import LengthFactors
+from opd_probe.models.paths import Paths
 from opd_probe.types import LengthRule
-
-if TYPE_CHECKING:
-    from opd_probe.models.loading import LoadedModel
 
 Ints = NDArray[np.int64]
 
 
+class Model(Protocol):
+    """What is needed of a :class:`opd_probe.models.loading.LoadedModel`, which says more of it."""
+
+    paths: Paths
+
+    @property
+    def length_factors(self) -> LengthFactors | None:
+        """What of it depends on the length of a call."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        ...
+
+    def hidden(self, input_ids: Tensor, shared: int = 0) -> Tensor:
+        """Inputs of the output layer, [B, T - shared, d]."""
+        ...
+
+
 def outputs(
-    model: LoadedModel,
+    model: Model,
     ids: Sequence[Ints],
     index: Sequence[Ints],
     shared: int = 0,
@@ -28,7 +46,7 @@ def outputs(
     wholes: Sequence[int] | None = None,
     rule: LengthRule = "prefix",
 ) -> Tensor:
-    """See :meth:`LoadedModel.outputs`."""
+    """See :meth:`opd_probe.models.loading.LoadedModel.outputs`."""
     factors = model.length_factors
     if factors is None:
         return _together(model, ids, index, shared)
@@ -65,7 +83,7 @@ def _by_factors(
     return list(groups.values())
 
 
-def _together(model: LoadedModel, ids: Sequence[Ints], index: Sequence[Ints], shared: int) -> Tensor:
+def _together(model: Model, ids: Sequence[Ints], index: Sequence[Ints], shared: int) -> Tensor:
     """All sequences, in as few calls as are exact for the model."""
     if len(ids) == 1 or model.paths.batching == "padded":
         return _padded(model, ids, index, shared)
@@ -79,7 +97,7 @@ def _together(model: LoadedModel, ids: Sequence[Ints], index: Sequence[Ints], sh
     return torch.cat([found[row] for row in range(len(ids))])
 
 
-def _padded(model: LoadedModel, ids: Sequence[Ints], index: Sequence[Ints], shared: int) -> Tensor:
+def _padded(model: Model, ids: Sequence[Ints], index: Sequence[Ints], shared: int) -> Tensor:
     """One batch, padded on the right, which needs no attention mask: a causal model never looks at what comes later."""
     longest = max(len(one) for one in ids)
     padded = np.zeros((len(ids), longest), dtype=np.int64)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +20,22 @@ beside which no output layer is needed."""
 Maker = Literal["its own", "of its configuration"]
 """Who makes a cache: the model in its own forward, or we, as ``generate`` does it."""
 
-MAKERS: tuple[Maker, ...] = ("its own", "of its configuration")
+
+@dataclass(frozen=True)
+class Caching:
+    """How a model is called behind a cache.
+
+    Attributes:
+        maker: who makes the cache.
+        stated: whether a mask of ones and the positions are said where nothing is padded, as ``generate`` does it.
+    """
+
+    maker: Maker
+    stated: bool
+
+
+CACHINGS = tuple(Caching(maker, stated) for maker in get_args(Maker) for stated in (False, True))
+"""The cheapest first."""
 
 _INPUTS = {"input_ids", "attention_mask", "position_ids", "inputs_embeds", "labels", "use_cache"}
 
@@ -31,9 +47,10 @@ class _Reached(Exception):
 class Past:
     """What a model keeps of the tokens it has read: a cache, a recurrent state, under the names that it gives them."""
 
-    def __init__(self, maker: Maker) -> None:
-        self.maker = maker
+    def __init__(self, caching: Caching) -> None:
+        self.caching = caching
         self.values: dict[str, Any] = {}
+        self.length = 0
 
     def select(self, rows: Tensor) -> None:
         """Keep some rows of the batch, or repeat them.
@@ -81,6 +98,11 @@ class Body:
         known: dict[str, Any] = {"input_ids": input_ids.to(device)}
         if "use_cache" in self._names:
             known["use_cache"] = past is not None
+        if past is not None:
+            past.length += input_ids.shape[1]
+            if mask is None and past.caching.stated:
+                mask = input_ids.new_ones((len(input_ids), past.length))
+                positions = torch.arange(past.length - input_ids.shape[1], past.length).expand(input_ids.shape)
         if mask is not None:
             if "attention_mask" not in self._names:
                 raise RuntimeError("takes no attention mask")
@@ -98,7 +120,7 @@ class Body:
         return result
 
     def _cache(self, past: Past) -> dict[str, Any]:
-        by_us = past.maker == "of its configuration" or self.kind == "before the output layer"
+        by_us = past.caching.maker == "of its configuration" or self.kind == "before the output layer"
         if not past.values and by_us:
             name = next((name for name in ("past_key_values", "cache_params") if name in self._names), None)
             if name is None:
@@ -107,7 +129,7 @@ class Body:
         return past.values
 
     def _keep(self, past: Past, output: Any) -> None:
-        names = [name for name in output.keys() if name in self._names - _INPUTS and output[name] is not None]
+        names = [name for name, value in output.items() if name in self._names - _INPUTS and value is not None]
         past.values |= {name: output[name] for name in names}
         if not past.values:
             raise RuntimeError("keeps nothing of what it has read")
@@ -140,3 +162,11 @@ def body_type(model: Any) -> torch.dtype:
     """The coarsest floating type among a model's weights, whose rounding its numbers have."""
     types = {p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize > 1}
     return max(types, key=lambda kind: torch.finfo(kind).eps, default=torch.float32)
+
+
+def rounding_of(model: Any) -> float:
+    """The relative rounding of a model's products: that of its coarsest weights, or of a GPU that is allowed to take
+    products of float32 matrices in TF32."""
+    kind = body_type(model)
+    fast = input_device(model).type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return 2.0**-10 if fast and kind == torch.float32 else torch.finfo(kind).eps

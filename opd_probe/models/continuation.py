@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd_probe.models.bodies import Maker, Past
+from opd_probe.models.bodies import Caching, Past
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.paths import last_of_prompts, next_tokens
 from opd_probe.types import LengthRule
@@ -31,16 +31,17 @@ class Continuation:
     def __init__(
         self, model: LoadedModel, prompts: Sequence[Sequence[int]], rows: Sequence[int], rule: LengthRule = "prefix"
     ) -> None:
-        self.model, self.rule = model, "server" if rule == "server" else "prefix"
+        self.model = model
+        self.rule: LengthRule = "server" if rule == "server" else "prefix"
         self.read = [list(prompts[row]) for row in rows]
-        self.maker = _maker(model, prompts)
+        self.caching = _caching(model, prompts)
         self.mask: Tensor | None = None
         self.hidden = self._begin(prompts, torch.tensor(list(rows)))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some of the sequences."""
         self.read = [self.read[row] for row in rows]
-        if self.maker is None:
+        if self.caching is None:
             return
         kept = torch.tensor(rows)
         self.past.select(kept)
@@ -50,7 +51,7 @@ class Continuation:
         """One more token [B] for each sequence."""
         for sequence, token in zip(self.read, tokens.tolist(), strict=True):
             sequence.append(token)
-        if self.maker is None or self._key() != self.key:
+        if self.caching is None or self._key() != self.key:
             self.hidden = self._begin(self.read, torch.arange(len(self.read)))
             return
         tokens = tokens.to(self.model.device)
@@ -60,12 +61,12 @@ class Continuation:
 
     def _begin(self, prompts: Sequence[Sequence[int]], rows: Tensor) -> Tensor:
         """Read whole sequences; behind a cache it holds them afterwards, for the rows that come of them."""
-        if self.maker is None:
-            ids = [np.asarray(prompt, dtype=np.int64) for prompt in prompts]
-            last = [np.array([len(one) - 1]) for one in ids]
-            hidden = self.model.outputs(ids, last, rule=self.rule)
+        if self.caching is None:
+            whole = [np.asarray(prompt, dtype=np.int64) for prompt in prompts]
+            last = [np.array([len(one) - 1]) for one in whole]
+            hidden = self.model.outputs(whole, last, rule=self.rule)
             return hidden[rows.to(hidden.device)]
-        self.past, self.mask, self.key = Past(self.maker), None, self._key()
+        self.past, self.mask, self.key = Past(self.caching), None, self._key()
         longest = max(len(ids) for ids in prompts)
         padded = torch.zeros(len(prompts), longest, dtype=torch.int64)
         mask = torch.zeros_like(padded)
@@ -100,7 +101,7 @@ def one_length(model: LoadedModel) -> bool:
     return model.length_factors is not None or model.cache_for("padded prompts") is None
 
 
-def _maker(model: LoadedModel, prompts: Sequence[Sequence[int]]) -> Maker | None:
+def _caching(model: LoadedModel, prompts: Sequence[Sequence[int]]) -> Caching | None:
     if len({len(prompt) for prompt in prompts}) > 1:
         return None if model.length_factors is not None else model.cache_for("padded prompts")
     return model.cache_for("prompts of one length")

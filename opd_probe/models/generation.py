@@ -84,6 +84,12 @@ def sample_rollouts(
     """
     check_sampling(student, prompts, num_rollouts, max_new_tokens, temperature)
     check_rule(length_factors)
+    if not student.paths.decided:
+        raise InputError(
+            f"model {student.name} ({type(student.model).__name__}): attends to the best few of what it has read, and "
+            "has equal scores among them: what it says of a prefix changes when the prefix goes on, so that it has no "
+            "distribution to sample from; give --rollouts of another sampler"
+        )
     drafts = [
         _Draft(index, sample, _uniforms(seed, prompt.id, sample, max_new_tokens))
         for index, prompt in enumerate(prompts)
@@ -142,6 +148,12 @@ def check_sampling(
             raise InputError(
                 f"prompt {prompt.id!r}: token id {outside[0]} is outside the vocabulary of {student.name} "
                 f"({student.width} ids)"
+            )
+        foreign = [token for token in prompt.ids if token in student.placeholder_ids]
+        if foreign:
+            raise InputError(
+                f"prompt {prompt.id!r}: token id {foreign[0]} stands for a piece of an image, a video or a sound to "
+                f"{student.name}, and no prompt has those; expected ids of text alone; drop the prompt"
             )
         if limit is not None and len(prompt.ids) + max_new_tokens > limit:
             raise InputError(

@@ -6,16 +6,20 @@ Three lengths can be meant (:data:`opd_probe.types.LENGTH_RULES`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from opd_probe.errors import InputError
+from opd_probe.errors import InputError, OpdProbeError
+from opd_probe.models.checkpoints import resolve_checkpoint
+from opd_probe.models.hub import home_of
 from opd_probe.types import LENGTH_RULES, LengthRule
 
 
@@ -27,6 +31,29 @@ def check_rule(rule: str) -> None:
     """
     if rule not in LENGTH_RULES:
         raise InputError(f"length_factors = {rule!r}: expected one of {', '.join(LENGTH_RULES)}")
+
+
+def has_length_factors(source: Any) -> bool:
+    """Whether the factors of a model depend on a length, as far as can be known without loading it: a model in memory,
+    a path, a hub id or a checkpoint. Where nothing is known, yes."""
+    model = getattr(source, "model", source)
+    if hasattr(model, "modules"):
+        return LengthFactors.of(model) is not None
+    try:
+        checkpoint = resolve_checkpoint(source) if isinstance(source, (str, Path)) else source
+        files = [home_of(checkpoint) / "config.json"]
+        based = has_length_factors(checkpoint.base) if checkpoint.base else False
+        stated = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    except (OpdProbeError, OSError, ValueError):
+        return True
+    return based or any(map(_states_length, stated)) or (not stated and not checkpoint.base)
+
+
+def _states_length(config: Any) -> bool:
+    if not isinstance(config, Mapping):
+        return False
+    named = [config.get("rope_type"), config.get("type")]
+    return any(_of_length(name) for name in named if isinstance(name, str)) or any(map(_states_length, config.values()))
 
 
 @dataclass(frozen=True)
@@ -42,7 +69,7 @@ def _kinds(given: Any) -> set[str]:
 
 
 def _of_length(kind: str) -> bool:
-    return kind == "longrope" or "dynamic" in kind
+    return kind in ("longrope", "su") or "dynamic" in kind
 
 
 def _parameters(config: Any) -> list[Mapping[str, Any]]:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opd_probe.errors import InputError
 from opd_probe.models.adapters import check_adapters
 from opd_probe.models.batches import outputs
-from opd_probe.models.bodies import Body, Maker, Past
+from opd_probe.models.bodies import Body, Caching, Past
 from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
 from opd_probe.models.formats.headers import stored_dtype
 from opd_probe.models.guards import brief
@@ -79,7 +79,7 @@ class LoadedModel:
         """How many positions the model was built for, when it says."""
         return max_positions(self.model.config)
 
-    @property
+    @cached_property
     def placeholder_ids(self) -> tuple[int, ...]:
         """Ids that stand for pieces of an image, a video or a sound, and are no text."""
         return placeholder_ids(self.model.config)
@@ -109,8 +109,8 @@ class LoadedModel:
         """The model without its output layer, as a function."""
         return Body(self.model, self.paths.kind)
 
-    def cache_for(self, what: str) -> Maker | None:
-        """Who makes the cache with which a path is exact, None where none is; found out when it is first asked for.
+    def cache_for(self, what: str) -> Caching | None:
+        """The caching with which a path is exact, None where none is; found out when it is first asked for.
 
         Args:
             what: see :meth:`opd_probe.models.paths.Trial.verdict`.
@@ -133,10 +133,10 @@ class LoadedModel:
         """
         once = self.cache_for("shared") if shared > 0 else None
         long = input_ids.shape[1] > PREFILL_TOKENS
-        maker = self.cache_for("pieces") if long else once
-        if maker is None or (not long and once is None):
+        how = self.cache_for("pieces") if long else once
+        if how is None or (not long and once is None):
             return self.advance(input_ids, None)[:, shared:]
-        past = Past(maker)
+        past = Past(how)
         size = max(1, min(PREFILL_TOKENS, MASK_VALUES // input_ids.shape[1]))
         if once is not None:
             for piece in input_ids[:1, :shared].split(size, dim=1):

@@ -21,26 +21,37 @@ from torch import Tensor
 
 from opd_probe.errors import InputError, OutOfMemoryError, is_refused_allocation
 from opd_probe.models.adapters import adapter_ids
-from opd_probe.models.bodies import MAKERS, Body, Kind, Maker, Past, body_type, own_logits
+from opd_probe.models.bodies import CACHINGS, Body, Caching, Kind, Past, body_type, own_logits, rounding_of
 from opd_probe.models.guards import brief
 from opd_probe.models.lengths import LengthFactors
 from opd_probe.models.readout import OutputLayer, given_logits, measured_layer, stated_layer
+from opd_probe.models.ties import TieWatch, undecided
 
 Batching = Literal["padded", "of one length", "alone"]
 """How sequences may go through a model together: padded on the right, without padding, or not at all."""
 
-_SHORT, _LONGEST = 13, 80
+_SHORT, _LONGEST = 9, 80
 """Tokens of the sequence that a model is tried on: at least, and at most, to cross what its configuration makes
 short."""
+
+_STEPS, _COMPARED = 2, 4
+"""Tokens that are sampled in a trial, and states whose logits are compared over the whole vocabulary, where the
+configuration makes nothing short."""
 
 _COLUMNS = 256
 """Ids whose logits are compared, of those of a layer of our own."""
 
 _EXACT = 2e-5
-"""Differences of logits, for each unit of the largest, below which float32 paths are the same."""
+"""Differences of logits below which two paths are the same, whatever rounding does to the model."""
 
 _NOISES = 10.0
-"""How many times what rounding alone does to a model two paths may differ."""
+"""How many times what rounding alone does to a model two paths may differ, in coarse types up to _WRONG."""
+
+_FINE = 1e-5
+"""In float32 they may differ by as much of the largest logit at most: cheap paths are not worth more."""
+
+_LEAK = 1e-4
+"""The share of the largest logit above which, in float32, a change of what comes before is no rounding."""
 
 _WRONG = 0.1
 """A share of what lies between the logits of different states; paths that differ by more are never the same."""
@@ -57,14 +68,17 @@ class Paths:
         kind: how its body is called.
         scale, softcap: of its output layer, None when its own logits are used.
         batching: how sequences go together.
-        verdicts: of what a job may or may not ask for, by name: who makes the cache with which it is exact, or None.
+        decided: False for a model that attends to the best few of what it has read and has equal scores among them:
+            what it says of a prefix changes when the prefix goes on, so that only whole sequences can be compared.
+        verdicts: of what a job may or may not ask for, by name: the caching with which it is exact, or None.
     """
 
     kind: Kind = "decoder"
     scale: float | None = 1.0
     softcap: float | None = None
     batching: Batching = "padded"
-    verdicts: dict[str, Maker | None] = field(default_factory=dict)
+    decided: bool = True
+    verdicts: dict[str, Caching | None] = field(default_factory=dict)
 
 
 _KNOWN: WeakKeyDictionary[Any, tuple[str, Paths]] = WeakKeyDictionary()
@@ -146,8 +160,9 @@ class Trial:
 
     def __init__(self, model: Any, name: str) -> None:
         self.model, self.name = model, name
-        self.finite = True
-        self.coarse = body_type(model) not in (torch.float32, torch.float64)
+        self.finite, self.undecided = True, False
+        self.epsilon = rounding_of(model)
+        self.coarse = self.epsilon > torch.finfo(torch.float32).eps
         self.factors = LengthFactors.of(model)
         self._noise: Tensor | None = None
         one, other = _sequences(model, self.factors)
@@ -166,34 +181,36 @@ class Trial:
             paths, layer = self._readout()
             if self.finite:
                 self._use(paths, layer)
-                self._check_causal()
-                paths.batching = self._batching()
+                paths.batching = self._check_causal()
+                paths.decided = not self.undecided
         return paths, layer
 
     @torch.inference_mode()
-    def verdict(self, paths: Paths, layer: OutputLayer, what: str) -> Maker | None:
-        """Whether a cached path is exact, and with whose cache.
+    def verdict(self, paths: Paths, layer: OutputLayer, what: str) -> Caching | None:
+        """Whether a cached path is exact, and how.
 
         Args:
             what: ``shared``, ``pieces``, ``padded prompts`` or ``prompts of one length``.
         """
-        tries: dict[str, Callable[[Maker], list[tuple[Tensor, Tensor]]]] = {
+        tries: dict[str, Callable[[Caching], list[tuple[Tensor, Tensor]]]] = {
             "shared": self._shared,
             "pieces": self._pieces,
             "padded prompts": self._padded_prompts,
             "prompts of one length": self._equal_prompts,
         }
+        if not paths.decided:
+            return None
         self._use(paths, layer)
         with self._short():
             self.alone = self.body(self.one)[0], self.body(self.other)[0]
-            for maker in MAKERS:
+            for how in CACHINGS:
                 try:
-                    pairs = tries[what](maker)
+                    pairs = tries[what](how)
                 except Exception as error:  # whatever stops a path makes it one that is not taken
                     _raise_out_of_memory(error, self.name)
                     continue
                 if self._same(torch.cat([got for got, _ in pairs]), torch.cat([want for _, want in pairs])):
-                    return maker
+                    return how
         return None
 
     @contextmanager
@@ -242,40 +259,51 @@ class Trial:
             yield measured
 
     def _reads(self, own: Tensor, kind: Kind, layer: OutputLayer) -> bool:
+        rows = slice(-_COMPARED, None)
         try:
-            ours = layer.logits(Body(self.model, kind)(self.one)[0].to(layer.weight.device))
+            ours = layer.logits(Body(self.model, kind)(self.one)[0, rows].to(layer.weight.device))
         except Exception as error:  # whatever stops a path makes it one that is not taken
             _raise_out_of_memory(error, self.name)
             return False
-        return ours.shape == own.shape and self._same(ours, own.float(), are_logits=True)
+        return self._same(ours, own[rows].float(), are_logits=True)
 
-    def _check_causal(self) -> None:
-        """Refuse a model in which what comes later changes what came before."""
+    def _check_causal(self) -> Batching:
+        """How sequences may go together, of a model in which nothing changes what came before it.
+
+        Raises:
+            InputError: something does.
+        """
         with _in_one_line(self.model, self.name):
-            whole, changed = self.body(self.one)[0], self.body(self.other)[0]
-            cut = self.body(self.one[:, : self.alike])[0]
-        self.alone = whole, changed
+            with TieWatch() as watched:
+                whole = self.body(self.one)[0]
+            with TieWatch() as part:
+                cut = self.body(self.one[:, : self.alike])[0]
+        self.undecided = undecided(watched, part)
+        rows = torch.cat([self.other, self.one], dim=0)
+        if not self.undecided:
+            rows[1, self.alike :] = 0
+            if self._agrees(rows, [whole[: self.alike], cut]) and self._kept(cut, whole):
+                return "padded"
+        with _in_one_line(self.model, self.name):
+            changed = self.body(self.other)[0]
         what = f"model {self.name} ({type(self.model).__name__})"
-        if not self._same(changed[: self.alike], whole[: self.alike]):
+        if not self._kept(changed, whole):
             raise InputError(
                 f"{what}: a token changes what the model says of those before it, so that it has no next-token "
                 "distribution; expected a causal language model (is_decoder or causal in config.json, where the type "
                 "has both)"
             )
-        if not self._same(cut, whole[: self.alike]):
+        if not self.undecided and not self._kept(cut, whole):
             raise InputError(
                 f"{what}: says something else of a prefix when it goes on, though no later token changes it; expected "
                 "a causal language model"
             )
+        rows = torch.cat([self.one, self.other])
+        return "of one length" if self._agrees(rows, [whole, changed]) else "alone"
 
-    def _batching(self) -> Batching:
-        whole, changed = self.alone
-        cut = self.alike + 1
-        rows = torch.cat([self.one, self.other, self.one], dim=0)
-        rows[2, cut:] = 0
-        if self._agrees(rows, [whole, changed, whole[:cut]]):
-            return "padded"
-        return "of one length" if self._agrees(rows[:2], [whole, changed]) else "alone"
+    def _kept(self, some: Tensor, whole: Tensor) -> bool:
+        """Whether the tokens that both sequences begin with are the same states in both."""
+        return self._same(some[: self.alike], whole[: self.alike], fine=_LEAK)
 
     def _agrees(self, rows: Tensor, want: list[Tensor]) -> bool:
         try:
@@ -286,8 +314,8 @@ class Trial:
         got = [row[: len(alone)] for row, alone in zip(together, want, strict=True)]
         return self._same(torch.cat(got), torch.cat(want))
 
-    def _shared(self, maker: Maker) -> list[tuple[Tensor, Tensor]]:
-        past, start = Past(maker), self.alike - 1
+    def _shared(self, how: Caching) -> list[tuple[Tensor, Tensor]]:
+        past, start = Past(how), self.alike - 1
         self.body(self.one[:, :start], past)
         past.select(torch.tensor([0, 0]))
         rest = torch.cat([self.one, self.other])[:, start:]
@@ -295,21 +323,21 @@ class Trial:
         got = torch.cat([self.body(part, past) for part in (rest[:, :middle], rest[:, middle:])], dim=1)
         return [(row, alone[start:]) for row, alone in zip(got, self.alone, strict=True)]
 
-    def _pieces(self, maker: Maker) -> list[tuple[Tensor, Tensor]]:
-        past, both = Past(maker), torch.cat([self.one, self.other])
+    def _pieces(self, how: Caching) -> list[tuple[Tensor, Tensor]]:
+        past, both = Past(how), torch.cat([self.one, self.other])
         size = max(2, self.length // 4)
         got = torch.cat([self.body(piece, past) for piece in both.split(size, dim=1)], dim=1)
         return list(zip(got, self.alone, strict=True))
 
-    def _padded_prompts(self, maker: Maker) -> list[tuple[Tensor, Tensor]]:
-        return self._sampled(maker, self.alike, self.alike + 3)
+    def _padded_prompts(self, how: Caching) -> list[tuple[Tensor, Tensor]]:
+        return self._sampled(how, self.alike, self.alike + 3)
 
-    def _equal_prompts(self, maker: Maker) -> list[tuple[Tensor, Tensor]]:
-        return self._sampled(maker, self.alike + 2, self.alike + 2)
+    def _equal_prompts(self, how: Caching) -> list[tuple[Tensor, Tensor]]:
+        return self._sampled(how, self.alike + 2, self.alike + 2)
 
-    def _sampled(self, maker: Maker, short: int, long: int) -> list[tuple[Tensor, Tensor]]:
+    def _sampled(self, how: Caching, short: int, long: int) -> list[tuple[Tensor, Tensor]]:
         """Prompts of two lengths, the first sampled from twice and let go of once, token by token."""
-        past, prompts = Past(maker), torch.cat([self.one, self.other])[:, :long].clone()
+        past, prompts = Past(how), torch.cat([self.one, self.other])[:, :long].clone()
         mask: Tensor | None = None
         if short < long:
             mask = torch.ones_like(prompts)
@@ -320,7 +348,8 @@ class Trial:
         mask = None if mask is None else mask[torch.tensor([0, 0, 1])]
         starts, rows = [short, short, long], [self.one, self.one, self.other]
         wants = [torch.stack([self.alone[0][short - 1], self.alone[1][long - 1]])]
-        for step in range(self.length - long):
+        steps = self.length - long if self.length > _SHORT else _STEPS
+        for step in range(steps):
             if step == 1:
                 past.select(torch.tensor([1, 2]))
                 mask = None if mask is None else mask[1:]
@@ -332,17 +361,18 @@ class Trial:
             wants.append(torch.stack([alone[id(row)][start + step] for row, start in zip(rows, starts, strict=True)]))
         return list(zip(got, wants, strict=True))
 
-    def _same(self, got: Tensor, want: Tensor, *, are_logits: bool = False) -> bool:
+    def _same(self, got: Tensor, want: Tensor, *, are_logits: bool = False, fine: float = _FINE) -> bool:
         """Whether outputs [n, d] of two paths are the same states, but for what rounding does to this model."""
         got, want = (values if are_logits else self._logits(values) for values in (got, want))
-        if not bool(torch.isfinite(got).all()):
+        if got.shape != want.shape or not bool(torch.isfinite(got).all()):
             return False
         error = self._size((got - want).abs().amax(-1))
-        scale = max(1.0, float(want.abs().max()))
-        if error <= _EXACT * scale:
+        if error <= _EXACT:
             return True
-        spread = float((want[1:] - want[:-1]).abs().amax(-1).median()) if len(want) > 1 else scale
-        return error <= min(_NOISES * self._size(self._rounding()), _WRONG * spread)
+        noise = _NOISES * self._size(self._rounding())
+        if not self.coarse:
+            return error <= min(noise, fine * float(want.abs().max()))
+        return error <= min(noise, _WRONG * float((want[1:] - want[:-1]).abs().amax(-1).median()))
 
     def _logits(self, values: Tensor) -> Tensor:
         values = values.to(self.layer.weight.device)
@@ -358,7 +388,7 @@ class Trial:
     def _rounding(self) -> Tensor:
         """What the last bit of the embeddings does to the logits of each state of the first sequence, [T]."""
         if self._noise is None:
-            epsilon = torch.finfo(body_type(self.model)).eps
+            epsilon = self.epsilon
             generator = torch.Generator().manual_seed(0)
 
             def jitter(module: Any, args: Any, output: Tensor) -> Tensor:

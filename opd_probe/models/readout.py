@@ -113,7 +113,7 @@ def measured_layer(model: Any, stated: OutputLayer, ids: Tensor) -> OutputLayer 
     known = ramp.double()
     numbers = _numbers(model.config.get_text_config().to_dict())
     middle = int(known.abs().argmin()) + max(1, width // 512)  # where a soft cap bends nothing yet
-    candidates = [(_snapped(float(made[-1] / known[-1]), numbers), None)]
+    candidates: list[tuple[float, float | None]] = [(_snapped(float(made[-1] / known[-1]), numbers), None)]
     for softcap in numbers:
         if 0 < softcap < 1e4 and abs(float(made[-1]) / softcap) <= 1 + _ALIKE:
             ratio = min(1 - 1e-12, abs(float(made[middle])) / softcap)
