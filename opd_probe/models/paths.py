@@ -21,7 +21,17 @@ from torch import Tensor
 
 from opd_probe.errors import InputError, OutOfMemoryError, is_refused_allocation
 from opd_probe.models.adapters import adapter_ids
-from opd_probe.models.bodies import CACHINGS, Body, Caching, Kind, Past, body_type, own_logits, rounding_of
+from opd_probe.models.bodies import (
+    CACHINGS,
+    Body,
+    Caching,
+    Kind,
+    Past,
+    body_type,
+    multiplies_integers,
+    own_logits,
+    rounding_of,
+)
 from opd_probe.models.guards import brief
 from opd_probe.models.lengths import LengthFactors
 from opd_probe.models.readout import OutputLayer, given_logits, measured_layer, stated_layer
@@ -183,6 +193,8 @@ class Trial:
                 self._use(paths, layer)
                 paths.batching = self._check_causal()
                 paths.decided = not self.undecided
+                if multiplies_integers(self.model):  # alone and whole, as the noise that is allowed for would hide it
+                    paths.batching, paths.decided = "alone", False
         return paths, layer
 
     @torch.inference_mode()

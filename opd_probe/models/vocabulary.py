@@ -178,7 +178,7 @@ def load_tokenizer(place: Any, *, required: bool, trust_remote_code: bool = Fals
         return place
     path = Path(str(place))
     if gguf.recognises(path):
-        if not required and "tokenizer.ggml.tokens" not in gguf.metadata(path):
+        if not required and gguf.TOKENS not in gguf.metadata(path):
             return None
         with one_line(f"tokenizer {place}"), quiet():
             packed: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(

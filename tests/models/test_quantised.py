@@ -199,3 +199,24 @@ def test_what_cannot_be_read_here_is_one_line(tmp_path: Path, stated: dict[str, 
     with pytest.raises(InputError, match=f"is quantised with .*({match})") as caught:
         load_model(_state(tmp_path, stated))
     assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_on_a_model_that_rounds_its_inputs_is_run_as_it_runs_itself(tmp_path: Path) -> None:
+    """Of activations that bitsandbytes takes for outliers the scales depend on the whole call."""
+    import peft
+
+    place = _bitsandbytes(tmp_path, load_in_8bit=True)
+    base = AutoModelForCausalLM.from_pretrained(place, device_map="cpu")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj", "lm_head"], task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(base, config).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.2)
+        adapted.save_pretrained(tmp_path / "adapter")
+        expected = adapted(input_ids=IDS).logits[0].log_softmax(-1)
+        loaded = load_model(tmp_path / "adapter")
+        outputs = loaded.outputs([IDS[0].numpy(), IDS[0, :5].numpy()], [np.arange(IDS.shape[1]), np.arange(5)])
+        ours = loaded.output_layer.logits(outputs[: IDS.shape[1]]).log_softmax(-1)
+    assert torch.allclose(ours, expected, atol=1e-4)

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError
-from opd_probe.models.directories import entries
+from opd_probe.models.directories import entries, subdirectories
 from opd_probe.models.formats.headers import Headers, TensorHeader
 
 ACCEPTED = "a .gguf file"
+TOKENS = "tokenizer.ggml.tokens"
+"""The key of the vocabulary, where a file has one."""
+
 _TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -34,7 +37,9 @@ def refuses(path: Path) -> str | None:
 
 
 def _files(path: Path) -> list[Path]:
-    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file() or not path.is_dir():
+    """Those of a directory that holds nothing else: one with directories in it may be that of several models."""
+    others = (path / "config.json", path / "adapter_config.json")
+    if any(file.is_file() for file in others) or any(not d.name.startswith((".", "_")) for d in subdirectories(path)):
         return []
     return [entry for entry in entries(path) if recognises(entry)]
 
