@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from opd_probe import plots
 from opd_probe.curves import summarize
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.jobs.plan import RunPlan, Teacher
@@ -18,6 +17,7 @@ from opd_probe.jobs.replay import replay
 from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.models.served.model import ServedModel
 from opd_probe.output import check_writable
+from opd_probe.plots.reference import plot_reference
 from opd_probe.results.files import save_figure, write_csv
 from opd_probe.types import Rollout
 
@@ -131,7 +131,7 @@ def check_reference(
     cost = measure_cost(trace, settings.k, seed=settings.seed)
     stated = (trace.provenance["student"] or {}).get("quantisation") or {}
     bits = f", {stated['bits']}-bit" if stated.get("bits") else ""
-    figure = plots.plot_reference(cost.table, model=f"{teacher.name}{bits}", reference=Path(reference).name)
+    figure = plot_reference(cost.table, model=f"{teacher.name}{bits}", reference=Path(reference).name)
     name = f"reference-{teacher.name}".replace("/", "--")
     write_csv(cost.table, out / f"{name}.csv")
     save_figure(figure, out / name)
