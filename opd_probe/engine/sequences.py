@@ -190,8 +190,9 @@ def _check_text(rollout: Rollout, model: Any) -> None:
         for part, ids in places.items():
             if token in ids:
                 raise InputError(
-                    f"rollout {rollout.id!r}: token id {token} in its {part} stands for a piece of an image, a video or "
-                    f"a sound to {model.name}, and no rollout has those; expected ids of text alone; drop the rollout"
+                    f"rollout {rollout.id!r}: token id {token} in its {part} stands for a piece of an image, a "
+                    f"video or a sound to {model.name}, and no "
+                    "rollout has those; expected ids of text alone; drop the rollout"
                 )
 
 

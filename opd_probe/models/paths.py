@@ -51,14 +51,17 @@ configuration makes nothing short."""
 _COLUMNS = 256
 """Ids whose logits are compared, of those of a layer of our own."""
 
-_EXACT = 2e-5
+_EXACT = 1e-5
 """Differences of logits below which two paths are the same, whatever rounding does to the model."""
 
 _NOISES = 10.0
 """How many times what rounding alone does to a model two paths may differ, in coarse types up to _WRONG."""
 
-_FINE = 1e-5
+_FINE = 3e-6
 """In float32 they may differ by as much of the largest logit at most: cheap paths are not worth more."""
+
+_SMALL = 10_000_000
+"""Parameters of a model that is small enough for the dearest path, so that nothing is given for a cheap one."""
 
 _LEAK = 1e-4
 """The share of the largest logit above which, in float32, a change of what comes before is no rounding."""
@@ -66,8 +69,10 @@ _LEAK = 1e-4
 _WRONG = 0.1
 """A share of what lies between the logits of different states; paths that differ by more are never the same."""
 
-_THRESHOLD = re.compile(r"window|chunk|top_?k$|local|block|bucket|conv|ratio|rate")
-"""Parts of the names under which configurations keep lengths at which something begins or ends."""
+_PARTS = "layer|head|expert|group|hidden|dim|freq|num_"
+_LENGTHS = "window|chunk|top_?k$|local|block|bucket|conv|ratio|rate"
+_THRESHOLD = re.compile(rf"^(?!.*({_PARTS})).*({_LENGTHS})")
+"""Names under which configurations keep lengths at which something begins or ends, and not counts of parts."""
 
 
 @dataclass
@@ -172,6 +177,7 @@ class Trial:
         self.model, self.name = model, name
         self.finite, self.undecided = True, False
         self.epsilon = rounding_of(model)
+        self.small = sum(parameter.numel() for parameter in model.parameters()) < _SMALL
         self.coarse = self.epsilon > torch.finfo(torch.float32).eps
         self.factors = LengthFactors.of(model)
         self._noise: Tensor | None = None
@@ -263,7 +269,7 @@ class Trial:
             return
         yield stated
         try:
-            measured = measured_layer(self.model, stated, self.one[:, :1])
+            measured = measured_layer(self.model, stated, lambda: own_logits(self.model, self.one))
         except Exception as error:  # its outputs cannot be replaced by numbers of ours
             _raise_out_of_memory(error, self.name)
             return
@@ -383,6 +389,7 @@ class Trial:
             return True
         noise = _NOISES * self._size(self._rounding())
         if not self.coarse:
+            fine = 0.0 if self.small and fine == _FINE else fine
             return error <= min(noise, fine * float(want.abs().max()))
         return error <= min(noise, _WRONG * float((want[1:] - want[:-1]).abs().amax(-1).median()))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +87,7 @@ def _replaced(head: Any, ramp: Tensor) -> Iterator[None]:
 
     def replace(module: Any, args: Any, output: Tensor) -> Tensor:
         del module, args
-        return ramp.to(output.device).expand(output.shape)
+        return ramp.to(output.device).expand(output.shape).clone()  # which may be changed in place
 
     handle = head.register_forward_hook(replace)
     try:
@@ -97,17 +97,17 @@ def _replaced(head: Any, ramp: Tensor) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def measured_layer(model: Any, stated: OutputLayer, ids: Tensor) -> OutputLayer | None:
+def measured_layer(model: Any, stated: OutputLayer, run: Callable[[], Tensor]) -> OutputLayer | None:
     """The stated output layer with the scale and the soft cap that are measured: what a model makes of known numbers
     that its output layer is made to give. None where it makes something else of them, such as a mask.
 
     Args:
-        ids: [1, T] to run the model on; one is enough.
+        run: runs the model on whatever sequence, and gives its logits [1, T, W].
     """
     width = int(stated.weight.shape[0])
     ramp = torch.linspace(-_RAMP, _RAMP, width, dtype=torch.float32)
     with _replaced(output_module(model), ramp):
-        made = model(input_ids=ids).logits[0, -1].double().cpu()
+        made = run()[0, -1].double().cpu()
     if made.shape != ramp.shape or not bool(torch.isfinite(made).all()):
         return None
     known = ramp.double()

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 _MASKED = -1e30
 """Scores below this are those of what is masked."""
 
 
-class TieWatch(TorchDispatchMode):
+class TieWatch(TorchFunctionMode):
     """Watches what is chosen while a model runs.
 
     Attributes:
@@ -25,16 +25,17 @@ class TieWatch(TorchDispatchMode):
         super().__init__()
         self.choices: list[tuple[int, bool]] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and look at it when it is a choice."""
         del types
         kwargs = kwargs or {}
-        if func is torch.ops.aten.topk.default:
+        if func in (torch.topk, torch.Tensor.topk):
             self._look(*args, **kwargs)
         return func(*args, **kwargs)
 
-    def _look(self, scores: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> None:
-        del sorted
+    def _look(self, input: Tensor, k: int, dim: int = -1, largest: bool = True, **others: Any) -> None:
+        del others
+        scores = input
         count = scores.shape[dim]
         tied = bool(((scores == 0).sum(dim) > 1).any())
         if k < count and not tied:

@@ -69,18 +69,30 @@ TWO_SIDED: dict[str, dict[str, Any]] = {name: {"is_decoder": False} for name in 
 }
 """Configurations of causal types in which every token sees all others."""
 
+
+def _sections(*dimensions: int) -> dict[str, Any]:
+    """Rotary parameters with sections of time, height and width."""
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(dimensions)}}
+
+
 _HALVES = ["linear_attention", "full_attention"] * 2
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 2}
 OWN: dict[str, dict[str, Any]] = {
-    "axk2": {}, "bailing_hybrid": {"layer_types": _HALVES, "head_dim": 16, "group_norm_size": 1},
+    "bailing_hybrid": {"layer_types": _HALVES},
     "bamba": {**_MAMBA, "attn_layer_indices": [1, 3]},
     "dbrx": {
         "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
         "d_model": 64, "n_heads": 4, "n_layers": 3,
     },
-    "deepseek_v2": {"topk_method": "greedy", "first_k_dense_replace": 1},
-    "dots1": {"n_shared_experts": 1, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
+    "deepseek_v2": {
+        "num_experts_per_tok": 2, "n_routed_experts": 4, "first_k_dense_replace": 1, "moe_intermediate_size": 32,
+        "topk_method": "greedy", "n_group": 1, "topk_group": 1,
+    },
+    "dots1": {
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 2, "topk_group": 1,
+        "first_k_dense_replace": 1,
+    },
     "dots3_note": {"num_key_value_heads": 4, "text_config": {"num_key_value_heads": 4}},
     "dots3_note_text": {"num_key_value_heads": 4},
     "gemma3n_text": {"num_hidden_layers": 10, "num_kv_shared_layers": 5, "activation_sparsity_pattern": 0.0},
@@ -105,6 +117,10 @@ OWN: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 """What some types need beside that, so that their parts fit each other; ``...`` takes a value away."""
+for _name in ("qwen2_vl", "qwen2_5_vl", "glm4v", "glm46v", "glm_ocr", "glmga", "paddleocr_vl"):
+    OWN[_name] = {"text_config": _sections(2, 3, 3)}
+OWN["glm4v_moe"] = {"text_config": _sections(2, 1, 1)}
+OWN["qwen2_5_omni_thinker"] = {"text_config": _sections(2, 3, 3)}
 for _name in DECODERS:
     OWN.setdefault(_name, {})["is_decoder"] = True
 
@@ -136,7 +152,6 @@ def _small(configuration: Any, depth: int = 0) -> dict[str, Any]:
         wanted = {"mamba_n_heads": 8, "mamba_num_heads": 8, "mamba_d_ssm": 128}
         wanted |= dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), 16)
         values |= {name: size for name, size in wanted.items() if name in stated}
-    values |= _rotary(stated)
     for name, part in (getattr(configuration, "sub_configs", None) or {}).items() if depth < 3 else ():
         kind = type(getattr(plain, name, None)) if part.__name__ == "AutoConfig" else part
         if kind is type(None):
@@ -148,16 +163,6 @@ def _small(configuration: Any, depth: int = 0) -> dict[str, Any]:
         if getattr(kind, "model_type", ""):
             values[name]["model_type"] = kind.model_type
     return values
-
-
-def _rotary(stated: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary parameters whose sections of time, height and width fit heads of 16 dimensions."""
-    parameters = stated.get("rope_parameters")
-    if not isinstance(parameters, dict) or "mrope_section" not in parameters:
-        return {}
-    half = int(8 * (parameters.get("partial_rotary_factor") or 1.0))
-    third = half // 3
-    return {"rope_parameters": {**parameters, "mrope_section": [half - 2 * third, third, third]}}
 
 
 def _value(name: str, value: Any) -> Any:

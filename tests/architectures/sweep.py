@@ -24,6 +24,41 @@ from tests.architectures.trial import SEEDS, Finding, try_type
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 
+INTRODUCTION = """# Models
+
+Whatever is measured is held against one thing: the model's own forward of each sequence alone. Before a model
+object is first used it is tried on two short sequences, and the cheapest way that agrees is taken:
+
+- **its output layer**: the decoder alone and the output layer of ours (its scale and soft cap measured, not
+  looked up by name), or the whole model up to where it calls that layer, or else the model's own logits;
+- **batches**: padded on the right, or of one length, or one sequence at a time;
+- **shared prompts and long sequences**: once or piece by piece through a cache that the model itself makes, or
+  whole;
+- **sampling**: behind a cache with prompts padded on the left, or of one length, or by reading whole prefixes
+  again.
+
+A model is refused in one line where a later token changes what it says of those before it. Where the attention
+keeps the best few of what was read and has equal scores among them, what the model says of a prefix depends on
+what follows: such a model is replayed in whole sequences, and not sampled. How much two paths may differ is
+what rounding does to that model, measured by moving its embeddings by their last bit. A model object is tried
+once, a path when a job first needs it. Windows, chunks and pieces of thousands of tokens are longer than what a
+model is tried on: those are proved by the table below, on models whose configuration makes them short, and not
+at run time.
+
+**Length factors.** In models with longrope or dynamic scaling the length of a call decides the rotary factors
+of all its tokens, so that one prefix has several distributions. `--length-factors` says whose length decides:
+`prefix` (the default: the one that a token is predicted from, which is what `generate` samples from), `whole`
+(the rollout, as in a trainer's forward), or `server` (the longest that the model takes, as vLLM does it; for a
+rollout's own sampling `whole` is `prefix`). A trace's provenance names the rule and counts the states of
+rollouts that straddle the boundary, and a stored trace is used again under the same rule alone. With dynamic
+scaling every prefix beyond the boundary is read by itself.
+
+**Multimodal checkpoints** are used as models of text. Ids that stand for pieces of images, videos or sounds are
+never sampled, and one in a prompt or a response is one line.
+
+"""
+"""What the page says before its tables."""
+
 ORDER = ("wrong", "traceback", "not built", "refused", "exact")
 """The outcome of a type is the first of these that one of its seeds had."""
 
@@ -82,8 +117,7 @@ def failures(findings: dict[Job, Finding]) -> list[str]:
 def page(findings: dict[Job, Finding]) -> str:
     """docs/models.md"""
     lines = [
-        "# Models",
-        "",
+        INTRODUCTION,
         "Written by `make architectures`: every type that transformers "
         f"{transformers.__version__} has, as a small random model with its knobs off their defaults and its windows, "
         "chunks and index sizes below the length of the test. Each is held against its own forward of each sequence "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ CONFIGS = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def sharp(kind: str, seed: int) -> PreTrainedModel:
     """Weights large enough that the past matters."""
     model = AutoModelForCausalLM.from_config(CONFIGS[kind]).eval()
@@ -52,7 +52,7 @@ def sharp(kind: str, seed: int) -> PreTrainedModel:
     return model
 
 
-@lru_cache(maxsize=None)
+@cache
 def copy_of(model: Any) -> Any:
     """Another one of the same weights."""
     fresh = AutoModelForCausalLM.from_config(model.config).eval()
