@@ -161,7 +161,15 @@ def own_logits(model: Any, input_ids: Tensor) -> Tensor:
 def body_type(model: Any) -> torch.dtype:
     """The coarsest floating type among a model's weights, whose rounding its numbers have."""
     types = {p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize > 1}
+    if multiplies_integers(model):
+        types.add(torch.bfloat16)  # whose step is about that of 8 bits
     return max(types, key=lambda kind: torch.finfo(kind).eps, default=torch.float32)
+
+
+def multiplies_integers(model: Any) -> bool:
+    """Whether a model rounds the inputs of its layers to 8 bits, as bitsandbytes does it: by scales that depend on what
+    else goes through, so that a sequence says the same thing only alone and whole."""
+    return any(p.dtype == torch.int8 for p in model.parameters())
 
 
 def rounding_of(model: Any) -> float:

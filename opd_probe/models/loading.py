@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_probe.errors import InputError
+from opd_probe.models.adapters import check_adapters
 from opd_probe.models.batches import outputs
 from opd_probe.models.bodies import Body, Caching, Past
 from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
@@ -29,6 +30,7 @@ from opd_probe.models.lengths import LengthFactors, max_positions
 from opd_probe.models.paths import Paths, Trial, paths_of
 from opd_probe.models.placeholders import placeholder_ids
 from opd_probe.models.placement import DeviceMap, check_device_map, input_device
+from opd_probe.models.quantised import quantisation_of_model
 from opd_probe.models.readout import OutputLayer as OutputLayer
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.models.weights import read_model
@@ -89,8 +91,8 @@ class LoadedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of its weights."""
-        return self.output_layer.weight.dtype
+        """The type that it computes in: of its embeddings, since an adapter may widen the output layer."""
+        return computing_type(self.model, self.output_layer)
 
     @cached_property
     def length_factors(self) -> LengthFactors | None:
@@ -258,6 +260,7 @@ def _wrap(
 ) -> LoadedModel:
     model.eval()
     name = checkpoint.path if checkpoint is not None else type(model).__name__
+    check_adapters(model, name)
     paths, layer = paths_of(model, name)
     return LoadedModel(
         model,
@@ -271,6 +274,13 @@ def _wrap(
     )
 
 
+def computing_type(model: Any, layer: OutputLayer) -> torch.dtype:
+    """The type of a model's embeddings; where these are packed, of its output layer."""
+    weight: Tensor = getattr(model.get_input_embeddings(), "weight", layer.weight)
+    plain = weight.is_floating_point() and weight.element_size() > 1
+    return weight.dtype if plain else layer.weight.dtype
+
+
 def _config_json(config: Any) -> str:
     """The configuration without where it came from."""
     values = {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
@@ -278,14 +288,16 @@ def _config_json(config: Any) -> str:
 
 
 def _identity(model: PreTrainedModel, checkpoint: Checkpoint | None, layer: OutputLayer) -> dict[str, Any]:
-    config = _config_json(model.config)
+    config, inner = _config_json(model.config), getattr(model, "get_base_model", None)  # what peft wrapped
     identity: dict[str, Any] = {
-        "architecture": type(model).__name__,
+        "architecture": type(inner() if callable(inner) else model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "dtype": str(layer.weight.dtype).removeprefix("torch."),
+        "dtype": str(computing_type(model, layer)).removeprefix("torch."),
         "attention": getattr(model.config, "_attn_implementation", None),
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
     }
+    if (quantisation := quantisation_of_model(model)) is not None:
+        identity["quantisation"] = quantisation
     if checkpoint is not None:
         identity |= {"path": checkpoint.path, "format": checkpoint.format, "step": checkpoint.step}
         identity |= {"revision": checkpoint.revision, "base": checkpoint.base}

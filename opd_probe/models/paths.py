@@ -20,7 +20,18 @@ import torch
 from torch import Tensor
 
 from opd_probe.errors import InputError, OutOfMemoryError, is_refused_allocation
-from opd_probe.models.bodies import CACHINGS, Body, Caching, Kind, Past, body_type, own_logits, rounding_of
+from opd_probe.models.adapters import adapter_ids
+from opd_probe.models.bodies import (
+    CACHINGS,
+    Body,
+    Caching,
+    Kind,
+    Past,
+    body_type,
+    multiplies_integers,
+    own_logits,
+    rounding_of,
+)
 from opd_probe.models.guards import brief
 from opd_probe.models.lengths import LengthFactors
 from opd_probe.models.readout import OutputLayer, given_logits, measured_layer, stated_layer
@@ -191,6 +202,8 @@ class Trial:
                 self._use(paths, layer)
                 paths.batching = self._check_causal()
                 paths.decided = not self.undecided
+                if multiplies_integers(self.model):  # alone and whole, as the noise that is allowed for would hide it
+                    paths.batching, paths.decided = "alone", False
         return paths, layer
 
     @torch.inference_mode()
@@ -432,19 +445,23 @@ def next_tokens(body: Body, tokens: Tensor, mask: Tensor | None, past: Past) -> 
 
 
 def _sequences(model: Any, factors: LengthFactors | None) -> tuple[Tensor, Tensor]:
-    """Two sequences of ordinary ids, [1, T] each, long enough to cross what the configuration makes short."""
+    """Two sequences, [1, T] each, long enough to cross what the configuration makes short, of ordinary ids and of those
+    with which an adapter does something of its own."""
     text = model.config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None)
     length = max([_SHORT, *(2 * value + 3 for value in thresholds(text.to_dict()) if 2 * value + 3 <= _LONGEST)])
     bounds = [longest if isinstance(longest, int) else length]
     bounds += [] if factors is None else [factors.boundary]
-    length = max(6, min([length, *bounds]))
     width = _embeddings(model)
+    marked = [token for token in adapter_ids(model) if 0 <= token < width]
+    length = max(6, min([max(length, 3 * (len(marked) + 2)), *bounds]))
     special = special_ids(model.config)
     ids = [index for index in range(3, width) if index not in special] or list(range(width))
     drawn = np.random.default_rng(0).integers(0, len(ids), (2, length))
     one, other = torch.from_numpy(np.asarray(ids)[drawn]).split(1)
     other = torch.where(other == one, torch.tensor(ids[0]), other)
+    marked = marked[: max(0, length // 3 - 2)]  # where both begin alike
+    one[0, 1 : 1 + len(marked)] = torch.tensor(marked, dtype=torch.int64)
     return one, other
 
 

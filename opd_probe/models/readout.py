@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opd_probe.models.placement import weights_at_hand
+from opd_probe.models.heads import head_matrix
 
 _RAMP = 256.0
 """The measured range of logits, on both sides of 0."""
@@ -62,22 +62,15 @@ def given_logits(width: int, like: Tensor) -> OutputLayer:
 def stated_layer(model: Any) -> OutputLayer | None:
     """The output layer as a model's configuration states it; None when it has no weight."""
     head = output_module(model)
-    if head is None or not isinstance(getattr(head, "weight", None), Tensor):
-        return None
-    with weights_at_hand(head):
-        weight, bias = head.weight.detach(), getattr(head, "bias", None)
-    if weight.dim() != 2 or not weight.is_floating_point():
-        return None
-    if hasattr(head, "get_delta_weight") and not head.merged and not head.disable_adapters:
-        # An adapter on the output layer. Merging it would also change the input embeddings when they are tied.
-        for adapter in head.active_adapters:
-            if adapter in head.lora_A or adapter in head.lora_embedding_A:
-                weight = (weight.float() + head.get_delta_weight(adapter).float()).detach()
     config = model.config.get_text_config()
+    found = None if head is None else head_matrix(head, getattr(config, "hidden_size", None))
+    if found is None:
+        return None
+    weight, bias = found
     # Cohere multiplies its logits, Granite divides them.
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
-    return OutputLayer(weight, None if bias is None else bias.detach(), scale, softcap)
+    return OutputLayer(weight, bias, scale, softcap)
 
 
 def output_module(model: Any) -> Any:
