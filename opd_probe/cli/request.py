@@ -31,6 +31,7 @@ from opd_probe.cli.options import (
     Seed,
     Sequential,
     StepOffset,
+    StepPattern,
     Teacher,
     TeacherContext,
     TeacherSystem,
@@ -54,6 +55,7 @@ def build_request(
     tokenizer: Tokenizer = None,
     teacher_tokenizer: TeacherTokenizer = None,
     base: Base = None,
+    step_pattern: StepPattern = None,
     step_offset: StepOffset = None,
     allow_special_mismatch: AllowSpecialMismatch = None,
     teacher_template: TeacherTemplate = None,
@@ -96,6 +98,7 @@ def build_request(
         tokenizer=tokenizer,
         teacher_tokenizer=teacher_tokenizer,
         base=base,
+        step_pattern=step_pattern,
         options={
             "k": k,
             "trace_k": trace_k,

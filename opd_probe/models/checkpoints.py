@@ -13,9 +13,9 @@ from opd_probe.models.directories import closed, entries, is_directory
 from opd_probe.models.formats import FORMATS, Format
 from opd_probe.models.formats.headers import Headers
 from opd_probe.models.served.endpoint import is_url, shown
+from opd_probe.models.steps import step_of_name
 from opd_probe.types import Checkpoint
 
-_STEP_NAME = re.compile(r"(?:checkpoint-|global_step_|step_|iter_)(\d+)")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?$")
 _LEVELS = 3
 """Directories between a step's own and that of its weights, as in ``global_step_5/actor/model/huggingface``."""
@@ -193,6 +193,16 @@ def describe(path: Path) -> str:
 
 def step_of(path: Path) -> int | None:
     """The optimiser step: ``global_step`` of the trainer's own record, else the number in the directory's name."""
+    recorded = recorded_step(path)
+    return step_of_name(path.resolve().name) if recorded is None else recorded
+
+
+def recorded_step(path: Path) -> int | None:
+    """``global_step`` of the record that a trainer left beside the weights; None: there is none.
+
+    Raises:
+        InputError: the record cannot be read.
+    """
     for state in (path / name for name in _STATES):
         if state.is_file():
             try:
@@ -203,10 +213,4 @@ def step_of(path: Path) -> int | None:
                 raise InputError(f"{state}: not valid JSON; remove it to take the step from the name") from None
             if isinstance(step, int):
                 return step
-    return step_of_name(path.resolve().name)
-
-
-def step_of_name(name: str) -> int | None:
-    """N of ``checkpoint-N``, ``global_step_N``, ``step_N`` or ``iter_N``; None for any other name."""
-    match = _STEP_NAME.fullmatch(name)
-    return int(match.group(1)) if match else None
+    return None

@@ -45,11 +45,13 @@ class Options(_Strict):
 
 
 class CommandOptions(_Strict):
-    """Options of the whole command. Those in manifests hold when all manifests agree."""
+    """Options of the whole command. Those in manifests hold when all manifests agree; ``step_pattern`` holds for the
+    checkpoints beside its manifest."""
 
     out: Annotated[str, Field(min_length=1)] | None = None
     format: Literal["table", "json", "csv"] | None = None
     dry_run: bool | None = None
+    step_pattern: Annotated[str, Field(min_length=1)] | None = None
 
 
 class Settings(_Strict):

@@ -10,6 +10,7 @@ import pytest
 
 from opd_probe.errors import InputError, MissingError, OpdProbeWarning
 from opd_probe.runs.discovery import Run, discover, find_checkpoints
+from opd_probe.runs.inventory import inventory
 
 
 def checkpoint(path: Path, step: int | None = None) -> Path:
@@ -268,3 +269,99 @@ def test_the_base_is_only_that_of_what_needs_one(tmp_path: Path) -> None:
     ]
     (tmp_path / "c" / "opd-probe.yaml").write_text("student: org/student")
     assert [(one.step, one.base) for one in find_checkpoints(tmp_path / "c")] == [(0, None), (5, "org/student")]
+
+
+NAMES_OF_STEPS = (
+    "epoch_{}",
+    "step-{}",
+    "ckpt-{}",
+    "checkpoint_{}",
+    "hf_iter_{:07}",
+    "iter_{:07}",
+    "global_step{}",
+    "{:06}",
+    "step{}-unsharded",
+    "epoch=1-step={}",
+    "stage1-step{}-tokens4B",
+    "qwen-distilled-{}",
+    "mine.{}.hf",
+)
+
+
+@pytest.mark.parametrize("name", NAMES_OF_STEPS)
+def test_names_that_differ_in_a_number_are_the_steps_of_one_run(tmp_path: Path, name: str) -> None:
+    made = [checkpoint(tmp_path / "good" / name.format(step)) for step in (100, 5, 20)]
+    (tmp_path / "good" / "optimizer_0").mkdir()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = [discover([str(tmp_path / "good")]), discover([str(path) for path in made]), discover([str(made[1])])]
+    epochs = name == "epoch_{}"
+    for (run,), expected in zip(found, ([5, 20, 100], [5, 20, 100], [5]), strict=True):
+        assert (run.name, steps(run), run.unit) == ("good", expected, "epoch" if epochs else "step")
+    assert all("named by epochs" in str(one.message) for one in caught)
+    assert len(caught) == (3 if epochs else 0)
+    listed = inventory([str(tmp_path / "good")])
+    assert [(row["run"], row["step"]) for row in listed] == [("good", 5), ("good", 20), ("good", 100)]
+    assert {row["unit"] for row in listed} == {found[0][0].unit}
+    assert all(str(row["read"]).startswith(str(row["unit"])) for row in listed)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Qwen3-0.6B", "Qwen3-1.7B"),
+        ("seed1", "seed2"),
+        ("small-v1", "small-v2"),
+        ("2026-11-28", "2026-11-29"),
+        ("good-20261128", "good-20261129"),
+        ("lr_1e-5", "lr_1e-6"),
+    ],
+)
+def test_numbers_that_are_none_of_a_step(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        checkpoint(tmp_path / "models" / name)
+    found = quietly(tmp_path / "models" / "*")
+    assert [(run.name, steps(run)) for run in found] == [(f"models/{name}", [None]) for name in names]
+
+
+def test_models_of_other_sizes_and_runs_of_their_own_are_no_steps(tmp_path: Path) -> None:
+    for step, width in ((1, 32), (2, 64)):
+        place = checkpoint(tmp_path / "sizes" / f"model-{step}")
+        (place / "config.json").write_text(json.dumps({"hidden_size": width}))
+    assert [steps(run) for run in quietly(tmp_path / "sizes" / "*")] == [[None], [None]]
+    for name in ("model-1", "model-2"):
+        checkpoint(tmp_path / "ended" / name, step=500)
+        checkpoint(tmp_path / "within" / name / "checkpoint-5")
+        checkpoint(tmp_path / "within" / name)
+    assert [steps(run) for run in quietly(tmp_path / "ended" / "*")] == [[500], [500]]
+    with pytest.warns(OpdProbeWarning, match="final weights"):
+        found = discover([str(tmp_path / "within" / "*")])
+    assert [(run.name, steps(run)) for run in found] == [("model-1", [5]), ("model-2", [5])]
+
+
+def test_other_names_are_read_by_a_pattern(tmp_path: Path) -> None:
+    for name in ("a-after5updates-loss0.31", "a-after10updates-loss0.2", "b-after5updates-loss0.4"):
+        checkpoint(tmp_path / "grid" / name)
+    pattern = r"after(\d+)updates"
+    found = quietly(tmp_path / "grid" / "*", step_pattern=pattern)
+    assert [(run.name, steps(run)) for run in found] == [("grid", [5, 10]), ("grid/b-afterN", [5])]
+    rows = inventory([str(tmp_path / "grid")], step_pattern=pattern)
+    assert [(row["run"], row["step"]) for row in rows] == [("grid", 5), ("grid", 10), ("grid/b-afterN", 5)]
+    assert {row["read"] for row in rows} == {"--step-pattern"}
+    with pytest.warns(OpdProbeWarning, match="named by epochs"):
+        (epochs,) = discover([str(tmp_path / "grid" / "b*")], step_pattern=r"after(?P<epoch>\d+)")
+    assert (epochs.unit, steps(epochs)) == ("epoch", [5])
+    for wrong, said in ((r"after\d+", "no group"), ("(", "not a regular expression"), ("(after)", "whole number")):
+        with pytest.raises(InputError, match=said):
+            discover([str(tmp_path / "grid" / "*")], step_pattern=wrong)
+    (tmp_path / "grid" / "opd-probe.yaml").write_text(f"step_pattern: {pattern}\n")
+    assert quietly(tmp_path / "grid" / "a*")[0].checkpoints == found[0].checkpoints
+
+
+def test_two_series_in_one_directory_are_two_runs(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        checkpoint(tmp_path / "a" / f"checkpoint-{step}")
+    for step in (5, 10):
+        checkpoint(tmp_path / "a" / f"checkpoint-{step}-merged")
+    found = quietly(tmp_path / "a")
+    assert [(run.name, steps(run)) for run in found] == [("a", [5, 10, 15]), ("a/step_N-merged", [5, 10])]
