@@ -19,6 +19,7 @@ from opd_probe.models.formats.headers import stored_dtype
 from opd_probe.models.guards import brief
 from opd_probe.models.hub import home_of, localized
 from opd_probe.models.placement import DeviceMap, check_device_map, input_device, weights_at_hand
+from opd_probe.models.positions import max_positions
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.models.weights import read_model
 from opd_probe.types import Checkpoint
@@ -85,8 +86,7 @@ class LoadedModel:
     @property
     def max_positions(self) -> int | None:
         """How many positions the model was built for, when it says."""
-        value = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return int(value) if isinstance(value, int) else None
+        return max_positions(self.model.config)
 
     @property
     def device(self) -> torch.device:
