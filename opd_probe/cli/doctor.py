@@ -31,6 +31,7 @@ def doctor(
     rollouts: options.Rollouts = None,
     prompts: options.Prompts = None,
     tokenizer: options.Tokenizer = None,
+    template: options.Template = None,
     teacher_tokenizer: options.TeacherTokenizer = None,
     teacher_weights: Annotated[
         str | None,
@@ -93,6 +94,7 @@ def doctor(
         rollouts=rollouts,
         prompts=prompts,
         tokenizer=tokenizer,
+        template=template,
         teacher_tokenizer=teacher_tokenizer,
         base=base,
         step_pattern=step_pattern,

@@ -137,6 +137,16 @@ Tokenizer = Annotated[
     str | None,
     _option("--tokenizer", panel=_INPUT, metavar="PATH", help="The tokenizer, for checkpoints saved without one."),
 ]
+Template = Annotated[
+    str | None,
+    _option(
+        "--template",
+        panel=_INPUT,
+        metavar="PATH",
+        help="The chat template that makes the prompts of all checkpoints, in place of each one's own: a Jinja file, "
+        "or a model's.",
+    ),
+]
 TeacherTokenizer = Annotated[
     str | None,
     _option(

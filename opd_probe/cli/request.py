@@ -39,6 +39,7 @@ from opd_probe.cli.options import (
     TeacherThinking,
     TeacherTokenizer,
     Temperature,
+    Template,
     Tokenizer,
     TraceK,
     Traces,
@@ -53,6 +54,7 @@ def build_request(
     rollouts: Rollouts = None,
     prompts: Prompts = None,
     tokenizer: Tokenizer = None,
+    template: Template = None,
     teacher_tokenizer: TeacherTokenizer = None,
     base: Base = None,
     step_pattern: StepPattern = None,
@@ -102,6 +104,7 @@ def build_request(
         options={
             "k": k,
             "trace_k": trace_k,
+            "template": template,
             "temperature": temperature,
             "sampler": sampler,
             "sample_temperature": sample_temperature,

@@ -7,6 +7,7 @@ from typing import Any
 
 from opd_probe.errors import warn
 from opd_probe.jobs.plan import RunPlan
+from opd_probe.jobs.rendering import student_tokenizer, warn_of_readings
 from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.models.hub import home_of
 from opd_probe.models.vocabulary import load_tokenizer
@@ -35,8 +36,9 @@ class Files:
         """
         for plan in self._plans:
             if plan.source.kind == "prompts":
-                self.prompts(plan.source.path)
+                warn_of_readings(plan, self.prompts(plan.source.path))
                 continue
+            warn_of_readings(plan, self.rollouts(plan.source.path))
             for checkpoint in plan.run.checkpoints:
                 self.replayed(plan, checkpoint)
             steps_are = self._steps_are[plan.source.path]
@@ -69,7 +71,8 @@ class Files:
         everything = self.rollouts(path)
         chosen = of_checkpoint(everything, checkpoint, plan.run.checkpoints, settings.step_offset, path)
         if any(rollout.token_source == "retokenized" for rollout in chosen):
-            chosen = encode_rollouts(chosen, tokenizer_of(checkpoint, plan.tokenizer))
+            own = tokenizer_of(checkpoint, plan.tokenizer)
+            chosen = encode_rollouts(chosen, student_tokenizer(own, settings))
             warn_of_text(chosen, f"rollouts {path}")
         users = sum(len(other.run.checkpoints) for other in self._plans if other.source == plan.source)
         return (

@@ -82,3 +82,18 @@ def home_of(checkpoint: Checkpoint) -> Path:
     if (Path(local.base) / "config.json").is_file():  # with or without weights
         return Path(local.base)
     return home_of(resolve_checkpoint(local.base))
+
+
+def tokenizer_place(checkpoint: Checkpoint) -> str:
+    """Where the tokenizer of a checkpoint lies, if anywhere: beside the weights; for an adapter without one of its own,
+    beside those of its base.
+
+    Raises:
+        InputError, MissingError: as :func:`home_of`.
+    """
+    checkpoint = localized(checkpoint)
+    place = home_of(checkpoint)
+    adapter = format_of(checkpoint).adapter(Path(checkpoint.path))
+    if adapter and checkpoint.base and not (place / "tokenizer_config.json").is_file():
+        return tokenizer_place(resolve_checkpoint(checkpoint.base))
+    return str(place)

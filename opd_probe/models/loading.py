@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_probe.errors import InputError, OutOfMemoryError
-from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
+from opd_probe.models.checkpoints import headers_of, resolve_checkpoint
 from opd_probe.models.formats.headers import stored_dtype
 from opd_probe.models.guards import brief
-from opd_probe.models.hub import home_of, localized
+from opd_probe.models.hub import localized, tokenizer_place
 from opd_probe.models.placement import DeviceMap, check_device_map, input_device, weights_at_hand
 from opd_probe.models.positions import max_positions
 from opd_probe.models.vocabulary import load_tokenizer
@@ -212,17 +212,8 @@ def tokenizer_for(
     Raises:
         MissingError, InputError: see :func:`load_tokenizer`.
     """
-    place = given if given is not None else _tokenizer_place(checkpoint)
+    place = given if given is not None else tokenizer_place(checkpoint)
     return load_tokenizer(place, required=given is not None, trust_remote_code=trust_remote_code)
-
-
-def _tokenizer_place(checkpoint: Checkpoint) -> str:
-    """Beside the weights; for an adapter without one of its own, beside those of its base."""
-    place = home_of(checkpoint)
-    adapter = format_of(checkpoint).adapter(Path(checkpoint.path))
-    if adapter and checkpoint.base and not (place / "tokenizer_config.json").is_file():
-        return _tokenizer_place(localized(resolve_checkpoint(checkpoint.base)))
-    return str(place)
 
 
 def _wrap(

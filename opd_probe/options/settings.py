@@ -41,6 +41,7 @@ class Options(_Strict):
     average: Literal["token", "rollout"] | None = None
     jsd: bool | None = None
     step_offset: int | None = None
+    template: Annotated[str, Field(min_length=1)] | None = None
     allow_special_mismatch: bool | None = None
 
 
@@ -74,6 +75,7 @@ class Settings(_Strict):
     average: Literal["token", "rollout"] = "token"
     jsd: bool = False
     step_offset: int = 0
+    template: str | None = None
     allow_special_mismatch: bool = False
 
     def for_replay(self, tokenizer: str | None = None) -> ReplaySettings:

@@ -26,6 +26,7 @@ from opd_probe.models.digests import tokenizer_files_digest
 from opd_probe.models.directories import closed, subdirectories
 from opd_probe.models.formats.headers import read_json_object, stored_dtype
 from opd_probe.models.hub import home_of
+from opd_probe.models.splitting import tokenizers_differ
 from opd_probe.models.steps import StepName, compile_pattern, step_name, step_of_name
 from opd_probe.options.manifest import MANIFEST_NAME, Manifest, read_manifest
 from opd_probe.options.naming import path_parts, unique_names
@@ -60,6 +61,8 @@ class Entry:
         tokenizer: whether a tokenizer lies with the checkpoint.
         path: the directory that stands for it.
         refused: why it cannot be used, in one line; None: it can.
+        differs: what of its tokenizer makes other ids of the same text than that of the run's first checkpoint, in
+            words; None: nothing.
     """
 
     run: str
@@ -74,6 +77,7 @@ class Entry:
     tokenizer: bool | None
     path: str
     refused: str | None = None
+    differs: str | None = None
 
 
 def inventory(
@@ -111,7 +115,8 @@ def inventory(
         found = late.get(place) or known
         entry = _entry(place, found, run, base) if isinstance(found, Located) else _refusal(place, found, run)
         entries.append(_with_step(entry, place, step))
-    return [asdict(e) for e in sorted(entries, key=lambda e: (e.run, e.step is not None, e.step or 0, e.path))]
+    ordered = sorted(entries, key=lambda e: (e.run, e.step is not None, e.step or 0, e.path))
+    return [asdict(entry) for entry in _compared(ordered, base)]
 
 
 def _said(places: Mapping[Path, _Found], steps: Steps) -> dict[Path, tuple[tuple[str, ...], StepName | None]]:
@@ -141,6 +146,22 @@ def _with_step(entry: Entry, place: Path, name: StepName | None) -> Entry:
     return replace(
         entry, step=step, unit=unit, read="its trainer's record" if recorded or name is None else name.source
     )
+
+
+def _compared(entries: Sequence[Entry], base: str | None) -> list[Entry]:
+    """With what the tokenizers of each run's checkpoints differ in."""
+    runs: dict[str, dict[Checkpoint, Entry]] = {}
+    for entry in entries:
+        if entry.refused is None and entry.tokenizer:
+            manifest = _manifest_of(Path(entry.path))
+            found = resolve_checkpoint(entry.path, base=base or manifest.base, student=manifest.student)
+            runs.setdefault(entry.run, {})[found] = entry
+    parts = {
+        known[checkpoint].path: ", ".join(found)
+        for known in runs.values()
+        for checkpoint, found in tokenizers_differ(known)
+    }
+    return [replace(entry, differs=parts.get(entry.path)) for entry in entries]
 
 
 def check_usable(rows: Sequence[Mapping[str, Any]]) -> None:
