@@ -14,12 +14,13 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_probe.errors import InputError, OutOfMemoryError
-from opd_probe.models.checkpoints import headers_of, resolve_checkpoint
+from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
 from opd_probe.models.formats.headers import stored_dtype
 from opd_probe.models.guards import brief
 from opd_probe.models.hub import localized, tokenizer_place
 from opd_probe.models.placement import DeviceMap, check_device_map, input_device, weights_at_hand
 from opd_probe.models.positions import max_positions
+from opd_probe.models.tying import warn_of_untied
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.models.weights import read_model
 from opd_probe.types import Checkpoint
@@ -184,6 +185,8 @@ def load_model(
         )
         loaded = _wrap(model, source, tokenizer_for(local, tokenizer, trust_remote_code=trust_remote_code))
         loaded.identity["stored_dtype"] = stored_dtype(headers_of(local))
+        if not format_of(local).adapter(Path(local.path)):
+            warn_of_untied(model, source.path)
         return loaded
     if not hasattr(source, "get_output_embeddings"):
         raise InputError(f"model of type {type(source).__name__}: expected a path, a hub id or a transformers model")
