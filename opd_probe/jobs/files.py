@@ -8,8 +8,7 @@ from typing import Any
 from opd_probe.errors import warn
 from opd_probe.jobs.plan import RunPlan
 from opd_probe.jobs.rendering import student_tokenizer, warn_of_readings
-from opd_probe.models.checkpoints import resolve_checkpoint
-from opd_probe.models.hub import home_of
+from opd_probe.models.hub import tokenizer_place
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
 from opd_probe.rollouts.prompts import read_prompts
@@ -85,7 +84,4 @@ def tokenizer_of(checkpoint: Checkpoint, tokenizer: str | None) -> Any:
     """The tokenizer that loading the checkpoint would give it, or None."""
     if tokenizer is not None:
         return load_tokenizer(tokenizer, required=True)
-    found = load_tokenizer(home_of(checkpoint), required=False)
-    if found is None and checkpoint.base and checkpoint.base != str(home_of(checkpoint)):
-        return tokenizer_of(resolve_checkpoint(checkpoint.base), None)
-    return found
+    return load_tokenizer(tokenizer_place(checkpoint), required=False)

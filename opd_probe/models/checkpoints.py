@@ -17,8 +17,8 @@ from opd_probe.models.steps import step_of_name
 from opd_probe.types import Checkpoint
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?$")
-_LEVELS = 3
-"""Directories between a step's own and that of its weights, as in ``global_step_5/actor/model/huggingface``."""
+_LEVELS = 4
+"""Directories between a step's own and that of its weights, as in ``step_5/policy/weights/model/consolidated``."""
 
 _STATES = ("trainer_state.json", "ckpt_contents.json")
 """Files beside the weights whose ``global_step`` is the step."""
@@ -141,13 +141,14 @@ def resolve_checkpoint(
     if found is None:
         raise InputError(f"checkpoint {path}: {describe(local)}; expected {accepted()}")
     known, place = found.format, found.path
-    needs_another = known.adapter(place) or known.home(place) is None
+    adapter, own = known.adapter(place), known.base(place)
+    needs_another = adapter or known.home(place) is None
     return Checkpoint(
         str(place),
         run=run,
         step=step_of(outermost(local.resolve())),
         format=known.name,
-        base=(base or known.base(place) or student) if needs_another else None,
+        base=(base or ((own or student) if adapter else (student or own))) if needs_another else None,
     )
 
 
@@ -159,8 +160,9 @@ def format_of(checkpoint: Checkpoint) -> Format:
 def tokenizer_home(path: Path) -> Path:
     """Where the tokenizer of a directory lies: in it, or else at the home of the checkpoint that it is or holds."""
     found = None if any((path / name).is_file() for name in TOKENIZER_FILES) else locate(path)
-    home = found.format.home(found.path) if isinstance(found, Located) else None
-    return home or path
+    if not isinstance(found, Located):
+        return path
+    return found.format.tokenizer(found.path) or found.format.home(found.path) or path
 
 
 def headers_of(checkpoint: Checkpoint) -> Headers:

@@ -92,8 +92,11 @@ def tokenizer_place(checkpoint: Checkpoint) -> str:
         InputError, MissingError: as :func:`home_of`.
     """
     checkpoint = localized(checkpoint)
+    known = format_of(checkpoint)
+    if (apart := known.tokenizer(Path(checkpoint.path))) is not None:
+        return str(apart)
     place = home_of(checkpoint)
-    adapter = format_of(checkpoint).adapter(Path(checkpoint.path))
+    adapter = known.adapter(Path(checkpoint.path))
     if adapter and checkpoint.base and not (place / "tokenizer_config.json").is_file():
         return tokenizer_place(resolve_checkpoint(checkpoint.base))
     return str(place)

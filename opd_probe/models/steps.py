@@ -34,7 +34,7 @@ _NUMBER = re.compile(r"(?<!\d)(?<!\d\.)(?<!\d[eE])(?<!\d[eE][-+])\d+(?![\d.]*\d|
 _DATE = re.compile(r"(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d(?:[-_.T]?[0-2]\d[-_.:h]?[0-5]\d(?:[-_.:m]?[0-5]\d)?)?")
 _NO_STEP = re.compile(
     r"(?:^|[^A-Za-z])(?:seed|run|trial|fold|exp(?:eriment)?|version|ver|v|rank|lora|r|lr|alpha|beta|temp(?:erature)?|"
-    r"t|k|top_?k|stage|part|shard|replica|worker|node|job|id|try|attempt|variant|config|cfg|optimizer|optim|n|bs|batch|gpus?|layers?|"
+    r"t|k|top_?k|fsdp|stage|part|shard|replica|worker|node|job|id|try|attempt|variant|config|cfg|optimizer|optim|n|bs|batch|gpus?|layers?|"
     r"teacher|phi|qwen|llama|gemma|olmo|glm|gpt|mistral|deepseek)[-_=.]?$",
     re.IGNORECASE,
 )
