@@ -25,7 +25,7 @@ from opd_probe.models.served.endpoint import shown
 from opd_probe.models.steps import StepName, Unit, compile_pattern, step_name
 from opd_probe.options.manifest import MANIFEST_NAME, Manifest, read_manifest
 from opd_probe.options.naming import path_parts, step_of_revision, unique_names, user_path
-from opd_probe.runs.series import Steps, longer, run_suffixes, unfinished
+from opd_probe.runs.series import Steps, cached_revisions, longer, run_suffixes, unfinished
 from opd_probe.types import Checkpoint
 
 ACCEPTED = (
@@ -146,6 +146,11 @@ def _add_hub(groups: dict[str, _Group], hub_id: str) -> None:
 def _add_directory(groups: dict[str, _Group], path: Path, steps: Steps) -> str | None:
     """Take in one existing directory; returns what was found instead when it has no checkpoint."""
     absolute = Path(os.path.normpath(path.absolute()))
+    if cached := cached_revisions(absolute):
+        for snapshot, (parts, said) in cached.items():
+            group = groups.setdefault("/".join(parts), _Group(parts=parts, directory=snapshot.parent))
+            _add_member(group, snapshot, said)
+        return None
     children = subdirectories(absolute)
     named = steps.below(absolute)
     usable = {child: named[child.name] for child in children if child.name in named and is_checkpoint(child)}

@@ -31,7 +31,7 @@ from opd_probe.models.steps import StepName, compile_pattern, step_name, step_of
 from opd_probe.options.manifest import MANIFEST_NAME, Manifest, read_manifest
 from opd_probe.options.naming import path_parts, unique_names
 from opd_probe.runs.discovery import expand_paths, step_and_unit
-from opd_probe.runs.series import Steps, longer, run_suffixes, unfinished
+from opd_probe.runs.series import Steps, cached_revisions, longer, run_suffixes, unfinished
 from opd_probe.types import Checkpoint
 
 _DEEPEST = 6
@@ -129,6 +129,9 @@ def _said(places: Mapping[Path, _Found], steps: Steps) -> dict[Path, tuple[tuple
         suffixes[directory] = run_suffixes(usable or below.values())
     runs = {}
     for place, step in read.items():
+        if place in (cached := cached_revisions(place)):
+            runs[place] = cached[place]
+            continue
         suffix = "" if step is None else suffixes[place.parent].get(step.stem, "")
         runs[place] = (path_parts(place) if step is None else longer(path_parts(place.parent), suffix), step)
     return runs
@@ -185,6 +188,11 @@ def _walk(path: Path, depth: int, seen: set[Path]) -> Iterator[tuple[Path, _Foun
     if (place := path.resolve()) in seen:
         return
     seen.add(place)
+    if cached := cached_revisions(path):
+        for snapshot in cached:
+            seen.add(snapshot.resolve())
+            yield snapshot, locate(snapshot) or describe(snapshot)
+        return
     try:
         found: _Found | None = locate(path)
     except OpdProbeError as error:

@@ -13,8 +13,10 @@ from typing import Any
 from opd_probe.errors import OpdProbeError
 from opd_probe.models.checkpoints import Located, is_checkpoint, locate, recorded_step
 from opd_probe.models.directories import subdirectories
+from opd_probe.models.formats.hub_cache import repository, revisions
 from opd_probe.models.steps import StepName, by_pattern, compile_pattern, step_name, step_series
 from opd_probe.options.manifest import MANIFEST_NAME, read_manifest
+from opd_probe.options.naming import path_parts
 
 _SIZES = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
 """What two steps of one run have in common: fields of config.json, or of the text part of it."""
@@ -86,7 +88,7 @@ def _kind(path: Path) -> tuple[Any, ...] | None:
     """What must be equal among steps of one run; None where there is no checkpoint, or a run with steps of its own."""
     try:
         found = locate(path)
-        if not isinstance(found, Located) or _holds_steps(path):
+        if not isinstance(found, Located) or repository(path) is not None or _holds_steps(path):
             return None
         home = found.format.home(found.path)
         config: Any = None if home is None else json.loads((home / "config.json").read_text(encoding="utf-8"))
@@ -112,6 +114,23 @@ def _without_doubles(found: dict[str, StepName], children: Mapping[str, Path]) -
             records[said.stem].append(step)
     doubled = {stem for stem, steps in records.items() if len(set(steps)) < len(steps)}
     return {name: said for name, said in found.items() if said.stem not in doubled}
+
+
+def cached_revisions(path: Path) -> dict[Path, tuple[tuple[str, ...], StepName | None]]:
+    """Of a directory of the hub's cache, or a snapshot in it, each checkpoint with the components of its run's path and
+    the step that its revision names. Empty for any other directory."""
+    found = repository(path)
+    if found is None:
+        return {}
+    name, place = found
+    known = {snapshot: revision for snapshot, revision in revisions(place).items() if is_checkpoint(snapshot)}
+    chosen = known if path == place else {path: known[path]} if path in known else {}
+    result: dict[Path, tuple[tuple[str, ...], StepName | None]] = {}
+    for snapshot, revision in chosen.items():
+        said = step_name(revision)
+        run = f"{name}@{revision}" if said is None else name
+        result[snapshot] = ((*path_parts(place.parent), run), said)
+    return result
 
 
 def run_suffixes(names: Iterable[StepName]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from opd_probe.errors import InputError, MissingError, OpdProbeWarning
+from opd_probe.models.checkpoints import outermost
 from opd_probe.runs.discovery import Run, discover, find_checkpoints
 from opd_probe.runs.inventory import inventory
 
@@ -365,3 +366,44 @@ def test_two_series_in_one_directory_are_two_runs(tmp_path: Path) -> None:
         checkpoint(tmp_path / "a" / f"checkpoint-{step}-merged")
     found = quietly(tmp_path / "a")
     assert [(run.name, steps(run)) for run in found] == [("a", [5, 10, 15]), ("a/step_N-merged", [5, 10])]
+
+
+def cached(hub: Path, name: str, revisions: dict[str, str | None]) -> Path:
+    """A model as the hub's client keeps it: files in blobs, links in a snapshot for each commit, refs by name."""
+    place = hub / f"models--{name.replace('/', '--')}"
+    (place / "blobs").mkdir(parents=True)
+    for number, (ref, commit) in enumerate(revisions.items()):
+        commit = commit or ref
+        (place / "snapshots" / commit).mkdir(parents=True)
+        for file in ("config.json", "model.safetensors"):
+            blob = place / "blobs" / f"{number}{file.partition('.')[0]}"
+            blob.write_bytes(b"{}" if file == "config.json" else b"")
+            (place / "snapshots" / commit / file).symlink_to(Path("../../blobs") / blob.name)
+        if commit != ref:
+            (place / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
+            (place / "refs" / ref).write_text(commit)
+    return place
+
+
+def test_directories_of_the_hubs_cache(tmp_path: Path) -> None:
+    hashes = [digit * 40 for digit in "1234567"]
+    main = cached(tmp_path, "org/name", {"main": hashes[0]})
+    bare = cached(tmp_path, "org/bare", {hashes[1]: None})
+    steps_of = cached(tmp_path, "org/steps", {"step1000": hashes[2], "step2000": hashes[3], "main": hashes[4]})
+    two = cached(tmp_path, "two-1", {"main": hashes[5], "refs/pr/1": hashes[6]})
+    expected = {
+        main: [("org/name@main", [None])],
+        bare: [(f"org/bare@{hashes[1]}", [None])],
+        steps_of: [("org/steps", [1000, 2000]), ("org/steps@main", [None])],
+        two: [("two-1@main", [None]), ("two-1@refs/pr/1", [None])],
+    }
+    for place, runs in expected.items():
+        assert [(run.name, steps(run)) for run in quietly(place)] == runs
+        listed = [(row["run"], row["step"]) for row in inventory([str(place)])]
+        assert listed == [(name, step) for name, known in runs for step in known]
+    (whole,) = quietly(main / "snapshots" / hashes[0])
+    assert whole == quietly(main)[0]
+    everything = sorted(name for runs in expected.values() for name, _ in runs)
+    assert sorted({str(row["run"]) for row in inventory([str(tmp_path)])}) == everything
+    assert [run.name for run in quietly(tmp_path / "models--*")] == everything
+    assert outermost(main / "snapshots" / hashes[0]) == main

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opd_probe.models.formats import around, bare, dcp, huggingface, megatron, peft, prime_rl, verl_fsdp, verl_lora
+from opd_probe.models.formats import (
+    around,
+    bare,
+    dcp,
+    hub_cache,
+    huggingface,
+    megatron,
+    peft,
+    prime_rl,
+    verl_fsdp,
+    verl_lora,
+)
 from opd_probe.models.formats.headers import Headers, of_weight_files
 
 
@@ -49,6 +60,7 @@ class Format:
 
 
 FORMATS: tuple[Format, ...] = (
+    Format("hub-cache", "", lambda _: False, lambda _: [], lambda _: {}, inside=hub_cache.inside),
     Format(
         "prime-rl",
         "",
