@@ -203,7 +203,8 @@ def _walk(path: Path, depth: int, seen: set[Path]) -> Iterator[tuple[Path, _Foun
         return
     children = [child for child in subdirectories(path) if not child.name.startswith(".")]
     if isinstance(found, Located):
-        children = [child for child in children if found.path == path and step_name(child.name) is not None]
+        run = found.path == path and step_name(path.name) is None  # in a step lies at most a trainer's own state
+        children = [child for child in children if run and step_name(child.name) is not None]
     below = False
     for child in sorted(children, key=Path.is_symlink):  # a directory is listed under its own name
         for entry in _walk(child, depth - 1, seen):

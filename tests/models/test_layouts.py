@@ -155,3 +155,63 @@ def test_the_weights_that_accelerate_saves_alone(tmp_path: Path) -> None:
         ((one,),) = (run.checkpoints for run in discover([str(tmp_path / "run")]))
     assert (one.step, one.format) == (1, "safetensors")
     assert same(load_model(one).model, 3)
+
+
+ELSEWHERE = {
+    "DeepSpeed's ZeRO shards (global_step10/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt)": (
+        "checkpoint-10",
+        ("latest", "zero_to_fp32.py", "global_step10/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"),
+        "zero_to_fp32.py",
+    ),
+    "DeepSpeed's ZeRO shards (zero_pp_rank_0_mp_rank_00_model_states.pt)": (
+        "checkpoint-10/global_step10",
+        ("zero_pp_rank_0_mp_rank_00_model_states.pt",),
+        "zero_to_fp32.py",
+    ),
+    "weights in Mistral's own names (consolidated.safetensors)": (
+        "model",
+        ("consolidated.safetensors", "params.json", "tekken.json"),
+        "convert_mistral_weights_to_hf",
+    ),
+    "Meta's original weights (consolidated.00.pth)": (
+        "model/original",
+        ("consolidated.00.pth", "params.json", "tokenizer.model"),
+        "convert_llama_weights_to_hf",
+    ),
+    "Megatron's distributed checkpoint (__0_0.distcp)": (
+        "model",
+        (".metadata", "__0_0.distcp", "metadata.json"),
+        "convert_checkpoints.py",
+    ),
+}
+
+
+@pytest.mark.parametrize("said", ELSEWHERE)
+def test_weights_of_other_programs_are_named_with_their_converter(tmp_path: Path, said: str) -> None:
+    name, files, converter = ELSEWHERE[said]
+    for file in files:
+        (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / file).write_bytes(b"")
+    if "latest" in files:
+        (tmp_path / name / "latest").write_text("global_step10")
+    if "metadata.json" in files:
+        (tmp_path / name / "metadata.json").write_text(
+            '{"sharded_backend": "torch_dist", "sharded_backend_version": 1}'
+        )
+    (row,) = inventory([str(tmp_path / name)])
+    assert said in row["refused"]
+    for refuse in (discover, load_model):
+        with pytest.raises(InputError) as caught:
+            refuse([str(tmp_path / name)] if refuse is discover else tmp_path / name)
+        assert said in str(caught.value)
+        assert converter in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_deepspeeds_state_beside_whole_weights_is_passed_over(tmp_path: Path) -> None:
+    step = save_checkpoint(tmp_path / "run" / "checkpoint-10", tiny_model(layers=1, seed=10), step=10)
+    (step / "global_step10").mkdir()
+    (step / "global_step10" / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"")
+    (step / "latest").write_text("global_step10")
+    assert [(row["step"], row["refused"]) for row in inventory([str(tmp_path)])] == [(10, None)]
+    assert same(load_model(discover([str(step)])[0].checkpoints[0]).model, 10)

@@ -10,8 +10,10 @@ import pytest
 
 from opd_probe.errors import InputError, MissingError, OpdProbeWarning
 from opd_probe.models.checkpoints import outermost
+from opd_probe.models.loading import load_model
 from opd_probe.runs.discovery import Run, discover, find_checkpoints
 from opd_probe.runs.inventory import inventory
+from tests.tiny import save_checkpoint, tiny_model
 
 
 def checkpoint(path: Path, step: int | None = None) -> Path:
@@ -407,3 +409,25 @@ def test_directories_of_the_hubs_cache(tmp_path: Path) -> None:
     assert sorted({str(row["run"]) for row in inventory([str(tmp_path)])}) == everything
     assert [run.name for run in quietly(tmp_path / "models--*")] == everything
     assert outermost(main / "snapshots" / hashes[0]) == main
+
+
+def test_the_step_that_is_being_written_is_left_out(tmp_path: Path) -> None:
+    for step in (5, 10):
+        save_checkpoint(tmp_path / "a" / f"checkpoint-{step}", tiny_model(layers=1))
+    newest = tmp_path / "a" / "checkpoint-10" / "model.safetensors"
+    whole = newest.read_bytes()
+    assert steps(quietly(tmp_path / "a")[0]) == [5, 10]
+    for size in (len(whole) - 1, len(whole) // 2, 100):
+        newest.write_bytes(whole[:size])
+        with pytest.warns(OpdProbeWarning, match="it is being written, or its save was cut short") as caught:
+            (run,) = discover([str(tmp_path / "a")])
+        assert (steps(run), len(caught)) == ([5], 1)
+        said = str(caught[0].message)
+        assert f"checkpoint-10: model.safetensors has {size} of " in said
+        assert "\n" not in said
+        (row,) = (row for row in inventory([str(tmp_path / "a")]) if row["refused"])
+        assert f"has {size} of " in row["refused"]
+        with pytest.raises(InputError, match=r"model\.safetensors: not a whole safetensors file .*wait until"):
+            load_model(newest.parent)
+    newest.write_bytes(whole)
+    assert steps(quietly(tmp_path / "a")[0]) == [5, 10]

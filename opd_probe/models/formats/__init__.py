@@ -11,6 +11,7 @@ from opd_probe.models.formats import (
     around,
     bare,
     dcp,
+    foreign,
     hub_cache,
     huggingface,
     megatron,
@@ -89,6 +90,7 @@ FORMATS: tuple[Format, ...] = (
         of_weight_files(huggingface.weight_files),
         refuses=huggingface.refuses,
     ),
+    Format("foreign", "", lambda _: False, lambda _: [], lambda _: {}, refuses=foreign.refuses),
     Format(
         "verl-lora",
         "",
