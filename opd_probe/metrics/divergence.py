@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from opd_probe.metrics.overlap import IDS, STUDENT, TEACHER
-from opd_probe.metrics.registry import register, register_stored
+from opd_probe.metrics.registry import REAL, register, register_stored
 from opd_probe.metrics.view import Bools, Floats, TopView, renormalised_kl
 
 
@@ -20,6 +22,7 @@ register_stored(
     unit="nats",
     source="Eq. 4",
     definition="Jensen-Shannon divergence over the full shared vocabulary; null unless the replay was asked for it",
+    range=(0.0, math.log(2.0)),
 )
 
 
@@ -29,6 +32,7 @@ register_stored(
     source="Eq. 3",
     definition="log q(ŷ) − log p(ŷ) of the sampled token; null when it lies outside the shared vocabulary",
     needs=("student_logprob", "teacher_logprob"),
+    range=REAL,
     depends_on_k=False,
 )
 def sampled_reward(view: TopView) -> Floats:
@@ -82,7 +86,7 @@ def topk_reverse_kl_overlap(view: TopView) -> Floats:
     selected=_untold,
 )
 def topk_reverse_kl_non_overlap(view: TopView) -> Floats:
-    support = np.concatenate([~view.in_overlap, view.teacher_only], axis=1)
+    support = np.concatenate([view.student_only, view.teacher_only], axis=1)
     return renormalised_kl(*view.union_logprobs, support)
 
 
@@ -95,5 +99,5 @@ def topk_reverse_kl_non_overlap(view: TopView) -> Floats:
     selected=_untold,
 )
 def topk_reverse_kl_union(view: TopView) -> Floats:
-    support = np.concatenate([np.ones_like(view.in_overlap), view.teacher_only], axis=1)
+    support = np.concatenate([view.student_listed, view.teacher_only], axis=1)
     return renormalised_kl(*view.union_logprobs, support)
