@@ -62,12 +62,6 @@ def _print_lists(rows: list[dict[str, Any]]) -> None:
 def _print_readings(rows: list[dict[str, Any]]) -> None:
     for run, read in dict.fromkeys((row["run"], row["read"]) for row in rows if row["read"] not in _EVIDENT):
         printing.write(f"{run}: read as {read}\n")
-    for run in dict.fromkeys(row["run"] for row in rows):
-        others = [row for row in rows if row["run"] == run and row["differs"]]
-        if others:
-            steps = ", ".join("unknown" if row["step"] is None else str(row["step"]) for row in others)
-            parts = ", ".join(dict.fromkeys(row["differs"] for row in others))
-            printing.write(f"{run}: {others[0]['unit'] or 'step'} {steps} differ from the first in their {parts}\n")
     unknown = [row["run"] for row in rows if row["step"] is None]
     if len(unknown) > 1:
         printing.write(f"{len(unknown)} checkpoints of no known step; --step-pattern REGEX reads it from their names\n")

@@ -25,7 +25,7 @@ from opd_probe.models.served.endpoint import shown
 from opd_probe.models.steps import StepName, Unit, compile_pattern, step_name
 from opd_probe.options.manifest import MANIFEST_NAME, Manifest, read_manifest
 from opd_probe.options.naming import path_parts, step_of_revision, unique_names, user_path
-from opd_probe.runs.series import Steps, being_written, cached_revisions, longer, run_suffixes, unfinished
+from opd_probe.runs.series import Steps, cached_revisions, longer, run_suffixes, unfinished
 from opd_probe.types import Checkpoint
 
 ACCEPTED = (
@@ -156,9 +156,6 @@ def _add_directory(groups: dict[str, _Group], path: Path, steps: Steps) -> str |
     usable = {child: named[child.name] for child in children if child.name in named and is_checkpoint(child)}
     if usable:
         late = unfinished(absolute, usable)
-        newest = max(usable, key=lambda child: usable[child].step)
-        if len(usable) > 1 and newest not in late and (reason := being_written(newest)) is not None:
-            late[newest] = f"{reason}; wait for it and run this again to have it too"
         group = _group(groups, absolute)
         group.whole = True
         resolved = {child.resolve() for child in usable}

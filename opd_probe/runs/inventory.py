@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from opd_probe.errors import InputError, MissingError, OpdProbeError
+from opd_probe.errors import InputError, MissingError, OpdProbeError, warn
 from opd_probe.models.checkpoints import (
     Located,
     Refused,
@@ -157,13 +157,16 @@ def _compared(entries: Sequence[Entry], base: str | None) -> list[Entry]:
     for entry in entries:
         if entry.refused is None and entry.tokenizer:
             manifest = _manifest_of(Path(entry.path))
-            found = resolve_checkpoint(entry.path, base=base or manifest.base, student=manifest.student)
-            runs.setdefault(entry.run, {})[found] = entry
-    parts = {
-        known[checkpoint].path: ", ".join(found)
-        for known in runs.values()
-        for checkpoint, found in tokenizers_differ(known)
-    }
+            checkpoint = resolve_checkpoint(entry.path, base=base or manifest.base, student=manifest.student)
+            runs.setdefault(entry.run, {})[checkpoint] = entry
+    parts: dict[str, str] = {}
+    for run, known in runs.items():
+        if found := tokenizers_differ(known):
+            steps = ", ".join("unknown" if known[one].step is None else str(known[one].step) for one, _ in found)
+            stages = ", ".join(dict.fromkeys(stage for _, differing in found for stage in differing))
+            unit = known[found[0][0]].unit or "step"
+            warn(f"run {run}: {unit} {steps} differ from its first checkpoint in their {stages}; see --template")
+        parts |= {known[one].path: ", ".join(differing) for one, differing in found}
     return [replace(entry, differs=parts.get(entry.path)) for entry in entries]
 
 

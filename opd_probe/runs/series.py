@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Any
 from opd_probe.errors import OpdProbeError
 from opd_probe.models.checkpoints import Located, is_checkpoint, locate, recorded_step
 from opd_probe.models.directories import subdirectories
-from opd_probe.models.formats.headers import shortfall
 from opd_probe.models.formats.hub_cache import repository, revisions
 from opd_probe.models.steps import StepName, by_pattern, compile_pattern, step_name, step_series
 from opd_probe.options.manifest import MANIFEST_NAME, read_manifest
@@ -141,21 +138,6 @@ def run_suffixes(names: Iterable[StepName]) -> dict[str, str]:
     counts = Counter(name.stem for name in names)
     ordered = sorted(counts, key=lambda stem: (-counts[stem], len(stem), stem))
     return {stem: stem if place else "" for place, stem in enumerate(ordered)}
-
-
-def being_written(path: Path) -> str | None:
-    """Why a checkpoint is not whole by the sizes and headers of its files, as while it is written; None: it is.
-
-    What else is wrong with it is said when it is used.
-    """
-    with contextlib.suppress(OpdProbeError, OSError):
-        found = locate(path)
-        for file in found.format.weight_files(found.path) if isinstance(found, Located) else ():
-            if file.suffix == ".safetensors" and (short := shortfall(file)) is not None:
-                return f"{os.path.relpath(file, path)} {short}: it is being written, or its save was cut short"
-            if file.suffix == ".pt" and file.stat().st_size and not zipfile.is_zipfile(file):
-                return f"{os.path.relpath(file, path)} has no end: it is being written, or its save was cut short"
-    return None
 
 
 def longer(parts: tuple[str, ...], suffix: str) -> tuple[str, ...]:

@@ -72,10 +72,11 @@ def test_prompts_that_no_template_touches_are_not_warned_of(call: Caller, run: P
 
 def test_the_list_of_checkpoints_says_it(call: Caller, run: Path) -> None:
     made(run / "checkpoint-15", 15, CHAT_TEMPLATE)
-    lines = call("ckpts", run).out.splitlines()
-    assert lines[-1] == "run: step 15 differ from the first in their chat template"
-    rows = call("ckpts", run, "--format", "json").rows
-    assert [row["differs"] for row in rows] == [None, None, "chat template"]
+    done = call("ckpts", run, "--format", "json")
+    assert "run run: step 15 differ from its first checkpoint in their chat template" in done.err
+    assert [row["differs"] for row in done.rows] == [None, None, "chat template"]
+    made(run / "checkpoint-15", 15, QUESTION_TEMPLATE + "{{ ' now' }}")
+    assert call("ckpts", run).err == ""
 
 
 def test_what_differs_of_two_tokenizers(tmp_path: Path) -> None:

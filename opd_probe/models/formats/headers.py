@@ -85,7 +85,7 @@ def safetensors_headers(files: Iterable[Path]) -> Headers:
             short = shortfall(file)
             raise InputError(
                 f"{file}: not a whole safetensors file ({short or ' '.join(str(error).split())}); "
-                f"{'wait until it is written, or ' if short else ''}copy or save the checkpoint again"
+                f"{'if it is being written, wait for that; else ' if short else ''}copy or save the checkpoint again"
             ) from None
     return found
 
@@ -100,7 +100,9 @@ def shortfall(file: Path) -> str | None:
         size = handle.seek(0, 2)
         handle.seek(0)
         stated = int.from_bytes(handle.read(8), "little")
-        if size < 8 or stated > _LONGEST_HEADER:
+        if size < 8:
+            return f"has {size} of at least 8 bytes"
+        if stated > _LONGEST_HEADER:
             return None
         if size < 8 + stated:
             return f"has {size} of at least {8 + stated} bytes"
