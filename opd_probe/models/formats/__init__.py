@@ -12,6 +12,7 @@ from opd_probe.models.formats import (
     bare,
     dcp,
     foreign,
+    gguf,
     hub_cache,
     huggingface,
     megatron,
@@ -80,6 +81,7 @@ FORMATS: tuple[Format, ...] = (
         base=peft.base,
         adapter=lambda _: True,
         settings=(peft.CONFIG,),
+        inside=peft.inside,
         refuses=peft.refuses,
     ),
     Format(
@@ -87,7 +89,7 @@ FORMATS: tuple[Format, ...] = (
         huggingface.ACCEPTED,
         huggingface.recognises,
         huggingface.weight_files,
-        of_weight_files(huggingface.weight_files),
+        huggingface.headers,
         refuses=huggingface.refuses,
     ),
     Format("foreign", "", lambda _: False, lambda _: [], lambda _: {}, refuses=foreign.refuses),
@@ -148,6 +150,15 @@ FORMATS: tuple[Format, ...] = (
         tokenizer=around.tokenizer_home,
         inside=bare.inside,
         read=bare.read,
+    ),
+    Format(
+        "gguf",
+        gguf.ACCEPTED,
+        gguf.recognises,
+        gguf.weight_files,
+        gguf.headers,
+        inside=gguf.inside,
+        refuses=gguf.refuses,
     ),
 )
 """Asked in this order; the first that recognises a directory, leads further down or refuses it has it."""
