@@ -200,7 +200,7 @@ MaxStates = Annotated[
         "--max-states",
         panel=_REPLAY,
         metavar="N",
-        help="Replay a seeded sample of whole rollouts with at most so many states (default: all).",
+        help="Replay a seeded sample of whole rollouts, drawn until they hold so many states (default: all).",
     ),
 ]
 Seed = Annotated[

@@ -107,7 +107,7 @@ def _work(run: RunPlan, checkpoint: Checkpoint, files: Files) -> Work:
         prompts = encode_prompts(files.prompts(run.source.path), tokenizer_of(checkpoint, run.tokenizer))
         sampled = len(prompts) * settings.num_rollouts * settings.max_new_tokens
         read = sum(len(prompt.ids or ()) for prompt in prompts) * settings.num_rollouts
-        states = min(sampled, max(settings.max_states or sampled, settings.max_new_tokens))
+        states = min(sampled, (settings.max_states or sampled) + settings.max_new_tokens - 1)
         return Work(states, read + states, states, read + sampled, upper_bound=True)
     rollouts, _ = files.replayed(run, checkpoint)
     tokens = sum(len(rollout.prompt_ids) + len(rollout.response_ids) for rollout in rollouts)

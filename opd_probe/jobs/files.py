@@ -13,7 +13,7 @@ from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
 from opd_probe.rollouts.prompts import read_prompts
 from opd_probe.rollouts.reading import read_rollout_set, remarks
-from opd_probe.rollouts.selection import at_most, check_steps, of_checkpoint, origin
+from opd_probe.rollouts.selection import check_steps, drawn, of_checkpoint, origin
 from opd_probe.rollouts.sources import source_named
 from opd_probe.types import Checkpoint, Prompt, Rollout, StateOrigin
 
@@ -73,7 +73,7 @@ class Files:
             warn_of_text(chosen, f"rollouts {path}")
         users = sum(len(other.run.checkpoints) for other in self._plans if other.source == plan.source)
         return (
-            at_most(chosen, settings.max_states, settings.seed),
+            drawn(chosen, settings.max_states, settings.seed),
             origin(check_steps(everything, path), users),
         )
 

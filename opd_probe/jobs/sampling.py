@@ -34,7 +34,7 @@ from opd_probe.output import write_bytes
 from opd_probe.progress import Progress
 from opd_probe.rollouts.files import read_rollouts, rollouts_digest, write_rollouts
 from opd_probe.rollouts.prompts import encode_prompts
-from opd_probe.rollouts.selection import at_most
+from opd_probe.rollouts.selection import drawn
 from opd_probe.types import Checkpoint, Prompt, Rollout
 
 Described = LoadedModel | Outline | ServedModel
@@ -83,7 +83,7 @@ class Sampler:
         # What rollouts carry along decides no draw: it is as the prompts say today, whenever they were drawn.
         carried = {prompt.id: prompt.carried for prompt in prompts}
         rollouts = [replace(rollout, extra=carried[rollout.prompt_id or ""]) for rollout in rollouts]
-        return at_most(rollouts, plan.settings.max_states, plan.settings.seed)
+        return drawn(rollouts, plan.settings.max_states, plan.settings.seed)
 
 
 def step_name(checkpoint: Checkpoint) -> str:
