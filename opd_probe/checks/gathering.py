@@ -32,6 +32,7 @@ from opd_probe.models.loading import LoadedModel, eos_ids_of
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary
 from opd_probe.rollouts.encoding import encode_rollouts
+from opd_probe.rollouts.padding import special_ids_of, without_padding
 from opd_probe.rollouts.prompts import encode_messages
 from opd_probe.rollouts.teacher_prompts import messages_of
 from opd_probe.types import Rollout
@@ -97,7 +98,8 @@ def _run_student(
     model: LoadedModel, rollouts: Sequence[Rollout], options: CheckOptions, stage: Stage
 ) -> tuple[Side, list[Rollout], tuple[StoredModel, StoredModel] | str]:
     """The student in outline, the rollouts with ids, and its hidden states in batches and one rollout at a time."""
-    encoded = encode_rollouts(rollouts, model.tokenizer)
+    special = special_ids_of(model.tokenizer, model.eos_ids)
+    encoded = encode_rollouts(without_padding(rollouts, special, None), model.tokenizer, model.eos_ids)
     readable = without(encoded, refused(encoded, lambda _, rollout: build_sequences([rollout], [model])))
     try:
         batched, alone = StoredModel(model, readable), StoredModel(model, readable)

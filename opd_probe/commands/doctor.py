@@ -17,7 +17,7 @@ from opd_probe.commands.result import Result
 from opd_probe.engine.replay import Progress as StatesDone
 from opd_probe.engine.settings import BATCH_TOKENS, ReplaySettings
 from opd_probe.errors import InputError
-from opd_probe.jobs.files import Files
+from opd_probe.jobs.files import Files, special_ids_near
 from opd_probe.jobs.memory import memory_advice
 from opd_probe.jobs.plan import RunPlan, Teacher, model_path, plan_runs, result_format
 from opd_probe.jobs.pool import ModelPool
@@ -31,6 +31,7 @@ from opd_probe.models.served.model import ServedModel
 from opd_probe.options.request import Request
 from opd_probe.progress import Progress
 from opd_probe.results.tables import json_row, present
+from opd_probe.rollouts.padding import without_padding
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts
 from opd_probe.types import Checkpoint, Rollout
 
@@ -93,7 +94,7 @@ def doctor(
     _check(options, max_rollouts)
     load: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map, "tokenizer": tokenizer}
     load["trust_remote_code"] = trust_remote_code
-    given = read_source(rollouts)
+    given = without_padding(read_source(rollouts), special_ids_near(student, tokenizer), None)
     places = handful(range(len(given)), max_rollouts, seed)
     known = served_model(teacher, teacher_tokenizer if teacher_tokenizer is not None else tokenizer)
     served = isinstance(known, ServedModel)

@@ -120,7 +120,8 @@ class Probe:
     def _states(self, student: LoadedModel, teacher: LoadedModel | ServedModel, step: int) -> list[Rollout]:
         settings = self.settings
         if not self.prompts:
-            return drawn(encode_rollouts(list(self.rollouts), student.tokenizer), settings.max_states, settings.seed)
+            given = encode_rollouts(list(self.rollouts), student.tokenizer, student.eos_ids)
+            return drawn(given, settings.max_states, settings.seed)
         checkpoint = Checkpoint("", run=self.run, step=step)
         sampled = draw(student, [teacher], checkpoint, self.prompts, settings, Silent())
         path = self.trace_path(step)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import warn
 from opd_probe.jobs.plan import RunPlan
 from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.models.hub import home_of
+from opd_probe.models.loading import eos_ids_of
 from opd_probe.models.vocabulary import load_tokenizer
+from opd_probe.models.weights import read_config, read_generation_config
 from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
+from opd_probe.rollouts.padding import SpecialIds, special_ids_of, without_padding
 from opd_probe.rollouts.prompts import read_prompts
 from opd_probe.rollouts.reading import read_rollout_set, remarks
 from opd_probe.rollouts.selection import check_steps, drawn, of_checkpoint, origin
@@ -26,6 +30,8 @@ class Files:
         self._rollouts: dict[str, list[Rollout]] = {}
         self._steps_are: dict[str, str] = {}
         self._prompts: dict[str, list[Prompt]] = {}
+        self._special: dict[tuple[str | None, ...], SpecialIds] = {}
+        self._stripped: dict[tuple[str, int | None, SpecialIds], list[Rollout]] = {}
 
     def check(self) -> None:
         """Read every file of the plan and match steps, so that a mistake shows before any model is loaded.
@@ -71,11 +77,41 @@ class Files:
         if any(rollout.token_source == "retokenized" for rollout in chosen):
             chosen = encode_rollouts(chosen, tokenizer_of(checkpoint, plan.tokenizer))
             warn_of_text(chosen, f"rollouts {path}")
+        else:
+            chosen = self._without_padding(plan, path, chosen)
         users = sum(len(other.run.checkpoints) for other in self._plans if other.source == plan.source)
         return (
             drawn(chosen, settings.max_states, settings.seed),
             origin(check_steps(everything, path), users),
         )
+
+    def _without_padding(self, plan: RunPlan, path: str, rollouts: list[Rollout]) -> list[Rollout]:
+        """Ids of a step, or of all, without their padding; looked at once for all checkpoints of a run."""
+        first = plan.run.checkpoints[0]
+        student = (first.path, first.revision, plan.tokenizer)
+        if student not in self._special:
+            self._special[student] = special_ids_near(first, plan.tokenizer)
+        key = (path, rollouts[0].step, self._special[student])
+        if key not in self._stripped:
+            self._stripped[key] = without_padding(rollouts, self._special[student], f"rollouts {path}")
+        return self._stripped[key]
+
+
+def special_ids_near(student: Any, tokenizer: Any) -> SpecialIds:
+    """The ids of a student that padding may be taken for.
+
+    Args:
+        student: a checkpoint or where it is, or a model.
+        tokenizer: in place of the student's own; None: that.
+    """
+    student = resolve_checkpoint(student) if isinstance(student, (str, Path)) else student
+    if isinstance(student, Checkpoint):
+        home = home_of(student)
+        ending = read_generation_config(home, read_config(home))
+        return special_ids_of(tokenizer_of(student, tokenizer), eos_ids_of(ending, None))
+    own = load_tokenizer(tokenizer, required=True) if tokenizer is not None else getattr(student, "tokenizer", None)
+    model = getattr(student, "model", student)
+    return special_ids_of(own, eos_ids_of(getattr(model, "generation_config", None), None))
 
 
 def tokenizer_of(checkpoint: Checkpoint, tokenizer: str | None) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from opd_probe.errors import InputError, OpdProbeWarning
+from opd_probe.rollouts.padding import special_ids_of, without_padding
 from opd_probe.rollouts.prompts import encode_messages, encode_text
 from opd_probe.rollouts.restoring import Restored, Restorer
 from opd_probe.types import Rollout
@@ -16,12 +17,16 @@ STRIPPED = {"special_tokens": "stripped"}
 """What importers put into ``Rollout.extra`` of text that was decoded without its special tokens."""
 
 
-def encode_rollouts(rollouts: Sequence[Rollout], tokenizer: Any) -> list[Rollout]:
-    """Token ids for rollouts that came as text; the others stay as they are.
+def encode_rollouts(rollouts: Sequence[Rollout], tokenizer: Any, eos_ids: Sequence[int] = ()) -> list[Rollout]:
+    """Token ids for rollouts that came as text; the others stay as they are, but for padding, which is stripped.
 
     A prompt string is encoded as it stands, messages through the chat template; a prompt that was decoded without its
     special tokens gets them back where the template says how, see :mod:`opd_probe.rollouts.restoring`. The response
-    is encoded without special tokens, EOS appended only when its finish reason is ``stop``.
+    is encoded without special tokens, EOS appended only when its finish reason is ``stop``. For padding see
+    :mod:`opd_probe.rollouts.padding`.
+
+    Args:
+        eos_ids: those of the student's generation_config, which may be more than its tokenizer has.
 
     Raises:
         InputError: a rollout is text and there is no tokenizer, or no chat template for messages.
@@ -48,7 +53,7 @@ def encode_rollouts(rollouts: Sequence[Rollout], tokenizer: Any) -> list[Rollout
             )
         )
     prompts.warn()
-    return encoded
+    return without_padding(encoded, special_ids_of(tokenizer, eos_ids))
 
 
 def warn_of_text(rollouts: Sequence[Rollout], what: str) -> None:

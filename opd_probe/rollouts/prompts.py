@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError
+from opd_probe.rollouts.padding import prompts_without_padding, special_ids_of
 from opd_probe.rollouts.rows import absent, read_rows
 from opd_probe.types import Prompt
 
@@ -89,13 +90,13 @@ def check_messages(place: str, messages: Any) -> None:
 
 
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[Prompt]:
-    """Token ids for every prompt: messages through the chat template, text as it stands.
+    """Token ids for every prompt: messages through the chat template, text as it stands, ids without their padding.
 
     Raises:
         InputError: there is no tokenizer, no chat template for messages, or a prompt encodes to nothing.
     """
     encoded = []
-    for prompt in prompts:
+    for prompt in prompts_without_padding(prompts, special_ids_of(tokenizer)):
         if prompt.ids is not None:
             encoded.append(prompt)
             continue

@@ -77,7 +77,7 @@ def count_states(rollout: Rollout) -> int:
 
 
 def drawn(rollouts: Sequence[Rollout], max_states: int | None, seed: int) -> list[Rollout]:
-    """A seeded sample of whole rollouts with ``max_states`` states, and those of its last rollout beyond, in file order.
+    """A seeded sample of whole rollouts with ``max_states`` states and the rest of its last rollout, in file order.
 
     Each rollout is drawn first and counted after, until the count is reached: whether one is taken never hangs on its
     own length, so that the sums over the sample are in the ratio of those over the file (Wald's identity). A rule that

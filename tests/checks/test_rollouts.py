@@ -156,3 +156,15 @@ def test_the_published_length_tells_a_loop_from_prose() -> None:
     digits = "".join(str(pow(7, n, 10_007)) for n in range(3_000))[:10_000]
     assert compression("so the answer is 5. " * 500) > 100
     assert compression(digits) < 3
+
+
+def test_a_bos_that_two_wrote(clinic: Clinic, tmp_path: Path) -> None:
+    student = clinic.copy("student", tmp_path)
+    edit_json(student / "tokenizer_config.json", lambda content: content.update(bos_token="<eos>"))
+    bos = clinic.models["student"].eos_ids[0]
+    once, *others = (replace(r, prompt_ids=(bos, *r.prompt_ids)) for r in clinic.rollouts)
+    twice = [replace(rollout, prompt_ids=(bos, *rollout.prompt_ids)) for rollout in others]
+    line = clinic.findings([once, *twice], student=student)["double_bos"]
+    assert (line.status, line.values["share_doubled"]) == ("fail", 15 / 16)
+    assert "15 of 16 prompts (94%) begin with <eos>" in line.figure
+    assert clinic.findings([once], student=student)["double_bos"].status == "ok"
