@@ -23,7 +23,7 @@ from opd_probe.jobs.plan import RunPlan, Teacher, model_path, plan_runs, result_
 from opd_probe.jobs.pool import ModelPool
 from opd_probe.jobs.prompting import Prompter
 from opd_probe.jobs.replay import RolloutsSource, prompts_as_given, read_source
-from opd_probe.jobs.sampling import draw
+from opd_probe.jobs.sampling import carrying, draw
 from opd_probe.jobs.served import served_model
 from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.models.loading import LoadedModel, load_model
@@ -255,9 +255,10 @@ def _rollouts(plan: RunPlan, files: Files, pool: ModelPool, count: int, progress
     settings = settings.model_copy(update={"num_rollouts": min(settings.num_rollouts, count)})
     student = pool.sampled_student(plan, checkpoint)
     try:
-        return draw(student, pool.sampled_teachers(plan), checkpoint, prompts, settings, progress)
+        sampled = draw(student, pool.sampled_teachers(plan), checkpoint, prompts, settings, progress)
     except InputError:  # what keeps a teacher from these states is a finding; the student may sample nevertheless
-        return draw(pool.sampled_student(plan, checkpoint), [], checkpoint, prompts, settings, progress)
+        sampled = draw(pool.sampled_student(plan, checkpoint), [], checkpoint, prompts, settings, progress)
+    return carrying(sampled, prompts)
 
 
 def _row(finding: Finding) -> dict[str, Any]:

@@ -80,10 +80,13 @@ class Sampler:
             rollouts = draw(student, others, checkpoint, prompts, plan.settings, self.progress, drafts)
             store_samples(path, rollouts, key)
             drafts.unlink(missing_ok=True)
-        # What rollouts carry along decides no draw: it is as the prompts say today, whenever they were drawn.
-        carried = {prompt.id: prompt.carried for prompt in prompts}
-        rollouts = [replace(rollout, extra=carried[rollout.prompt_id or ""]) for rollout in rollouts]
-        return drawn(rollouts, plan.settings.max_states, plan.settings.seed)
+        return drawn(carrying(rollouts, prompts), plan.settings.max_states, plan.settings.seed)
+
+
+def carrying(rollouts: Sequence[Rollout], prompts: Sequence[Prompt]) -> list[Rollout]:
+    """Sampled rollouts with what their prompts carry along: it decides no draw, and is as the prompts say it today."""
+    carried = {prompt.id: prompt.carried for prompt in prompts}
+    return [replace(rollout, extra=carried[rollout.prompt_id or ""]) for rollout in rollouts]
 
 
 def step_name(checkpoint: Checkpoint) -> str:

@@ -26,7 +26,7 @@ from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, special_ids, template_digest
 from opd_probe.rollouts.files import prompt_key, rollouts_digest
-from opd_probe.rollouts.grading import grade
+from opd_probe.rollouts.grading import grade_rollout
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts
 from opd_probe.trace import Trace, TraceSpool, read_trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, array_columns
@@ -251,7 +251,7 @@ class _Job:
         tokenizer = self.models[0].tokenizer
         if text is None and tokenizer is not None:
             text = str(tokenizer.decode(list(rollout.response_ids), skip_special_tokens=True))
-        return None if text is None else float(grade(text, rollout.answer))
+        return None if text is None else float(grade_rollout(rollout, text))
 
     def _provenance(self, fingerprint: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, Any]:
         student, teacher = self.models

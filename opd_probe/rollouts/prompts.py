@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError
+from opd_probe.rollouts.fields import reference_answers, several
 from opd_probe.rollouts.padding import prompts_without_padding, special_ids_of
 from opd_probe.rollouts.rows import absent, read_rows
 from opd_probe.types import Prompt
@@ -21,7 +22,8 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
     The file is JSONL, Parquet or Arrow, or the directory that ``save_to_disk`` of Hugging Face's datasets wrote.
 
-    In verl's layout ``prompt`` is a list of chat messages and the answer is ``reward_model.ground_truth``. Without an
+    In verl's layout ``prompt`` is a list of chat messages and the answer is ``reward_model.ground_truth``; of several
+    answers the first is the answer, and all are ``extra["answers"]``. Without an
     ``id`` a prompt is named by the number of its row. Other fields are kept in ``extra``, but for what JSON cannot
     hold, such as images.
 
@@ -54,17 +56,18 @@ def _prompt(place: str, given: Mapping[str, Any], number: int) -> Prompt:
         good = isinstance(ids, (list, tuple)) and len(ids) > 0
         if not good or not all(type(token) is int and token >= 0 for token in ids):
             raise InputError(f"{place}: prompt_ids must be a non-empty list of token ids")
-    answer = row.get("answer")
-    reward_model = row.get("reward_model")
-    if answer is None and isinstance(reward_model, Mapping):
-        answer = reward_model.get("ground_truth")
+    reference, reward_model = row.get("answer"), row.get("reward_model")
+    if reference is None and isinstance(reward_model, Mapping):
+        reference = reward_model.get("ground_truth")
+    answers = reference_answers(reference)
+    used = FIELDS if answers else FIELDS[:-1]
     return Prompt(
         id=str(number) if row.get("id") is None else str(row["id"]),
         text=text,
         messages=None if messages is None else tuple(messages),
         ids=None if ids is None else tuple(ids),
-        answer=None if answer is None else str(answer),
-        extra={name: value for name, value in row.items() if name not in FIELDS and _in_json(value)},
+        answer=answers[0] if answers else None,
+        extra={name: value for name, value in row.items() if name not in used and _in_json(value)} | several(answers),
     )
 
 

@@ -17,7 +17,9 @@ import torch
 
 import opd_probe
 from opd_probe.errors import InputError, MissingError, OpdProbeWarning
-from opd_probe.rollouts.files import read_rollouts, rollouts_digest, write_rollouts
+from opd_probe.rollouts.files import read_rollouts, rollouts_digest, rollouts_from_dicts, write_rollouts
+from opd_probe.rollouts.grading import grade_rollout
+from opd_probe.rollouts.prompts import read_prompts
 from opd_probe.rollouts.reading import read_rollout_set, remarks
 from opd_probe.rollouts.sources import SOURCES
 from opd_probe.types import Rollout
@@ -78,12 +80,56 @@ def test_verl(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("gts", "answer"),
-    [("7", "7"), (7, "7"), (["7"], "7"), (["7", "8"], None), ({"inputs": ["1"]}, None), (None, None), ([], None)],
+    [
+        ("7", ["7"]),
+        (7, ["7"]),
+        (["7"], ["7"]),
+        (["7", "seven"], ["7", "seven"]),
+        ('["7", "seven"]', ["7", "seven"]),
+        ("[7, 8)", ["[7, 8)"]),
+        ({"target": ["7", "seven"], "aliases": None}, ["7", "seven"]),
+        ({"value": "7", "aliases": ["seven", "7"]}, ["7", "seven"]),
+        ([[7], ["seven"]], ["7", "seven"]),
+        ({"inputs": ["1"]}, []),
+        ({"target": 98, "numbers": [44, 54]}, []),
+        (["assert f(1) == 2", "assert f(2) == 3"], []),
+        (None, []),
+        ([], []),
+        (["", None], []),
+    ],
 )
-def test_ground_truths_of_every_shape(gts: Any, answer: str | None, tmp_path: Path) -> None:
+def test_ground_truths_of_every_shape(gts: Any, answer: list[str], tmp_path: Path) -> None:
+    """In verl's dump of rollouts, and in its Parquet of prompts, where lists are arrays and objects are structures."""
     rollout = first_of("verl", tmp_path, verl_row(gts=gts))
-    assert rollout.answer == answer
-    assert rollout.extra.get("gts") == (gts if answer is None else None)
+    assert rollout.answer == (answer[0] if answer else None)
+    assert rollout.extra.get("answers") == (answer if len(answer) > 1 else None)
+    assert rollout.extra.get("gts") == (None if answer else gts)
+    if gts != [[7], ["seven"]]:  # no column holds both
+        row = {"prompt": [{"role": "user", "content": "3 4"}], "reward_model": {"ground_truth": gts, "style": "rule"}}
+        pq.write_table(pa.Table.from_pylist([row, row]), tmp_path / "prompts.parquet")
+        prompt = read_prompts(tmp_path / "prompts.parquet")[0]
+        assert (prompt.answer, prompt.extra.get("answers")) == (rollout.answer, rollout.extra.get("answers"))
+
+
+@pytest.mark.parametrize("kind", ["verl", "trl", "ms-swift", "slime", "open-instruct", "lm-eval", "opd-probe", "opd"])
+def test_any_of_several_answers_is_right(kind: str, tmp_path: Path) -> None:
+    """Whatever wrote them: a list, or an array where rows come from a program."""
+    several: Any = ["5", "seven", "7"]
+    rows = {
+        "verl": verl_row(gts=several), "trl": trl_row(solution=several, accuracy_reward=None),
+        "ms-swift": swift_row(solution=[several, several], MathAccuracy=None), "slime": slime_sample(label=several),
+        "open-instruct": open_instruct_row(ground_truth=several), "lm-eval": lm_eval_row(target=several),
+        "opd-probe": {"prompt": "a", "response": "7", "answer": several},
+        "opd": opd_row(answer=several),
+    }  # fmt: skip
+    rollout = first_of({"opd": "opd-gen-vllm"}.get(kind, kind), tmp_path, rows[kind])
+    assert (rollout.answer, rollout.extra["answers"]) == ("5", several)
+    write_rollouts(tmp_path / "stored.parquet", [rollout])
+    (again,) = read_rollouts(tmp_path / "stored.parquet")
+    for text, right in (("it is 7", True), ("\\boxed{seven}", True), ("it is 8", False)):
+        assert grade_rollout(again, text) is right
+    array = rollouts_from_dicts([{"prompt": "a", "response": "7", "answer": np.array(["5", "seven"])}])[0]
+    assert array.extra["answers"] == ["5", "seven"]
 
 
 def test_the_step_is_that_of_the_row_then_that_of_the_name_of_the_file_then_of_the_folder(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
     requests, responses = _requests(place, row["arguments"]), fields.sequence(place, row, "resps")
     if len(requests) != len(responses):
         raise InputError(f"{place}: resps has {len(responses)} entries for {len(requests)} arguments")
+    answers = _answers(row.get("target"))
     several = len(responses) > 1 or any(len(texts) > 1 for texts in responses if isinstance(texts, list))
     for index, (request, texts) in enumerate(zip(requests, responses, strict=True)):
         if len(request) < 2 or not isinstance(request[1], Mapping):
@@ -32,7 +33,7 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise InputError(f"{place}: resps holds {type(texts).__name__}; expected lists of texts")
         prompt, messages = _prompt(place, request[0])
-        extra = {name: row[name] for name in KEPT if name in row}
+        extra = {name: row[name] for name in KEPT if name in row} | fields.several(answers)
         for number, text in enumerate(texts):
             yield Rollout(
                 id=f"{where.name}/{index}/{number}" if several else where.name,
@@ -41,7 +42,7 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
                 step=where.step,
                 prompt=prompt,
                 response=text,
-                answer=_answer(row.get("target")),
+                answer=answers[0] if answers else None,
                 score=None if several else _score(place, row),
                 token_source="retokenized",
                 extra=extra if messages is None else {**extra, "messages": messages},
@@ -69,9 +70,8 @@ def _prompt(place: str, value: Any) -> tuple[str | None, list[Any] | None]:
     raise InputError(f"{place}: arg_0 is {type(value).__name__}; expected the prompt as text or as chat messages")
 
 
-def _answer(target: Any) -> str | None:
-    answer = fields.reference_answer(target)
-    return answer if answer is None else answer.rpartition("####")[2].strip()
+def _answers(target: Any) -> list[str]:
+    return [answer.rpartition("####")[2].strip() for answer in fields.reference_answers(target)]
 
 
 def _score(place: str, row: Mapping[str, Any]) -> float | None:

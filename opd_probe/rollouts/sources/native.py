@@ -58,6 +58,11 @@ def rollout_of(where: Where, row: Mapping[str, Any]) -> Rollout:
         raise InputError(f"{place}: token_source is {source!r}; expected sampled_ids or retokenized")
     response = fields.token_ids(place, row, "response_ids") if has_ids else ()
     step = fields.whole_number(place, row, "step")
+    answers = fields.reference_answers(row.get("answer"))
+    if row.get("answer") is not None and not answers:
+        raise InputError(
+            f"{place}: answer is {type(row['answer']).__name__}; expected text, a number or a list of them"
+        )
     return Rollout(
         id=fields.text_or_number(place, row, "id", whole=True) or where.name,
         prompt_ids=fields.token_ids(place, row, "prompt_ids") if has_ids else (),
@@ -67,13 +72,13 @@ def rollout_of(where: Where, row: Mapping[str, Any]) -> Rollout:
         step=where.step if step is None else step,
         prompt=fields.text(place, row, "prompt"),
         response=fields.text(place, row, "response"),
-        answer=fields.text_or_number(place, row, "answer"),
+        answer=answers[0] if answers else None,
         score=fields.number(place, row, "score"),
         logprobs=fields.logprobs(place, row, "logprobs", len(response)),
         finish_reason=fields.text(place, row, "finish_reason"),
         token_source="sampled_ids" if source == "sampled_ids" else "retokenized",
         sampler=fields.text(place, row, "sampler"),
-        extra=_extra(row),
+        extra={**_extra(row), **fields.several(answers)},
     )
 
 

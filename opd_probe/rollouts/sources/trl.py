@@ -43,7 +43,8 @@ def logged(where: Where, row: Mapping[str, Any], marks: Mapping[str, Any]) -> Ro
     if not isinstance(prompt, str):
         check_messages(f"{place}: prompt", prompt)
         extra["messages"] = list(prompt)
-    answers = [answer for name in ANSWERS if (answer := fields.reference_answer(row.get(name))) is not None]
+    answers = next((found for name in ANSWERS if (found := fields.reference_answers(row.get(name)))), ())
+    extra |= fields.several(answers)
     rewards = [name for name, value in row.items() if name not in (*USED, *ANSWERS, *NO_REWARDS) and _is_number(value)]
     step = fields.whole_number(place, row, "step")
     return Rollout(
