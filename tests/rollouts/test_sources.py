@@ -250,6 +250,32 @@ def test_prime_rl_tokens_of_another_model_are_no_states(tmp_path: Path) -> None:
         read_rollouts(WRITERS["prime-rl"](tmp_path / "b", [prime_rl_row(rl_weights=[0.0] * 6)]))
 
 
+def channels(rl: list[int], ce: list[int]) -> list[dict[str, Any]]:
+    """As newer versions of prime-rl write the losses of each token."""
+    return [
+        {"rl": {"advantage": 0.5 * a, "mask": bool(a)}, "ce": {"advantage": 1.0, "mask": bool(b)}}
+        for a, b in zip(rl, ce, strict=True)
+    ]
+
+
+def test_prime_rl_losses_of_several_channels(tmp_path: Path) -> None:
+    """The mask is that of all channels; what cross-entropy alone trains, the student did not write."""
+    new = {"losses": channels([0, 0, 1, 0, 0, 1], [0, 1, 0, 1, 0, 0]), "export_step": 20, "step": 57}
+    row = {**prime_rl_row(loss_mask=[False, True, True, True, False, True]), **new}
+    for name in ("rl_weights", "ce_weights", "ref_kl_weights"):
+        del row[name]
+    other = {**row, "losses": channels([0] * 6, [0, 1, 1, 1, 0, 1])}
+    sft = {**prime_rl_row(), "training_mode": "sft"}
+    opd = {**prime_rl_row(), "training_mode": "opd"}
+    found = read_rollout_set([WRITERS["prime-rl"](tmp_path, [row, other, sft, opd])])
+    assert dict(found.skipped) == {"without a token of the student's": 8}  # two of each of four files
+    first, second = found.rollouts[:2]
+    assert (first.step, first.prompt_ids, first.response_ids) == (20, (3, 4), (5, 6, 7, 1))
+    assert first.response_mask == (1, 0, 0, 1)
+    np.testing.assert_array_equal(first.logprobs, [-0.5, np.nan, np.nan, np.nan])
+    assert (second.step, second.response_mask) == (7, (1, 1, 0, 1))
+
+
 def test_lm_eval(tmp_path: Path) -> None:
     found = read_rollout_set([WRITERS["lm-eval"](tmp_path)])
     assert dict(found.skipped) == {"of responses that are there already": 2}
@@ -328,6 +354,8 @@ BROKEN: dict[str, tuple[str, dict[str, Any], str]] = {
         "open-instruct", open_instruct_row(logprobs=[-1.0] * 4), "logprobs has 4 entries for 3 response_tokens",
     ),
     "prime-rl with a mask too short": ("prime-rl", prime_rl_row(loss_mask=[True]), "loss_mask has 1 entries for 6"),
+    "prime-rl with too few losses": ("prime-rl", prime_rl_row(losses=[{}]), "losses has 1 entries for 6 token_ids"),
+    "prime-rl with losses of another shape": ("prime-rl", prime_rl_row(losses=[{"rl": 1.0}] * 6), "losses holds"),
     "prime-rl with a negative id": ("prime-rl", prime_rl_row(token_ids=[3, -4, 5, 6, 7, 1]), "the negative id -4"),
     "lm-eval with arguments as a list": ("lm-eval", lm_eval_row(arguments=[["a", {}]]), "arguments is list; expected"),
     "lm-eval with a response too many": ("lm-eval", lm_eval_row(resps=[["7"], ["8"]]), "resps has 2 entries for 1"),
