@@ -62,11 +62,19 @@ class Pair:
     prompts: Prompts | None = None
 
 
-def gather(pair: Pair, rollouts: Sequence[Rollout], options: CheckOptions, *, stage: Stage = silent) -> Evidence:
+def gather(
+    pair: Pair,
+    rollouts: Sequence[Rollout],
+    options: CheckOptions,
+    *,
+    stage: Stage = silent,
+    everything: Sequence[Rollout] = (),
+) -> Evidence:
     """The evidence on a pair of models. Nothing here holds on to the student once its states are on disk.
 
     Args:
         rollouts: a handful; text is encoded with the student's tokenizer.
+        everything: what it was taken from, for what only counts rollouts; empty: it is all there is.
 
     Raises:
         OpdProbeError: a model that cannot be loaded, or rollouts that cannot be encoded.
@@ -74,6 +82,7 @@ def gather(pair: Pair, rollouts: Sequence[Rollout], options: CheckOptions, *, st
     side, encoded, kept = _run_student(pair.student(), rollouts, options, stage)
     teacher = pair.teacher()
     found = _Gathering(side, teacher, encoded, kept, options, stage, pair.prompts).evidence()
+    found = replace(found, everything=everything)
     if not isinstance(teacher, ServedModel) or pair.weights is None or not found.states:
         return found
     model, readable = pair.weights(), without(encoded, found.left_out)

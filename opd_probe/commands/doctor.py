@@ -115,7 +115,8 @@ def doctor(
     if pair.prompts is not None:
         pair = replace(pair, prompts=[pair.prompts[place] for place in places])
     with memory_advice("checking"):
-        return examine(gather(pair, [given[place] for place in places], options, stage=lambda _: progress))
+        chosen = [given[place] for place in places]
+        return examine(gather(pair, chosen, options, stage=lambda _: progress, everything=given))
 
 
 def _check(options: CheckOptions, max_rollouts: int) -> None:
@@ -170,8 +171,10 @@ def check_runs(
             sampled=plan.source.kind == "prompts",
         )
         _check(options, max_rollouts)
-        rollouts = _rollouts(plan, files, pool, max_rollouts, progress)
-        rows += _rows(plan, weights, rollouts, options, pool, progress)
+        everything = _rollouts(plan, files, pool, max_rollouts, progress)
+        rows += _rows(
+            plan, weights, everything, handful(everything, max_rollouts, settings.seed), options, pool, progress
+        )
     several = len({(row["run"], row["teacher"]) for row in rows}) > 1
     columns = (*(("run", "step", "teacher") if several else ()), *COLUMNS)
     format = result_format(request, plans)
@@ -182,6 +185,7 @@ def check_runs(
 def _rows(
     plan: RunPlan,
     weights: str | None,
+    everything: Sequence[Rollout],
     rollouts: Sequence[Rollout],
     options: CheckOptions,
     pool: ModelPool,
@@ -198,7 +202,7 @@ def _rows(
         pair = _pair(plan, teacher, weights, pool, prompter.read(plan, checkpoint, teacher, rollouts))
         names = {"run": plan.run.name, "step": checkpoint.step, "teacher": teacher.name}
         with memory_advice("checking"):
-            findings = examine(gather(pair, rollouts, options, stage=stage))
+            findings = examine(gather(pair, rollouts, options, stage=stage, everything=everything))
         rows += [names | _row(finding) for finding in findings]
     return rows
 
@@ -246,10 +250,10 @@ def _pair(
 
 
 def _rollouts(plan: RunPlan, files: Files, pool: ModelPool, count: int, progress: Progress) -> list[Rollout]:
-    """A handful of the file's, or sampled from the student."""
+    """All of the file's, or a handful sampled from the student."""
     settings, (checkpoint,) = plan.settings, plan.run.checkpoints
     if plan.source.kind == "rollouts":
-        return handful(files.replayed(plan, checkpoint)[0], count, settings.seed)
+        return files.replayed(plan, checkpoint)[0]
     prompts = files.prompts(plan.source.path)
     prompts = prompts[: max(1, count // settings.num_rollouts)]
     settings = settings.model_copy(update={"num_rollouts": min(settings.num_rollouts, count)})
