@@ -31,6 +31,7 @@ from opd_probe.errors import InputError, OpdProbeError, OutOfMemoryError
 from opd_probe.models.loading import LoadedModel, eos_ids_of
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary
+from opd_probe.rollouts.chat import chat_variables
 from opd_probe.rollouts.encoding import encode_rollouts
 from opd_probe.rollouts.padding import special_ids_of, without_padding
 from opd_probe.rollouts.prompts import encode_messages
@@ -197,7 +198,12 @@ class _Gathering:
 
         def encode() -> dict[int, list[int]]:
             return {
-                i: encode_messages(place, messages_of(place, self.rollouts[i]), tokenizer)
+                i: encode_messages(
+                    place,
+                    messages_of(place, self.rollouts[i]),
+                    tokenizer,
+                    variables=chat_variables(place, self.rollouts[i].extra),
+                )
                 for i, place in places.items()
             }
 

@@ -23,7 +23,7 @@ from opd_probe.jobs.plan import RunPlan, Teacher, model_path, plan_runs, result_
 from opd_probe.jobs.pool import ModelPool
 from opd_probe.jobs.prompting import Prompter
 from opd_probe.jobs.replay import RolloutsSource, prompts_as_given, read_source
-from opd_probe.jobs.sampling import carrying, draw
+from opd_probe.jobs.sampling import draw
 from opd_probe.jobs.served import served_model
 from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.models.loading import LoadedModel, load_model
@@ -226,7 +226,7 @@ def _checkpoint(plan: RunPlan, files: Files) -> Checkpoint:
     """
     latest = plan.run.checkpoints[-1]
     if plan.source.kind == "prompts":
-        files.prompts(plan.source.path)
+        files.prompts(plan)
         return latest
     rollouts = files.rollouts(plan.source.path)
     steps = {rollout.step for rollout in rollouts}
@@ -254,15 +254,14 @@ def _rollouts(plan: RunPlan, files: Files, pool: ModelPool, count: int, progress
     settings, (checkpoint,) = plan.settings, plan.run.checkpoints
     if plan.source.kind == "rollouts":
         return files.replayed(plan, checkpoint)[0]
-    prompts = files.prompts(plan.source.path)
+    prompts = files.prompts(plan)
     prompts = prompts[: max(1, count // settings.num_rollouts)]
     settings = settings.model_copy(update={"num_rollouts": min(settings.num_rollouts, count)})
     student = pool.sampled_student(plan, checkpoint)
     try:
-        sampled = draw(student, pool.sampled_teachers(plan), checkpoint, prompts, settings, progress)
+        return draw(student, pool.sampled_teachers(plan), checkpoint, prompts, settings, progress)
     except InputError:  # what keeps a teacher from these states is a finding; the student may sample nevertheless
-        sampled = draw(pool.sampled_student(plan, checkpoint), [], checkpoint, prompts, settings, progress)
-    return carrying(sampled, prompts)
+        return draw(pool.sampled_student(plan, checkpoint), [], checkpoint, prompts, settings, progress)
 
 
 def _row(finding: Finding) -> dict[str, Any]:

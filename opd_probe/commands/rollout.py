@@ -6,7 +6,7 @@ from opd_probe.commands.result import Result
 from opd_probe.jobs.files import Files
 from opd_probe.jobs.plan import make_sampling_plan
 from opd_probe.jobs.pool import ModelPool
-from opd_probe.jobs.sampling import carrying, drafts_path, draw, named_by_step
+from opd_probe.jobs.sampling import drafts_path, draw, named_by_step
 from opd_probe.options.request import Request
 from opd_probe.progress import Progress
 from opd_probe.results.tables import json_row
@@ -26,7 +26,7 @@ def rollout(request: Request, progress: Progress) -> Result:
     """
     plan = make_sampling_plan(request)
     (run,) = plan.runs
-    prompts = Files(plan.runs).prompts(run.source.path)
+    prompts = Files(plan.runs).prompts(run)
     pool = ModelPool(progress)
     everything: list[Rollout] = []
     rows = []
@@ -34,8 +34,7 @@ def rollout(request: Request, progress: Progress) -> Result:
         # Of a teacher only its vocabulary and its positions matter here, so that none is loaded.
         teachers = [pool.teacher_outline(run, teacher.checkpoint) for teacher in run.teachers]
         student, drafts = pool.sampled_student(run, checkpoint), drafts_path(plan.out, checkpoint)
-        sampled = draw(student, teachers, checkpoint, prompts, run.settings, progress, drafts)
-        rollouts = carrying(sampled, prompts)
+        rollouts = draw(student, teachers, checkpoint, prompts, run.settings, progress, drafts)
         rows.append(
             json_row(
                 {

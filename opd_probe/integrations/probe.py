@@ -15,7 +15,7 @@ import yaml
 
 from opd_probe.curves import summarize
 from opd_probe.errors import InputError, warn
-from opd_probe.jobs.sampling import carrying, check_pair, draw, step_name
+from opd_probe.jobs.sampling import check_pair, draw, step_name
 from opd_probe.jobs.served import settings_for
 from opd_probe.jobs.tracing import TraceRequest
 from opd_probe.models.checkpoints import looks_like_hub_id
@@ -123,7 +123,7 @@ class Probe:
             given = encode_rollouts(list(self.rollouts), student.tokenizer, student.eos_ids)
             return drawn(given, settings.max_states, settings.seed)
         checkpoint = Checkpoint("", run=self.run, step=step)
-        sampled = carrying(draw(student, [teacher], checkpoint, self.prompts, settings, Silent()), self.prompts)
+        sampled = draw(student, [teacher], checkpoint, self.prompts, settings, Silent())
         path = self.trace_path(step)
         write_rollouts(self.out / "rollouts" / path.parents[1].name / path.name, sampled)
         return drawn(sampled, settings.max_states, settings.seed)

@@ -104,7 +104,7 @@ def _total(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _work(run: RunPlan, checkpoint: Checkpoint, files: Files) -> Work:
     if run.source.kind == "prompts":
         settings = run.settings
-        prompts = encode_prompts(files.prompts(run.source.path), tokenizer_of(checkpoint, run.tokenizer))
+        prompts = encode_prompts(files.prompts(run), tokenizer_of(checkpoint, run.tokenizer))
         sampled = len(prompts) * settings.num_rollouts * settings.max_new_tokens
         read = sum(len(prompt.ids or ()) for prompt in prompts) * settings.num_rollouts
         states = min(sampled, (settings.max_states or sampled) + settings.max_new_tokens - 1)
@@ -122,7 +122,7 @@ def _read_by(
     if teacher.prompt is None:
         return work.tokens
     if run.source.kind == "prompts":
-        lengths = prompter.lengths(run, checkpoint, teacher, files.prompts(run.source.path)) or []
+        lengths = prompter.lengths(run, checkpoint, teacher, files.prompts(run)) or []
         return work.responses + sum(lengths) * run.settings.num_rollouts
     made = prompter.read(run, checkpoint, teacher, files.replayed(run, checkpoint)[0])
     return work.responses + sum(map(len, made.ids if made else ()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ from opd_probe.models.hub import home_of
 from opd_probe.models.loading import eos_ids_of
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.models.weights import read_config, read_generation_config
+from opd_probe.rollouts.chat import thinking_variable, with_kwargs
 from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
 from opd_probe.rollouts.padding import SpecialIds, special_ids_of, without_padding
-from opd_probe.rollouts.prompts import read_prompts
+from opd_probe.rollouts.prompts import read_prompts, render_messages
 from opd_probe.rollouts.reading import read_rollout_set, remarks
 from opd_probe.rollouts.selection import check_steps, drawn, of_checkpoint, origin
 from opd_probe.rollouts.sources import source_named
 from opd_probe.types import Checkpoint, Prompt, Rollout, StateOrigin
+
+PROBE = ({"role": "user", "content": "1 + 1 = ?"},)
+"""What a template is asked with, whether it knows a variable."""
 
 
 class Files:
@@ -31,7 +36,8 @@ class Files:
         self._steps_are: dict[str, str] = {}
         self._prompts: dict[str, list[Prompt]] = {}
         self._special: dict[tuple[str | None, ...], SpecialIds] = {}
-        self._stripped: dict[tuple[str, int | None, SpecialIds], list[Rollout]] = {}
+        self._stripped: dict[tuple[str, str, int | None, SpecialIds], list[Rollout]] = {}
+        self._thinking: dict[tuple[str | None, ...], dict[str, bool]] = {}
 
     def check(self) -> None:
         """Read every file of the plan and match steps, so that a mistake shows before any model is loaded.
@@ -41,7 +47,7 @@ class Files:
         """
         for plan in self._plans:
             if plan.source.kind == "prompts":
-                self.prompts(plan.source.path)
+                self.prompts(plan)
                 continue
             for checkpoint in plan.run.checkpoints:
                 self.replayed(plan, checkpoint)
@@ -53,11 +59,41 @@ class Files:
             ):
                 warn(f"rollouts {plan.source.path}: {steps_are}")
 
-    def prompts(self, path: str) -> list[Prompt]:
-        """The prompts of a file."""
+    def prompts(self, plan: RunPlan) -> list[Prompt]:
+        """The prompts of a run's file, with the template variables that its options give them."""
+        path = plan.source.path
         if path not in self._prompts:
             self._prompts[path] = read_prompts(path)
-        return self._prompts[path]
+        prompts, variables = self._prompts[path], self._variables(plan)
+        if not variables:
+            return prompts
+        return [
+            prompt if prompt.messages is None else replace(prompt, extra=with_kwargs(prompt.extra, variables))
+            for prompt in prompts
+        ]
+
+    def _variables(self, plan: RunPlan) -> dict[str, Any]:
+        """Template variables by option: those that are named, and the thinking mode under the template's name for it.
+
+        Raises:
+            InputError: the student's template knows no thinking mode.
+        """
+        named, thinking = dict(plan.settings.template_kwargs or {}), plan.settings.thinking
+        first = plan.run.checkpoints[0]
+        if thinking is None:
+            return named
+        key = (first.path, first.revision, plan.tokenizer, thinking)
+        if key not in self._thinking:
+            tokenizer = tokenizer_of(first, plan.tokenizer)
+
+            def differs(name: str) -> bool:
+                one, other = (
+                    render_messages("--thinking", PROBE, tokenizer, variables={name: mode}) for mode in (True, False)
+                )
+                return one != other
+
+            self._thinking[key] = thinking_variable("--thinking", f"of {first.path}", thinking == "on", differs)
+        return named | self._thinking[key]
 
     def rollouts(self, path: str) -> list[Rollout]:
         """The rollouts of a file."""
@@ -74,6 +110,13 @@ class Files:
         path, settings = plan.source.path, plan.settings
         everything = self.rollouts(path)
         chosen = of_checkpoint(everything, checkpoint, plan.run.checkpoints, settings.step_offset, path)
+        if variables := self._variables(plan):
+            chosen = [
+                replace(rollout, extra=with_kwargs(rollout.extra, variables))
+                if rollout.extra.get("messages")
+                else rollout
+                for rollout in chosen
+            ]
         if any(rollout.token_source == "retokenized" for rollout in chosen):
             chosen = encode_rollouts(chosen, tokenizer_of(checkpoint, plan.tokenizer))
             warn_of_text(chosen, f"rollouts {path}")
@@ -91,7 +134,7 @@ class Files:
         student = (first.path, first.revision, plan.tokenizer)
         if student not in self._special:
             self._special[student] = special_ids_near(first, plan.tokenizer)
-        key = (path, rollouts[0].step, self._special[student])
+        key = (path, plan.run.name, rollouts[0].step, self._special[student])
         if key not in self._stripped:
             self._stripped[key] = without_padding(rollouts, self._special[student], f"rollouts {path}")
         return self._stripped[key]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opd_probe.errors import InputError, OpdProbeWarning
+from opd_probe.rollouts.chat import chat_variables, lost_words
 from opd_probe.rollouts.padding import special_ids_of, without_padding
-from opd_probe.rollouts.prompts import encode_messages, encode_text
+from opd_probe.rollouts.prompts import encode_text, render_messages, tell_of_lost_words, tell_of_turns
 from opd_probe.rollouts.restoring import Restored, Restorer
 from opd_probe.types import Rollout
 
@@ -80,12 +81,13 @@ class _Prompts:
         self._tokenizer = tokenizer
         self._restorer = Restorer(tokenizer)
         self._restored: dict[str, Restored | None] = {}
+        self._chats: list[Sequence[Mapping[str, Any]]] = []
+        self._lost: dict[str, list[str]] = {}
 
     def of(self, rollout: Rollout) -> tuple[list[int], dict[str, Any]]:
         """The ids, and the ``messages`` where the text turned out to be made of them."""
         if rollout.prompt is None:
-            messages = rollout.extra.get("messages") or ()
-            return encode_messages(f"rollout {rollout.id!r}", messages, self._tokenizer), {}
+            return self._of_messages(rollout), {}
         if rollout.extra.get("special_tokens") == STRIPPED["special_tokens"]:
             if rollout.prompt not in self._restored:
                 self._restored[rollout.prompt] = self._restorer.restore(rollout.prompt)
@@ -93,8 +95,19 @@ class _Prompts:
                 return restored.ids, {"messages": restored.messages}
         return encode_text(rollout.prompt, self._tokenizer), {}
 
+    def _of_messages(self, rollout: Rollout) -> list[int]:
+        place, messages = f"rollout {rollout.id!r}", rollout.extra.get("messages") or ()
+        text = render_messages(place, messages, self._tokenizer, variables=chat_variables(place, rollout.extra))
+        self._chats.append(messages)
+        self._lost[rollout.id] = lost_words(messages, text)
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
     def warn(self) -> None:
-        """Say how many prompts are read as they stand though they lack their special tokens."""
+        """Say how many prompts are read as they stand though they lack their special tokens, how many go on with a turn
+        of the assistant, and of how many the template left out words."""
+        tell_of_turns(self._chats, "rollouts: prompts")
+        tell_of_lost_words(self._lost, "rollouts")
         lost = sum(found is None for found in self._restored.values())
         if lost:
             warnings.warn(

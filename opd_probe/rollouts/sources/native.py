@@ -8,6 +8,7 @@ from typing import Any
 
 from opd_probe.errors import InputError
 from opd_probe.rollouts import fields
+from opd_probe.rollouts.chat import text_of
 from opd_probe.rollouts.prompts import check_messages
 from opd_probe.rollouts.sources.source import Source, Where
 from opd_probe.types import Rollout
@@ -87,8 +88,12 @@ def _text_row(place: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
     if "messages" in row:
         check_messages(place, row["messages"])
         messages = list(row["messages"])
-        if "response" not in row and messages[-1]["role"] == "assistant":
-            row = {**row, "response": messages[-1]["content"], "messages": messages[:-1]}
+        if messages[-1]["role"] == "assistant":
+            last = text_of(place, messages[-1])
+            if (
+                "response" not in row or row["response"] == last
+            ):  # else it is the beginning that the response goes on with
+                row = {**row, "response": last, "messages": messages[:-1]}
     if "response" not in row or not ("prompt" in row or row.get("messages")):
         raise InputError(
             f"{place}: no prompt_ids and response_ids; expected both, or prompt (or messages) and response as text"

@@ -4,8 +4,8 @@ Read in several versions of ``TokenExporter``; every list is aligned with ``toke
 response is not written: the response begins with the first token that is the student's, and what precedes it is the
 prompt. The loss mask is the union of all losses, and cross-entropy trains on text that the student did not write:
 another model's, a tool's. So the student's tokens are those of the loss mask that ``rl`` or ``ref_kl`` is taken over,
-as the versions say it: in weight streams (``rl_weights``, ``ref_kl_weights``), in ``losses`` with a mask per channel, or
-for a whole row in ``training_mode``. Where ``export_step`` is written it is the run's own step, and ``step`` the
+as the versions say it: in weight streams (``rl_weights``, ``ref_kl_weights``), in ``losses`` with a mask per channel,
+or for a whole row in ``training_mode``. Where ``export_step`` is written it is the run's own step, and ``step`` the
 trainer's, which counts for several runs. There is neither reward nor text.
 """
 
