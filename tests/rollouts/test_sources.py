@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -160,6 +161,59 @@ def test_trl(tmp_path: Path) -> None:
     assert [line.partition(": ")[2] for line in remarks(found)] == [
         "the samples of step 2 are those of the step before, trained on again"
     ]
+
+
+def test_trl_steps_with_an_evaluation_are_left_out(tmp_path: Path) -> None:
+    """Its samples stand in the file of the step, and in those of later steps until the next batch is sampled."""
+    folder = tmp_path / "run" / "completions"
+    folder.mkdir(parents=True)
+    batches = {1: "7", 2: "7", 3: "evaluated", 4: "evaluated", 5: "8"}
+    for step, text in batches.items():
+        rows = [trl_row(step=step, completion=[{"role": "assistant", "content": text}], prompt=[USER])] * 2
+        pd.DataFrame(rows).to_parquet(folder / f"completions_{step:05d}.parquet")
+    log = [{"step": 1, "loss": 1.0}, {"step": 3, "loss": 1.0}, {"step": 3, "eval_loss": 2.0}]
+    assert len(read_rollout_set([folder]).rollouts) == 10  # nothing says so yet
+    lines(tmp_path / "run" / "checkpoint-4" / "trainer_state.json", [{"global_step": 4, "log_history": log}])
+    found = read_rollout_set([folder])
+    assert sorted({rollout.step for rollout in found.rollouts}) == [1, 2, 5]
+    assert "left out 4 of 10 (4 of steps with an evaluation" in remarks(found)[0]
+    assert [r.step for r in read_rollout_set([folder / "completions_00005.parquet"]).rollouts] == [5, 5]
+    with pytest.raises(InputError, match="none left, out of 2 of steps with an evaluation"):
+        read_rollouts(folder / "completions_00003.parquet")
+
+
+def test_ms_swift_evaluates_among_its_training_and_repeats_its_last_line(tmp_path: Path) -> None:
+    tables = [swift_row(step=[str(n)] * 2, completion=[f"{n}", f"{n} {n}"]) for n in (1, 2, 3)]
+    file = lines(
+        tmp_path / "completions.jsonl", [*tables, swift_row(step=["2", "2"], completion=["e", "f"]), tables[-1]]
+    )
+    found = read_rollout_set([file])
+    assert (len(found.rollouts), dict(found.skipped)) == (8, {"of responses that are there already": 2})
+    log = [{"loss": 1.0, "global_step/max_steps": "2/3"}, {"eval_loss": 1.0, "global_step/max_steps": "2/3"}, {"a": 1}]
+    lines(tmp_path / "logging.jsonl", log)
+    found = read_rollout_set([file])
+    assert [rollout.step for rollout in found.rollouts] == [1, 1, 3, 3]
+    assert sum(found.skipped.values()) == 6
+    single = {"gen_step": 1, "prompt": "a", "completion": "b", "advantages": 1.0}
+    assert len(read_rollouts(lines(tmp_path / "rows" / "completions.jsonl", [single, single]))) == 2
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["pretrained=x,think_end_token=</think>,dtype=auto", {"think_end_token": "</think>"}, {"think_end_token": 9}],
+)
+def test_lm_eval_responses_whose_thinking_was_cut_off_are_no_rollouts(given: Any, tmp_path: Path) -> None:
+    file = WRITERS["lm-eval"](tmp_path)
+    (tmp_path / "results_2026-07-01T00-00-00.json").write_text(json.dumps({"config": {"model_args": given}}))
+    with pytest.raises(InputError, match=r"none left, out of 4 whose thinking lm-eval cut off \(think_end_token\)"):
+        read_rollouts(file)
+    plain = {"config": {"model_args": "pretrained=x,enable_thinking=True"}}
+    (tmp_path / "results_2026-08-01T00-00-00.json").write_text(json.dumps(plain))  # that of the file's own time
+    with pytest.warns(OpdProbeWarning, match="left out 2 of 4"):
+        assert len(read_rollouts(file)) == 2
+
+
+USER = {"role": "user", "content": "3 4"}
 
 
 def test_trl_text_of_the_distillation_trainer_has_lost_its_special_tokens(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 Read in its evaluator and ``EvaluationTracker``. A document has a line for each filter of its answers, with the same
 responses; the first is read. ``target`` is the reference answer, of GSM8K what follows ``####``. A metric is the score
-where the document has one response. Tasks of log-likelihoods sample nothing.
+where the document has one response. Tasks of log-likelihoods sample nothing. With
+``think_end_token`` the responses lack all that stands before it; ``results_{date}.json`` says so.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError
@@ -82,6 +84,24 @@ def _score(place: str, row: Mapping[str, Any]) -> float | None:
     return None if found is None else fields.number(place, row, found)
 
 
+def _without_thinking(path: Path) -> str | None:
+    """Whether the evaluation's results, of the same time where there are several, say that thinking was cut off."""
+    time = path.stem.rpartition("_")[2]
+    found = sorted(path.parent.glob("results_*.json"))
+    for file in [file for file in found if file.stem == f"results_{time}"] or found:
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))["config"]
+            given = config.get("model_args") or {}
+        except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError):
+            continue
+        if isinstance(given, str):
+            given = dict(pair.partition("=")[::2] for pair in given.split(","))
+        token = given.get("think_end_token") if isinstance(given, Mapping) else None
+        if token not in (None, "", "None"):
+            return "whose thinking lm-eval cut off (think_end_token), so that the context of the rest is not there"
+    return None
+
+
 SOURCE = Source(
     "lm-eval",
     "doc_id, arguments, resps",
@@ -89,4 +109,5 @@ SOURCE = Source(
     _rollouts,
     step_of=step_of_folder,
     same=lambda row: str(row["doc_id"]),
+    left_out=_without_thinking,
 )
