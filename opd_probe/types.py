@@ -65,7 +65,7 @@ class Rollout:
     Attributes:
         id: unique within its file.
         prompt_ids, response_ids: token ids.
-        prompt_id: groups the rollouts of one prompt (the unit of the bootstrap); None: derived from ``prompt_ids``.
+        prompt_id: groups the rollouts of one prompt (the unit of intervals); None: derived from ``prompt_ids``.
         response_mask: one 0/1 per response id; 1 where the student generated the token. None: all ones.
         step: the training step that it was sampled at.
         answer: the reference answer of the problem, as text; of several the first, and all are ``extra["answers"]``.

@@ -25,6 +25,21 @@ def random_pair(
     return student.astype(np.float32), teacher.astype(np.float32), tokens
 
 
+def confident_pair(states: int, vocabulary: int, *, seed: int = 0) -> tuple[Logits, Logits, NDArray[np.int64]]:
+    """As :func:`random_pair`, with one token that holds all but 1e-4 … 1e-8 of the student's mass, and nearly so of the
+    teacher's; at every second state it is the sampled one."""
+    student, teacher, tokens = random_pair(states, vocabulary, seed=seed, distance=0.3)
+    generator = np.random.default_rng(seed + 1)
+    top = generator.integers(0, vocabulary, states)
+    rests = np.logspace(-4, -8, states)
+    for logits, rest in ((student, rests), (teacher, rests * generator.uniform(0.5, 2.0, states))):
+        for row in range(states):
+            others = np.logaddexp.reduce(np.delete(logits[row].astype(np.float64), top[row]))
+            logits[row, top[row]] = others + np.log1p(-rest[row]) - np.log(rest[row])
+    tokens[::2] = top[::2]
+    return student, teacher, tokens
+
+
 def grouped_trace(
     rollouts: Sequence[Mapping[str, Any]],
     *,

@@ -10,7 +10,7 @@ import pytest
 
 import opd_probe
 from benchmarks import __main__ as suite
-from benchmarks import after_trace, gpu, lengths, noise, replay
+from benchmarks import after_trace, coverage, gpu, lengths, noise, replay
 from benchmarks.measuring import FIGURES
 from benchmarks.table import BEGIN, DOCS, END, as_markdown
 
@@ -52,6 +52,45 @@ def test_the_documentation_shows_what_was_measured_last() -> None:
     assert set(report["rows"]) == set(suite.BENCHMARKS)
     _, _, rest = DOCS.read_text().partition(BEGIN)
     assert rest.partition(END)[0].strip() == as_markdown(suite.in_order(report))
+
+
+class TestCoverage:
+    """The simulation of intervals; what they hold is tested beside them."""
+
+    def test_the_documentation_shows_what_was_found_last(self) -> None:
+        rows = json.loads(coverage.RESULTS.read_text())
+        names = {case.name for case in coverage.cases()}
+        assert names == {row["case"] for row in rows if row["kind"] != "AUROC"}
+        assert {row["method"] for row in rows} == set(coverage.METHODS)
+        text = coverage.DOCS.read_text()
+        for name, table in coverage.as_markdown(rows).items():
+            begin, end = coverage.MARKS[name]
+            assert text.partition(begin)[2].partition(end)[0].strip() == table
+
+    def test_what_was_found_last_is_what_is_found(self) -> None:
+        """The same draws, method by method."""
+        rows = json.loads(coverage.RESULTS.read_text())
+        (case,) = [case for case in coverage.cases() if case.name.startswith("demo at step 100, student_overlap_mass")]
+        kept = [row for row in rows if row["case"] == case.name and row["prompts"] == 10]
+        assert [row["method"] for row in kept] == list(coverage.METHODS)
+        assert coverage.measure(case, 10, 1_000, [coverage.OURS, "t"]) == [kept[0], kept[4]]
+
+    def test_the_command_keeps_its_figures_and_shows_them(self, tmp_path: Path) -> None:
+        kept, page = tmp_path / "figures.json", tmp_path / "page.md"
+        marks = "\n".join(f"{begin}\nold\n{end}" for begin, end in coverage.MARKS.values())
+        page.write_text(f"before\n{marks}\nafter\n")
+        kept.write_text(json.dumps(coverage.measure(coverage.of_lognormal(1), 10, 20, list(coverage.METHODS))))
+        coverage.main(["--show", "--json", str(kept), "--docs", str(page)])
+        assert "old" in page.read_text()
+        coverage.show_in(page, coverage.as_markdown(json.loads(kept.read_text())))
+        text = page.read_text()
+        assert "old" not in text
+        assert text.count("log-normal") == 1
+        assert text.startswith("before\n")
+        assert text.endswith("after\n")
+        page.write_text("no marks")
+        with pytest.raises(SystemExit, match="where the table goes"):
+            coverage.show_in(page, {"coverage": ""})
 
 
 def test_all_paths_see_the_same_divergence() -> None:

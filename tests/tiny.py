@@ -70,6 +70,23 @@ def tiny_model(
     return model.to(dtype).eval()
 
 
+def confident_pair(vocab_size: int = 64) -> tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]:
+    """A student, and a teacher near it, with logits so large that one token holds all but 1e-2 … 1e-8 at most states.
+
+    As a student does that has learnt its teacher, or any model inside what it knows by heart: what tells the two apart
+    lies in the small rest.
+    """
+    pair = tiny_model(vocab_size, seed=1), tiny_model(vocab_size, seed=1)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in pair[1].parameters():
+            if parameter.ndim > 1:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.03 * float(parameter.std()))
+        for model in pair:
+            model.model.norm.weight.mul_(3.5)
+    return pair
+
+
 def save_checkpoint(
     directory: Path,
     model: Qwen2ForCausalLM,

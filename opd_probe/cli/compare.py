@@ -21,7 +21,7 @@ def compare(
     out: options.Out = None,
     format: options.FormatOption = None,
 ) -> None:
-    """Paired differences B - A of every metric, with intervals from the same resampled prompts.
+    """Paired differences B - A of every metric, with intervals over the same prompts.
 
     Only prompts in both are compared. Two runs are compared step by step. Writes DIR/compare.csv, .pdf and .png.
 

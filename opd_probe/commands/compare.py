@@ -26,7 +26,7 @@ Pair = tuple[Measured, Measured]
 def compare(
     a: str, b: str, progress: Progress, *, options: Mapping[str, Any], out: str | None = None, format: str = "table"
 ) -> Result:
-    """Differences B − A of every metric on the same resampled prompts: ``compare.csv`` and a figure.
+    """Differences B − A of every metric over the same prompts: ``compare.csv`` and a figure.
 
     Args:
         a, b: a trace each, or a directory each with the traces of one run, which are paired by step.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from opd_probe.curves import diagnose, summarize
-from opd_probe.curves.bootstrap import Floats
+from opd_probe.curves.intervals import Floats
 from opd_probe.curves.tokens import (
     EXTREMES,
     OverlapChange,

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opd_probe.curves.bootstrap import Floats, Ints, Sums, cluster_codes, gather
+from opd_probe.curves.clusters import Sums, cluster_codes, gather, units_of
+from opd_probe.curves.intervals import Floats, Ints
 from opd_probe.errors import InputError
 from opd_probe.metrics import METRICS
 from opd_probe.metrics.view import TopView
@@ -107,22 +108,26 @@ class RolloutSums:
             arrays = [total, *((array > 0).astype(np.float64) for array in arrays[1:])]
 
         gathered = [gather(array, codes, n_clusters) for array in arrays]
-        return [Sums(*(array[:, group] for array in gathered)) for group in range(self.total.shape[1])]
+        units = units_of(self.count, codes, n_clusters)
+        total, count, plus, minus = gathered
+        return [
+            Sums(total[:, group], count[:, group], plus[:, group], minus[:, group], units[group])
+            for group in range(self.total.shape[1])
+        ]
 
     def rollout_means(self, quantity: int) -> Floats:
         """[n_rollouts]: the mean of one quantity over the states of each rollout, groups together; NaN over nothing."""
         arrays = (self.total, self.count, self.plus, self.minus)
-        sums = Sums(*(array[:, :, quantity].sum(1, keepdims=True) for array in arrays))
+        total, count, plus, minus = (array[:, :, quantity].sum(1) for array in arrays)
         with np.errstate(invalid="ignore", divide="ignore"):
-            means: Floats = sums.total / sums.count
-            means = means + np.where(sums.plus > 0, np.inf, 0.0) - np.where(sums.minus > 0, np.inf, 0.0)
-        return means[:, 0]
+            means: Floats = total / count
+            return means + np.where(plus > 0, np.inf, 0.0) - np.where(minus > 0, np.inf, 0.0)
 
 
 def clusters_of(trace: Trace) -> tuple[Ints, int]:
     """The cluster (prompt) of each rollout of a trace, and how many there are.
 
-    Prompts whose rollouts were all skipped are clusters too: traces of the same prompts then draw the same resamples.
+    Prompts whose rollouts were all skipped are clusters too, in which nothing is defined.
     """
     return cluster_codes(trace.rollouts.column("prompt_id").to_pylist())
 

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from opd_probe.curves.accumulate import RolloutSums, clusters_of
-from opd_probe.curves.bootstrap import RESAMPLES, Floats, Resampling, gather, statistic_intervals
+from opd_probe.curves.bootstrap import RESAMPLES
+from opd_probe.curves.clusters import gather, units_of
+from opd_probe.curves.intervals import Floats, ends, estimate
 from opd_probe.errors import InputError
 from opd_probe.metrics.divergence import sampled_reward
+from opd_probe.metrics.registry import UNIT_RANGES
 from opd_probe.metrics.states import BLOCK_STATES
 from opd_probe.metrics.view import TopView
 from opd_probe.trace import Trace
@@ -82,12 +85,18 @@ def _quantile(ordered: Floats, q: float) -> float:
     return float(low if low == high or np.isneginf(low) else low + (place % 1) * (high - low))
 
 
-def signal_by_depth(trace: Trace, *, bins: int = 20, seed: int = 0, resamples: int = RESAMPLES) -> pd.DataFrame:
+def signal_by_depth(
+    trace: Trace,
+    *,
+    bins: int = 20,
+    seed: int = 0,  # noqa: ARG001
+    resamples: int = RESAMPLES,
+) -> pd.DataFrame:
     """Where along the response the signal Σ|r| lies, cumulated over relative position (after arXiv 2602.15260).
 
     Args:
         bins: of equal width from 0 to 1; a state of position t in a response of T tokens lies at (t + ½) / T.
-        seed, resamples: of the bootstrap over prompts.
+        seed, resamples: as for :func:`opd_probe.summarize`.
 
     Returns:
         One row per bin: ``relative`` (its upper end), ``n_states``, ``signal_share`` (its part of Σ|r|, infinite r left
@@ -111,14 +120,17 @@ def signal_by_depth(trace: Trace, *, bins: int = 20, seed: int = 0, resamples: i
     codes, n_clusters = clusters_of(trace)
     signal = gather(sums.total.reshape(n_rollouts, bins), codes, n_clusters)
 
-    def cumulative(weights: Floats) -> Floats:
-        drawn = np.cumsum(weights @ signal, axis=1)
+    def cumulative(sums: Floats) -> Floats:
+        drawn = np.cumsum(sums, axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
             share: Floats = drawn / drawn[:, -1:]
         return share
 
     clusters = np.full(bins, int((signal.sum(1) > 0).sum()))
-    value, lo, hi = statistic_intervals(cumulative, clusters, n_clusters, Resampling(resamples, seed))
+    units = np.full(bins, units_of(sums.count.reshape(n_rollouts, bins).sum(1), codes, n_clusters))
+    units[-1] = np.inf  # all of it is all of it
+    shares = estimate((signal,), cumulative, clusters, units, [UNIT_RANGES["share"]] * bins)
+    value, lo, hi = ends(shares, resamples > 0)
     return pd.DataFrame(
         {
             "relative": np.arange(1, bins + 1) / bins,

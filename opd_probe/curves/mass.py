@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of, prompts_with_states
-from opd_probe.curves.bootstrap import RESAMPLES, Floats, Resampling, intervals, warn_few_prompts
+from opd_probe.curves.bootstrap import RESAMPLES
+from opd_probe.curves.intervals import Floats, ends, warn_few_prompts
+from opd_probe.metrics import METRICS
 from opd_probe.metrics.overlap import STUDENT, TEACHER, overlap_advantage
 from opd_probe.metrics.states import BLOCK_STATES, keep_freed_memory
 from opd_probe.metrics.view import TopView, running_sums, shared_ids
@@ -34,8 +36,17 @@ SMALL_MASS = 1e-100
 """Below it sums of probabilities lose terms to underflow, and logarithms of ratios of them their meaning."""
 
 
-def mass_curve(trace: Trace, *, average: str = "token", seed: int = 0, resamples: int = RESAMPLES) -> pd.DataFrame:
+def mass_curve(
+    trace: Trace,
+    *,
+    average: str = "token",
+    seed: int = 0,  # noqa: ARG001
+    resamples: int = RESAMPLES,
+) -> pd.DataFrame:
     """Cumulative and overlap mass of both models for every k = 1 … K of a trace.
+
+    Args:
+        average, seed, resamples: as for :func:`opd_probe.summarize`.
 
     Returns:
         One row per k: ``k`` and, for ``student_topk_mass``, ``teacher_topk_mass``, ``student_overlap_mass``,
@@ -56,7 +67,8 @@ def mass_curve(trace: Trace, *, average: str = "token", seed: int = 0, resamples
     codes, n_clusters = clusters_of(trace)
     if resamples:
         warn_few_prompts(prompts_with_states(trace))
-    mean, lo, hi = intervals(sums.clustered(codes, n_clusters, average)[0], Resampling(resamples, seed))
+    ranges = [METRICS[name].range for name in QUANTITIES for _ in range(depth)]
+    mean, lo, hi = ends(sums.clustered(codes, n_clusters, average)[0].estimate(ranges), resamples > 0)
     defined = sums.count[:, 0].sum(0)
     table: dict[str, Any] = {"k": np.arange(1, depth + 1)}
     for index, name in enumerate(QUANTITIES):

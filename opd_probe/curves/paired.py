@@ -10,17 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from opd_probe.curves.accumulate import RolloutSums, check_average
-from opd_probe.curves.bootstrap import (
-    RESAMPLES,
-    Floats,
-    Ints,
-    Resampling,
-    Statistic,
-    paired_difference,
-    statistic_intervals,
-    warn_few_prompts,
-)
-from opd_probe.curves.rollouts import ROLLOUT_QUANTITIES, auroc_statistic, rollout_sums, rollout_values
+from opd_probe.curves.bootstrap import RESAMPLES, Resampling, percentile_interval
+from opd_probe.curves.intervals import Estimate, Floats, Ints, difference, interval, warn_few_prompts
+from opd_probe.curves.rollouts import ROLLOUT_QUANTITIES, Auroc, rollout_sums, rollout_values
+from opd_probe.curves.tokens import same_states
 from opd_probe.curves.whole import whole_sums
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.metrics import METRICS, TRACE_METRICS
@@ -31,13 +24,6 @@ from opd_probe.trace import Trace
 if TYPE_CHECKING:
     import pandas as pd
 
-UNITS = {
-    "sequence_mean_reward": "nats",
-    "response_length": "tokens",
-    "truncation_rate": "share",
-    "accuracy": "share",
-    "reward_auroc": "AUROC",
-}
 _QUANTILES = {"median": 0.5, "p90": 0.9}
 
 
@@ -53,24 +39,25 @@ def compare(
 ) -> pd.DataFrame:
     """Paired differences b − a of every metric, over the prompts that both traces have.
 
-    Each resample draws prompts once and takes both traces' values on them, so that what prompts have in common cancels:
-    the interval of a difference is narrower than the two intervals beside each other suggest. A trace against itself
-    differs by exactly 0.
+    Each prompt is left out of both traces at once, so that what prompts have in common cancels: the interval of a
+    difference is narrower than the two intervals beside each other suggest. A trace against itself differs by
+    exactly 0.
 
     Args:
         a, b: two traces, such as two checkpoints, teachers or runs.
         k: the size of both top sets, at most the K of both traces.
         average: ``"token"``, means over all states, or ``"rollout"``, means over rollouts of their means.
-        seed, resamples: of the bootstrap; 0 resamples leave the intervals out.
+        seed, resamples: of the bootstrap of the quantiles of ``<side>_k_for_<share>``; 0 resamples leave all intervals
+            out.
         metrics: names from :data:`opd_probe.metrics.METRICS`; None for all of them, the quantities of whole traces
             and those of rollouts.
 
     Returns:
         One row per metric: ``metric``, ``unit``, ``k``, ``a``, ``b`` (values over the common prompts alone),
-        ``difference`` = b − a with ``difference_lo`` and ``difference_hi``, the 95 % percentile interval; ``n_a`` and
-        ``n_b`` (states or rollouts where it is defined), ``n_prompts``, and ``n_prompts_only_a`` and
-        ``n_prompts_only_b``, the prompts left out. ``<side>_k_for_<share>`` is compared by its median and its 90th
-        percentile. What is undefined or unknown in one of the two is NaN.
+        ``difference`` = b − a with ``difference_lo`` and ``difference_hi``, the 95 % interval; ``n_a`` and ``n_b``
+        (states or rollouts where it is defined), ``n_prompts``, and ``n_prompts_only_a`` and ``n_prompts_only_b``, the
+        prompts left out. ``<side>_k_for_<share>`` is compared by its median and its 90th percentile. What is undefined
+        or unknown in one of the two is NaN.
 
     Raises:
         InputError: no prompt is in both; or as :func:`opd_probe.summarize`.
@@ -86,28 +73,17 @@ def compare(
     sides = [_Side.of(trace, common, k, names, average, everything=metrics is None) for trace in (a, b)]
     if resamples:
         warn_few_prompts(len(common))
+    same_rollouts = same_states(a, b)
+    same = same_rollouts and np.array_equal(sides[0].reward, sides[1].reward, equal_nan=True)
     resampling = Resampling(resamples, seed)
     rows: list[dict[str, Any]] = []
     for first, second in zip(*(side.parts for side in sides), strict=True):
-        clusters = np.minimum(first.clusters, second.clusters)
-        statistic = paired_difference(first.statistic, second.statistic)
-        difference, lo, hi = statistic_intervals(statistic, clusters, len(common), resampling)
-        values = [part.statistic(np.ones((1, len(common))))[0] for part in (first, second)]
+        found = _differ(first, second, resampling, exact=same_rollouts if first.of_rollouts else same)
+        columns = ("a", "b", "difference", "difference_lo", "difference_hi")
         for index, (name, unit) in enumerate(first.names):
-            rows.append(
-                {
-                    "metric": name,
-                    "unit": unit,
-                    "k": k,
-                    "a": values[0][index],
-                    "b": values[1][index],
-                    "difference": difference[index],
-                    "difference_lo": lo[index],
-                    "difference_hi": hi[index],
-                    "n_a": int(first.defined[index]),
-                    "n_b": int(second.defined[index]),
-                }
-            )
+            row: dict[str, Any] = {"metric": name, "unit": unit, "k": k}
+            row |= {column: values[index] for column, values in zip(columns, found, strict=True)}
+            rows.append(row | {"n_a": int(first.defined[index]), "n_b": int(second.defined[index])})
     counts = {"n_prompts": len(common), "n_prompts_only_a": only[0], "n_prompts_only_b": only[1]}
     return pd.DataFrame(rows).assign(**counts)
 
@@ -155,19 +131,54 @@ def _prompt_lengths(trace: Trace) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Part:
-    """Metrics of one trace that share a statistic: (name, unit) each, in how many clusters and states they are."""
+    """Metrics of one trace that are computed together.
+
+    Attributes:
+        names: (name, unit) each. defined: [m], in how many states or rollouts they are.
+        source: their estimate or, where they are quantiles, the counts of tokens by prompt, [c, K + 2].
+        of_rollouts: whether they are known of the rollouts alone, whatever the teacher.
+    """
 
     names: list[tuple[str, str]]
-    statistic: Statistic
-    clusters: Ints
     defined: Floats
+    source: Estimate | Floats
+    of_rollouts: bool = False
+
+
+def _differ(first: _Part, second: _Part, resampling: Resampling, *, exact: bool) -> tuple[Floats, ...]:
+    """Both values, their difference and the ends of its interval, [m] each.
+
+    Args:
+        exact: the two are of the same data: a difference that is the same for all prompts is known.
+    """
+    if isinstance(first.source, Estimate) and isinstance(second.source, Estimate):
+        both = difference(first.source, second.source)
+        lo, hi = interval(both, exact=exact)
+        if not resampling.resamples:
+            lo, hi = np.full_like(lo, np.nan), np.full_like(hi, np.nan)
+        return first.source.value, second.source.value, both.value, lo, hi
+    histograms = [part.source for part in (first, second) if not isinstance(part.source, Estimate)]
+    ones = np.ones((1, len(histograms[0])))
+
+    def quantiles(histogram: Floats, weights: Floats) -> Floats:
+        return np.stack([histogram_quantile(weights @ histogram, q) for q in _QUANTILES.values()], axis=1)
+
+    def drawn(weights: Floats) -> Floats:
+        return quantiles(histograms[1], weights) - quantiles(histograms[0], weights)
+
+    lo, hi = percentile_interval(drawn, len(histograms[0]), resampling)
+    if min(int((histogram.sum(1) > 0).sum()) for histogram in histograms) < 2:  # one prompt alone says nothing
+        lo, hi = np.full_like(lo, np.nan), np.full_like(hi, np.nan)
+    values = [quantiles(histogram, ones)[0] for histogram in histograms]
+    return *values, drawn(ones)[0], lo, hi
 
 
 @dataclass(frozen=True)
 class _Side:
-    """One trace, reduced to what resampled prompts need."""
+    """One trace, reduced to what differences over prompts need; and the mean reward of each rollout."""
 
     parts: list[_Part]
+    reward: Floats
 
     @classmethod
     def of(
@@ -183,11 +194,10 @@ class _Side:
         sums, histograms = _read(trace, k, read, counted, codes, n)
         parts = [_mean_part(sums, means, codes, n, average)]
         parts += [_histogram_part(name, histograms[name]) for name in counted]
+        reward = sums.rollout_means(read.index("sampled_reward"))
         if everything:
-            reward = sums.rollout_means(read.index("sampled_reward"))
-            parts += [_whole_part(trace, codes, n), _rollout_part(trace, reward, codes, n)]
-            parts += [_auroc_part(trace, reward, codes)]
-        return cls(parts)
+            parts += [_whole_part(trace, codes, n), *_rollout_parts(trace, reward, codes, n)]
+        return cls(parts, reward)
 
 
 def _read(
@@ -211,19 +221,13 @@ def _mean_part(sums: RolloutSums, names: Sequence[str], codes: Ints, n: int, ave
     kept = sums.clustered(codes, n, average)[0].first(len(names))
     defined = sums.count[codes >= 0, 0, : len(names)].sum(0)
     labels = [(name, METRICS[name].unit) for name in names]
-    return _Part(labels, kept.means, (kept.count > 0).sum(0), defined)
+    return _Part(labels, defined, kept.estimate([METRICS[name].range for name in names]))
 
 
 def _histogram_part(name: str, histogram: Floats) -> _Part:
     """Median and 90th percentile of a count of tokens; NaN where they lie beyond the trace's K."""
-
-    def statistic(weights: Floats) -> Floats:
-        drawn = weights @ histogram
-        return np.stack([histogram_quantile(drawn, q) for q in _QUANTILES.values()], axis=1)
-
     labels = [(f"{name}_{kind}", METRICS[name].unit) for kind in _QUANTILES]
-    clusters = np.full(2, int((histogram.sum(1) > 0).sum()))
-    return _Part(labels, statistic, clusters, np.full(2, histogram[:, :-1].sum()))
+    return _Part(labels, np.full(2, histogram[:, :-1].sum()), histogram)
 
 
 def histogram_quantile(histograms: Floats, q: float) -> Floats:
@@ -237,18 +241,18 @@ def histogram_quantile(histograms: Floats, q: float) -> Floats:
 
 
 def _whole_part(trace: Trace, codes: Ints, n: int) -> _Part:
-    whole = whole_sums(trace, codes >= 0).clustered(codes, n)
+    whole = whole_sums(trace, codes >= 0)
     labels = [(name, metric.unit) for name, metric in TRACE_METRICS.items()]
-    return _Part(labels, whole.values, whole.clusters, whole.defined.sum(0))
+    return _Part(labels, whole.defined[codes >= 0].sum(0), whole.estimate(codes, n))
 
 
-def _rollout_part(trace: Trace, reward: Floats, codes: Ints, n: int) -> _Part:
+def _rollout_parts(trace: Trace, reward: Floats, codes: Ints, n: int) -> list[_Part]:
     inside = codes >= 0
     sums = rollout_sums(rollout_values(trace, reward)[inside], codes[inside], n)
-    labels = [(name, UNITS[name]) for name in ROLLOUT_QUANTITIES]
-    return _Part(labels, sums.means, (sums.count > 0).sum(0), sums.count.sum(0))
-
-
-def _auroc_part(trace: Trace, reward: Floats, codes: Ints) -> _Part:
-    statistic, clusters, known = auroc_statistic(reward, correctness(trace), codes)
-    return _Part([("reward_auroc", UNITS["reward_auroc"])], statistic, clusters, np.array([float(known)]))
+    labels = [(name, unit) for name, (unit, _) in ROLLOUT_QUANTITIES.items()]
+    ranges = [of for _, of in ROLLOUT_QUANTITIES.values()]
+    auroc = Auroc.of(reward, correctness(trace), codes, n)
+    return [
+        _Part(labels, sums.count.sum(0), sums.estimate(ranges), of_rollouts=True),
+        _Part([("reward_auroc", "AUROC")], np.array([float(auroc.known)]), auroc.estimate),
+    ]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of, prompts_with_states
-from opd_probe.curves.bootstrap import RESAMPLES, Resampling, intervals, warn_few_prompts
+from opd_probe.curves.bootstrap import RESAMPLES
+from opd_probe.curves.intervals import ends, warn_few_prompts
 from opd_probe.errors import InputError
 from opd_probe.metrics import METRICS
 from opd_probe.metrics.states import check_k, metric_blocks, metric_names
@@ -25,7 +26,7 @@ def position_curve(
     bins: int = 20,
     metrics: Sequence[str] | None = None,
     average: str = "token",
-    seed: int = 0,
+    seed: int = 0,  # noqa: ARG001
     resamples: int = RESAMPLES,
 ) -> pd.DataFrame:
     """Means of metrics by position in the response.
@@ -66,7 +67,7 @@ def position_curve(
         n_states = places.count[:, index, 0].sum()
         if n_states == 0:
             continue
-        mean, lo, hi = intervals(group, Resampling(resamples, seed))
+        mean, lo, hi = ends(group.estimate([METRICS[name].range for name in names]), resamples > 0)
         row: dict[str, float] = {
             "position_lo": index * width,
             "position_hi": min((index + 1) * width - 1, last),

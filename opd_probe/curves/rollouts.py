@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from opd_probe.curves.auroc import weighted_auroc
-from opd_probe.curves.bootstrap import Floats, Ints, Resampling, Statistic, Sums, gather, intervals, statistic_intervals
+from opd_probe.curves.auroc import left_out_auroc
+from opd_probe.curves.clusters import Sums, gather, units_of
+from opd_probe.curves.intervals import Estimate, Floats, Ints, ends, of_left_out
+from opd_probe.errors import OpdProbeWarning
 from opd_probe.metrics.context import correctness
+from opd_probe.metrics.registry import REAL, UNIT_RANGES, Range
 from opd_probe.trace import Trace
 
-ROLLOUT_QUANTITIES = ("sequence_mean_reward", "response_length", "truncation_rate", "accuracy")
+ROLLOUT_QUANTITIES: dict[str, tuple[str, Range]] = {
+    "sequence_mean_reward": ("nats", REAL),
+    "response_length": ("tokens", UNIT_RANGES["tokens"]),
+    "truncation_rate": ("share", UNIT_RANGES["share"]),
+    "accuracy": ("share", UNIT_RANGES["share"]),
+}
+"""The unit and the range of each, by name."""
+
+FEW_OF_A_CLASS = 10
+"""Below this many prompts with a right rollout, or with a wrong one, an AUROC is warned about; below two it is none."""
 
 
 def rollout_values(trace: Trace, mean_reward: Floats) -> Floats:
@@ -27,45 +42,69 @@ def rollout_values(trace: Trace, mean_reward: Floats) -> Floats:
 
 
 def summarise_rollouts(
-    values: Floats, used: NDArray[np.bool_], codes: Ints, n_clusters: int, resampling: Resampling
+    values: Floats, used: NDArray[np.bool_], codes: Ints, n_clusters: int, *, intervals: bool
 ) -> dict[str, float]:
     """Means over rollouts that have states, with intervals over prompts, and the AUROC of the mean reward."""
     values, codes = values[used], codes[used]
-    defined = ~np.isnan(values)
-    mean, lo, hi = intervals(rollout_sums(values, codes, n_clusters), resampling)
+    means = rollout_sums(values, codes, n_clusters).estimate([of for _, of in ROLLOUT_QUANTITIES.values()])
     row: dict[str, float] = {}
-    for index, name in enumerate(ROLLOUT_QUANTITIES):
-        row |= {name: mean[index], f"{name}_lo": lo[index], f"{name}_hi": hi[index]}
-        row[f"{name}_n"] = int(defined[:, index].sum())
-    statistic, clusters, known = auroc_statistic(values[:, 0], values[:, 3], codes)
-    area, lo, hi = statistic_intervals(statistic, clusters, n_clusters, resampling)
-    row |= {"reward_auroc": float(area[0]), "reward_auroc_lo": float(lo[0]), "reward_auroc_hi": float(hi[0])}
-    return row | {"reward_auroc_n": known}
+    for index, (name, value, lo, hi) in enumerate(zip(ROLLOUT_QUANTITIES, *ends(means, intervals), strict=True)):
+        row |= {name: value, f"{name}_lo": lo, f"{name}_hi": hi}
+        row[f"{name}_n"] = int((~np.isnan(values[:, index])).sum())
+    auroc = Auroc.of(values[:, 0], values[:, 3], codes, n_clusters)
+    if intervals:
+        auroc.warn_few()
+    value, lo, hi = (float(end[0]) for end in ends(auroc.estimate, intervals))
+    return row | {"reward_auroc": value, "reward_auroc_lo": lo, "reward_auroc_hi": hi, "reward_auroc_n": auroc.known}
 
 
 def rollout_sums(values: Floats, codes: Ints, n_clusters: int) -> Sums:
     """Sums of rollout quantities [r, m] over clusters; NaN is left out."""
     finite = np.where(np.isfinite(values), values, 0.0)
-    arrays = (finite, ~np.isnan(values), values == np.inf, values == -np.inf)
-    return Sums(*(gather(array, codes, n_clusters) for array in arrays))
+    known = ~np.isnan(values)
+    arrays = (finite, known, values == np.inf, values == -np.inf)
+    total, count, plus, minus = (gather(array, codes, n_clusters) for array in arrays)
+    return Sums(total, count, plus, minus, units_of(known.astype(np.float64), codes, n_clusters))
 
 
-def auroc_statistic(reward: Floats, correct: Floats, codes: Ints) -> tuple[Statistic, Ints, int]:
-    """The AUROC of the mean reward, to be recomputed on resampled clusters.
+@dataclass(frozen=True)
+class Auroc:
+    """The AUROC of the mean reward; NaN where one class alone is known, or a class in one prompt alone.
 
-    Args:
-        reward, correct: [r], NaN where unknown. codes: [r], the cluster of each rollout; −1 leaves it out.
-
-    Returns:
-        The statistic (weights of clusters [b, c] in, [b, 1] out; NaN with one class only), the number of clusters in
-        which it is defined, [1], and the number of rollouts that count.
+    Attributes:
+        estimate: of the one quantity.
+        known: rollouts that count.
+        prompts: the prompts that have a right rollout, and those that have a wrong one.
     """
-    known = (codes >= 0) & ~np.isnan(reward) & ~np.isnan(correct)
-    scores, positive, where = reward[known], correct[known] > 0, codes[known]
 
-    def statistic(weights: Floats) -> Floats:
-        if not len(scores):
-            return np.full((len(weights), 1), np.nan)
-        return weighted_auroc(scores, positive, weights[:, where])[:, None]
+    estimate: Estimate
+    known: int
+    prompts: tuple[int, int]
 
-    return statistic, np.array([len(np.unique(where))]), int(known.sum())
+    @classmethod
+    def of(cls, reward: Floats, correct: Floats, codes: Ints, n_clusters: int) -> Auroc:
+        """From [r] values by rollout, NaN where unknown, and the cluster of each rollout; −1 leaves it out."""
+        known = (codes >= 0) & ~np.isnan(reward) & ~np.isnan(correct)
+        scores, right, where = reward[known], correct[known] > 0, codes[known]
+        area, left_out = left_out_auroc(scores, right, where, n_clusters)
+        prompts = len(np.unique(where[right])), len(np.unique(where[~right]))
+        value = np.array([area if min(prompts) > 1 else np.nan])
+        clusters, units = np.array([len(np.unique(where))]), np.array([float(min(prompts))])
+        return cls(
+            of_left_out(value, value, left_out[:, None], clusters, units, [UNIT_RANGES["share"]]),
+            int(known.sum()),
+            prompts,
+        )
+
+    def warn_few(self) -> None:
+        """Say that the AUROC rests on few prompts of a class, or that there is none for want of them."""
+        few = min(self.prompts)
+        if not 0 < few < FEW_OF_A_CLASS:
+            return
+        what = f"{few} prompt{'s' if few > 1 else ''} with a {'right' if few == self.prompts[0] else 'wrong'} rollout"
+        rough = f"its intervals resample prompts and are rough below {FEW_OF_A_CLASS} of each class"
+        warnings.warn(
+            f"reward_auroc: {what}: {rough if few > 1 else 'no AUROC below 2 of each class'}",
+            OpdProbeWarning,
+            stacklevel=4,
+        )

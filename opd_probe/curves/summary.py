@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of, prompts_with_states
-from opd_probe.curves.bootstrap import RESAMPLES, Floats, Ints, Resampling, intervals, warn_few_prompts
+from opd_probe.curves.bootstrap import RESAMPLES
+from opd_probe.curves.intervals import Floats, Ints, ends, warn_few_prompts
 from opd_probe.curves.rollouts import rollout_values, summarise_rollouts
 from opd_probe.metrics import METRICS
 from opd_probe.metrics.states import check_k, metric_blocks, metric_names
@@ -20,18 +21,19 @@ def summarize(
     k: int = 16,
     *,
     average: str = "token",
-    seed: int = 0,
+    seed: int = 0,  # noqa: ARG001
     resamples: int = RESAMPLES,
     metrics: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Means over the states of a trace, with 95 % intervals that resample prompts.
+    """Means over the states of a trace, with 95 % intervals over prompts (:mod:`opd_probe.curves.intervals`).
 
     Args:
         trace: what a replay or :func:`opd_probe.read_trace` gave; read once, block by block.
         k: the size of both top sets, at most the K of the trace.
         average: ``"token"``, the mean over all states, or ``"rollout"``, the mean over rollouts of their means.
-        seed: of the bootstrap.
-        resamples: of the bootstrap; 0 leaves the intervals out.
+        seed: changes nothing: each prompt is left out once, and nothing is drawn. Only the quantiles in
+            :func:`opd_probe.compare` draw.
+        resamples: 0 leaves the intervals out; any other number says nothing here.
         metrics: names from :data:`opd_probe.metrics.METRICS`; None for all.
 
     Returns:
@@ -67,8 +69,8 @@ def summarize(
     used = np.diff(trace.rollout_offsets) > 0
     if resamples:
         warn_few_prompts(n_prompts)
-    resampling = Resampling(resamples, seed)
-    mean, lo, hi = intervals(sums.clustered(codes, n_clusters, average)[0], resampling)
+    ranges = [METRICS[name].range for name in (*means, *internal)]
+    mean, lo, hi = ends(sums.clustered(codes, n_clusters, average)[0].estimate(ranges), resamples > 0)
     reward_at = [*means, *internal].index("sampled_reward")
     row: dict[str, Any] = {
         "k": k,
@@ -86,7 +88,7 @@ def summarize(
     for name in counted:
         row |= _quantiles(name, histograms[name])
     by_rollout = rollout_values(trace, sums.rollout_means(reward_at))
-    return row | summarise_rollouts(by_rollout, used, codes, n_clusters, resampling)
+    return row | summarise_rollouts(by_rollout, used, codes, n_clusters, intervals=resamples > 0)
 
 
 def _histogram(values: Floats, depth: int) -> Ints:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opd_probe.curves.accumulate import RolloutSums
-from opd_probe.curves.bootstrap import Floats, Ints
+from opd_probe.curves.intervals import Floats, Ints
 from opd_probe.metrics import METRICS
 from opd_probe.metrics.states import BLOCK_STATES, check_k
 from opd_probe.metrics.view import TopView

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of, prompts_with_states
-from opd_probe.curves.bootstrap import RESAMPLES, Floats, Resampling, Sums, gather, intervals, warn_few_prompts
+from opd_probe.curves.bootstrap import RESAMPLES
+from opd_probe.curves.clusters import Sums, gather, units_of
+from opd_probe.curves.intervals import Floats, ends, warn_few_prompts
 from opd_probe.metrics.states import BLOCK_STATES, check_k, keep_freed_memory
 from opd_probe.metrics.variants import CHUNK, Variant, parse_variant
 from opd_probe.metrics.view import TopView
@@ -24,7 +26,7 @@ def summarize_variant(
     k: int = 16,
     *,
     average: str = "token",
-    seed: int = 0,
+    seed: int = 0,  # noqa: ARG001
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """What a peer would have logged of the states of a trace, so that its curves can be matched.
@@ -57,11 +59,11 @@ def summarize_variant(
         "n_rollouts": int((np.diff(trace.rollout_offsets) > 0).sum()),
         "n_states": trace.n_states,
     }
-    row |= sums.row("", slice(None), average, Resampling(resamples, seed))
+    row |= sums.row("", slice(None), average, resamples > 0)
     if chosen.chunked:
         for chunk in range(sums.n_chunks):
             name = f"_chunk_{chunk * CHUNK}_{min((chunk + 1) * CHUNK, sums.length)}"
-            row |= sums.row(name, slice(chunk, chunk + 1), average, Resampling(resamples, seed))
+            row |= sums.row(name, slice(chunk, chunk + 1), average, resamples > 0)
     return row
 
 
@@ -111,19 +113,21 @@ class _Weighted:
         before = self.extremes.get(name, new)
         self.extremes[name] = before if math.isnan(before) else pick(before, new)
 
-    def row(self, suffix: str, chunks: slice, average: str, resampling: Resampling) -> dict[str, float]:
+    def row(self, suffix: str, chunks: slice, average: str, intervals: bool) -> dict[str, float]:
         """The quantities over some chunks; those without any state there are left out of a chunk."""
         sums = self.numerators
         total, plus, minus = (array[:, chunks].sum(1) for array in (sums.total, sums.plus, sums.minus))
         weight = self.weights.total[:, chunks].sum(1)
         counts = weight.sum(0)
+        codes, n_clusters = clusters_of(self.trace)
+        units = units_of(weight, codes, n_clusters)
         if average == "rollout":
             with np.errstate(invalid="ignore", divide="ignore"):
                 total = np.where(weight > 0, total / weight, total)  # 0, or NaN
             weight, plus, minus = ((array > 0).astype(np.float64) for array in (weight, plus, minus))
-        codes, n_clusters = clusters_of(self.trace)
-        gathered = Sums(*(gather(array, codes, n_clusters) for array in (total, weight, plus, minus)))
-        mean, lo, hi = intervals(gathered, resampling)
+        total, weight, plus, minus = (gather(array, codes, n_clusters) for array in (total, weight, plus, minus))
+        gathered = Sums(total, weight, plus, minus, units)
+        mean, lo, hi = ends(gathered.estimate([one.range for one in self.variant.quantities]), intervals)
         row: dict[str, float] = {}
         for column, one in enumerate(self.variant.quantities):
             name = f"{one.name}{suffix}"

@@ -10,14 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opd_probe.curves.accumulate import RolloutSums, clusters_of, stack
-from opd_probe.curves.bootstrap import (
-    RESAMPLES,
-    Floats,
-    Ints,
-    Resampling,
-    gather,
-    statistic_intervals,
-)
+from opd_probe.curves.bootstrap import RESAMPLES
+from opd_probe.curves.clusters import gather, units_of
+from opd_probe.curves.intervals import Estimate, Floats, Ints, ends, estimate
 from opd_probe.metrics import METRICS
 from opd_probe.metrics.context import context_columns, correctness
 from opd_probe.metrics.states import BLOCK_STATES
@@ -28,14 +23,19 @@ from opd_probe.trace import Trace
 Used = NDArray[np.bool_]
 
 
-def diagnose(trace: Trace, *, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Every quantity of a whole trace, with 95 % intervals that resample prompts.
+def diagnose(
+    trace: Trace,
+    *,
+    seed: int = 0,  # noqa: ARG001
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Every quantity of a whole trace, with 95 % intervals over prompts.
 
     Args:
         trace: read a few times, block by block, without its top lists; beside a block, one float32 column of it is in
             memory at a time.
-        seed, resamples: of the bootstrap; 0 resamples leave the intervals out. Percentiles that a definition refers to
-            are those of the trace and are not resampled.
+        seed, resamples: as for :func:`opd_probe.summarize`. Percentiles that a definition refers to are those of the
+            trace, whichever prompt is left out.
 
     Returns:
         For each of :data:`opd_probe.metrics.whole.TRACE_METRICS` ``<name>``, ``<name>_lo``, ``<name>_hi`` and
@@ -45,41 +45,13 @@ def diagnose(trace: Trace, *, seed: int = 0, resamples: int = RESAMPLES) -> dict
     used = np.diff(trace.rollout_offsets) > 0
     sums = whole_sums(trace, used)
     codes, n_clusters = clusters_of(trace)
-    whole = sums.clustered(codes, n_clusters)
-    mean, lo, hi = statistic_intervals(whole.values, whole.clusters, n_clusters, Resampling(resamples, seed))
+    mean, lo, hi = ends(sums.estimate(codes, n_clusters), resamples > 0)
     row: dict[str, Any] = {"forking_entropy": sums.cuts[Cut("student_entropy", FORKING)]}
     for index, metric in enumerate(sums.metrics):
         name = metric.name
         row |= {name: float(mean[index]), f"{name}_lo": float(lo[index]), f"{name}_hi": float(hi[index])}
         row[f"{name}_n"] = int(sums.defined[:, index].sum())
     return row
-
-
-@dataclass(frozen=True)
-class WholeStatistic:
-    """Sums of terms over c clusters, from which every quantity can be recomputed on resampled clusters.
-
-    Attributes:
-        totals: for each metric [c, s].
-        defined: [c, m], states or rollouts where it is defined.
-    """
-
-    metrics: Sequence[TraceMetric]
-    totals: Sequence[Floats]
-    defined: Floats
-
-    def values(self, weights: Floats) -> Floats:
-        """[b, m] under cluster weights [b, c]."""
-        columns = [
-            metric.combine(*(weights @ total).T) for metric, total in zip(self.metrics, self.totals, strict=True)
-        ]
-        return np.stack(columns, axis=1)
-
-    @property
-    def clusters(self) -> Ints:
-        """[m], the number of clusters in which each is defined."""
-        found: Ints = (self.defined > 0).sum(0)
-        return found
 
 
 @dataclass(frozen=True)
@@ -91,10 +63,18 @@ class WholeSums:
     defined: Floats
     cuts: Mapping[Cut, float]
 
-    def clustered(self, codes: Ints, n_clusters: int) -> WholeStatistic:
-        """The sums over clusters of rollouts; a rollout of code −1 is left out."""
-        totals = [gather(total, codes, n_clusters) for total in self.totals]
-        return WholeStatistic(self.metrics, totals, gather(self.defined, codes, n_clusters))
+    def estimate(self, codes: Ints, n_clusters: int) -> Estimate:
+        """Every quantity, over clusters of rollouts; a rollout of code −1 is left out."""
+        borders = np.cumsum([metric.n_terms for metric in self.metrics])[:-1]
+
+        def combine(sums: Floats) -> Floats:
+            parts = zip(self.metrics, np.split(sums, borders, axis=1), strict=True)
+            return np.stack([metric.combine(*part.T) for metric, part in parts], axis=1)
+
+        terms = gather(np.concatenate(list(self.totals), axis=1), codes, n_clusters)
+        clusters = (gather(self.defined, codes, n_clusters) > 0).sum(0)
+        units = units_of(self.defined, codes, n_clusters)
+        return estimate((terms,), combine, clusters, units, [metric.range for metric in self.metrics])
 
 
 def whole_sums(trace: Trace, used: Used) -> WholeSums:

@@ -151,6 +151,8 @@ def replay_teachers(
     Raises:
         OpdProbeError: bad input, in one line.
     """
+    if not isinstance(teachers, Mapping):
+        raise InputError(f"teachers of type {type(teachers).__name__}: expected a mapping of names to models")
     if not teachers:
         raise InputError("teachers: empty; expected at least one model, by name")
     unknown = [name for name in teacher_prompts or {} if name not in teachers]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.engine.provenance import software
+from opd_probe.engine.provenance import float32_precision, reduced_matmul_precision, software
 from opd_probe.engine.replay import Progress, Replay
 from opd_probe.engine.sequences import skip_reason
 from opd_probe.engine.served import ServedReplay
@@ -73,6 +73,8 @@ class TraceRequest:
             "teacher prompts": None if self.teacher_prompts is None else self.teacher_prompts.sha256,
             "temperature": settings.temperature,
             "dtype": settings.dtype,
+            # A trace that does not say was made with torch's default, as far as anyone knows: that is None too.
+            "matmul precision": reduced_matmul_precision(),
             "allow_special_mismatch": settings.allow_special_mismatch,
         }
 
@@ -273,6 +275,7 @@ class _Job:
             "teacher_prompt": None if self.teacher_prompts is None else dict(self.teacher_prompts.made),
             "labels": {"states": "unknown", **labels},
             "fingerprint": dict(fingerprint),
+            "float32_precision": float32_precision(),
             "software": software(),
         }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from opd_probe.metrics.overlap import IDS, STUDENT, TEACHER
-from opd_probe.metrics.registry import register, register_stored
+from opd_probe.metrics.registry import REAL, register, register_stored
 from opd_probe.metrics.view import Bools, Floats, TopView, renormalised_kl
 
 
@@ -20,6 +22,7 @@ register_stored(
     unit="nats",
     source="Eq. 4",
     definition="Jensen-Shannon divergence over the full shared vocabulary; null unless the replay was asked for it",
+    range=(0.0, math.log(2.0)),
 )
 
 
@@ -29,6 +32,7 @@ register_stored(
     source="Eq. 3",
     definition="log q(ŷ) − log p(ŷ) of the sampled token; null when it lies outside the shared vocabulary",
     needs=("student_logprob", "teacher_logprob"),
+    range=REAL,
     depends_on_k=False,
 )
 def sampled_reward(view: TopView) -> Floats:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from opd_probe.metrics.registry import register
@@ -28,6 +30,7 @@ def overlap_ratio(view: TopView) -> Floats:
     source="Eq. 7",
     definition="mean over the overlap O of p̄ (log q̄ − log p̄), both renormalised on O: −KL(p̄ ‖ q̄) / |O|",
     needs=IDS + STUDENT,
+    range=(-math.inf, 0.0),
     trivial_at_one=True,
 )
 def overlap_advantage(view: TopView) -> Floats:
@@ -63,6 +66,7 @@ def teacher_overlap_mass(view: TopView) -> Floats:
     source="Fig. 19",
     definition="p(v*) − q(v*) at the overlap token v* with the largest |p̄ (log q̄ − log p̄)|; ties to the lower id",
     needs=IDS + STUDENT,
+    range=(-1.0, 1.0),
 )
 def extreme_advantage_gap(view: TopView) -> Floats:
     log_p, log_q, overlap = view.student_logprobs, view.teacher_logprobs_on_student, view.in_overlap

@@ -167,7 +167,7 @@ def renormalised_kl(log_p: Floats, log_q: Floats, support: Bools | None = None) 
     """KL(p̄ ‖ q̄) with both distributions renormalised on a support, in nats: [n].
 
     NaN where the support is empty, a probability on it is unknown (NaN), or one side has no mass there; +inf
-    where p̄ > 0 and q̄ = 0. Not clamped: rounding can leave −1e-16 where both agree.
+    where p̄ > 0 and q̄ = 0. What rounding leaves below 0, about −1e-16, is 0.
 
     Args:
         log_p, log_q: [n, m] log-probabilities, not renormalised.
@@ -184,7 +184,7 @@ def _kl(log_p: Floats, log_q: Floats, of_p: tuple[Floats, Floats], of_q: tuple[F
         if not np.isfinite(terms).all():
             terms[p == 0] = 0.0  # 0 log 0 = 0, whatever q is
         kl: Floats = terms.sum(1) / p.sum(1) - (log_zp - of_q[1])
-    return kl
+        return np.maximum(kl, 0.0) + 0.0  # NaN stays; −0.0 + 0.0 is 0.0
 
 
 def _partition(logs: Floats, support: Bools | None) -> tuple[Floats, Floats]:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from opd_probe.metrics.registry import METRICS
+from opd_probe.metrics.registry import METRICS, REAL, UNIT_RANGES, Range
 from opd_probe.metrics.view import Bools, Floats, TopView
 
 FORKING = 0.8
@@ -44,6 +44,7 @@ class TraceMetric:
         context: names of :data:`opd_probe.metrics.context.CONTEXT`.
         terms: ``n_terms`` arrays [n]; NaN in the first leaves the state (or rollout) out of all of them.
         combine: the sums of the terms, each [...], in; the value [...] out.
+        declared_range: what the value lies in; None: what the unit says.
     """
 
     name: str
@@ -57,6 +58,12 @@ class TraceMetric:
     context: tuple[str, ...] = ()
     level: Literal["state", "rollout"] = "state"
     n_terms: int = 2
+    declared_range: Range | None = None
+
+    @property
+    def range(self) -> Range:
+        """What the value lies in."""
+        return self.declared_range or UNIT_RANGES[self.unit]
 
 
 TRACE_METRICS: dict[str, TraceMetric] = {}
@@ -137,6 +144,7 @@ _enter(
         lambda special, n, other, m: ratio(special, n) - ratio(other, m),
         context=("special",),
         n_terms=4,
+        declared_range=REAL,
     )
 )
 

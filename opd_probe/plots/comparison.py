@@ -138,7 +138,7 @@ def _value(row: pd.Series) -> str:
 def _note(table: pd.DataFrame, missing: Sequence[str], drawn: Sequence[str]) -> str:
     prompts = sorted({int(n) for n in numbers(table, "n_prompts") if np.isfinite(n)})
     count = f" ({prompts[0]}{f'-{prompts[-1]}' if len(prompts) > 1 else ''} prompts in both)" if prompts else ""
-    note = f"Bars: 95 % bootstrap interval of the difference, the same prompts resampled on both sides{count}."
+    note = f"Bars: 95 % interval of the difference, the same prompts on both sides{count}."
     note += " Filled: the interval leaves 0 out."
     note += f" In figures: {drawn[-1]}." if len(drawn) > 1 else ""
     return note + (f" Unknown or undefined on a side: {', '.join(missing)}." if missing else "")

@@ -77,4 +77,4 @@ def _note(bars: list[Bar], series: list[Series]) -> str:
     several = any(one.seeds for one in series) or any(len(split_seeds(bar.rows)) > 1 for bar in bars)
     if several:
         return "Dots and thin lines: seeds; bars and thick lines: their mean."
-    return "Lines on bars and bands: 95 % bootstrap interval over prompts."
+    return "Lines on bars and bands: 95 % interval over prompts."

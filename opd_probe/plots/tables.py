@@ -133,4 +133,4 @@ def interval_note(table: pd.DataFrame, metrics: Iterable[str], mark: str = "Band
     counts = sorted({int(count) for count in known})
     span = f" ({counts[0]}{f'-{counts[-1]}' if len(counts) > 1 else ''} prompts)" if counts else ""
     where = " No band where there are fewer than 2 prompts." if few else ""
-    return f"{mark}: 95 % bootstrap interval over prompts{span}.{where}"
+    return f"{mark}: 95 % interval over prompts{span}.{where}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.curves.bootstrap import Floats
+from opd_probe.curves.intervals import Floats
 from opd_probe.models.decoding import Decoder
 from opd_probe.plots.labels import METRICS as LABELS
 from opd_probe.results.states import QUANTITIES, quantities, top_lists, unknown_quantities

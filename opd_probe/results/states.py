@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.curves.bootstrap import Floats
+from opd_probe.curves.intervals import Floats
 from opd_probe.metrics import METRICS
 from opd_probe.metrics.states import block_metrics
 from opd_probe.metrics.view import TopView

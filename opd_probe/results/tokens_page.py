@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.curves.bootstrap import Floats
+from opd_probe.curves.intervals import Floats
 from opd_probe.curves.tokens import OverlapChange, Survey
 from opd_probe.metrics.context import CORRECT_FROM
 from opd_probe.models.decoding import Decoder

@@ -3,7 +3,11 @@
 Notation as in the paper: p is the student's distribution, q the teacher's; all quantities are in nats. With
 a = s - max s, b = t - max t and d = a - b, one pass accumulates the sums of e^a, e^b, a e^a, b e^b, d e^a and
 d e^b; entropies, log-partition functions and both divergences follow. d itself is accumulated because entropy
-minus cross-entropy cancels: it loses divergences below 1e-4.
+minus cross-entropy cancels.
+
+Logits are float32 and everything made of them is float64. Where one token holds all but 1e-7 of the mass, all that
+these statistics tell is in the rest: a float32 sum loses it beside the 1, a float64 sum keeps 8 digits of it, and
+below that the rest is summed apart.
 """
 
 from __future__ import annotations
@@ -18,15 +22,17 @@ from torch import Tensor
 from opd_probe.errors import LogitError
 from opd_probe.stats.topk import block_maxima, exact_topk
 
-_SMALL = 1e-2
-"""Divergences below this are computed again by the form without cancellation, where rounding could show."""
+_REST_APART = 1e-7
+"""Mass below the maximum, in multiples of the maximum's, up to which it is summed apart: sums that run along a row one
+vector after another, as compiled ones do, are good to 1e-14 beside a 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairStatistics:
     """What a trace stores of T states; ids are indices into the logits' last axis.
 
-    Shapes are [T] or [T, K]. Log-probabilities, entropies and divergences are float32, in nats.
+    Shapes are [T] or [T, K]. Log-probabilities, entropies and divergences are float32, in nats: rounded once, from
+    float64. Log-partition functions are float64.
     ``student_logprob`` and ``teacher_logprob`` are NaN where ``token_ids`` was negative.
     """
 
@@ -84,28 +90,25 @@ def pair_statistics(
     student_maxima, teacher_maxima, moments = (reduction or reduce_in_tiles)(
         student_logits, teacher_logits, temperature
     )
-    student = Side(student_logits, row_maximum(student_maxima, "student"), temperature)
-    teacher = Side(teacher_logits, row_maximum(teacher_maxima, "teacher"), temperature)
-    student_ids = exact_topk(student_logits, k, student_maxima)
-    teacher_ids = exact_topk(teacher_logits, k, teacher_maxima)
-    odd = ~torch.isfinite(moments).all(0)
-    if bool(odd.any()):
-        rows = torch.nonzero(odd).flatten()
+    student = Side("student", student_logits, student_maxima, k, temperature)
+    teacher = Side("teacher", teacher_logits, teacher_maxima, k, temperature)
+    odd = torch.nonzero(~torch.isfinite(moments).all(0)).flatten()
+    for rows in odd.split(tile_rows(student_logits)):
         moments[:, rows] = _masked_moments(student.shifted(rows), teacher.shifted(rows))
+    student.set_mass(moments[0])
+    teacher.set_mass(moments[1])
     moments[2:] /= moments[[0, 1, 0, 1]]
-    student.log_z, teacher.log_z = moments[0].log(), moments[1].log()
-    reverse = moments[4] - student.log_z + teacher.log_z
-    forward = -moments[5] - teacher.log_z + student.log_z
-    _refine_small(student, teacher, reverse, forward, odd)
+    shift = student.log_z - teacher.log_z
+    reverse, forward = _not_negative(moments[4] - shift), _not_negative(shift - moments[5])
     sampled = token_ids.clamp(min=0).unsqueeze(1)
     outside = token_ids < 0
     return PairStatistics(
-        student_top_ids=student_ids,
-        student_top_logprobs=student.logprobs(student_ids),
-        teacher_logprobs_at_student_top=teacher.logprobs(student_ids),
-        teacher_top_ids=teacher_ids,
-        teacher_top_logprobs=teacher.logprobs(teacher_ids),
-        student_logprobs_at_teacher_top=student.logprobs(teacher_ids),
+        student_top_ids=student.top_ids,
+        student_top_logprobs=student.logprobs(student.top_ids),
+        teacher_logprobs_at_student_top=teacher.logprobs(student.top_ids),
+        teacher_top_ids=teacher.top_ids,
+        teacher_top_logprobs=teacher.logprobs(teacher.top_ids),
+        student_logprobs_at_teacher_top=student.logprobs(teacher.top_ids),
         student_logprob=student.logprobs(sampled).squeeze(1).masked_fill(outside, torch.nan),
         teacher_logprob=teacher.logprobs(sampled).squeeze(1).masked_fill(outside, torch.nan),
         student_entropy=(student.log_z - moments[2]).float(),
@@ -119,57 +122,94 @@ def pair_statistics(
 
 
 class Side:
-    """The logits of one model at T states, with the maximum and, once known, log sum exp of what lies below it."""
+    """The logits of one model at T states, with what they tell by themselves.
 
+    Args:
+        name: whose they are, for the message of an error.
+        logits: float32 [T, V].
+        maxima: their block maxima.
+        k: depth of the top list.
+        temperature: as for :func:`pair_statistics`.
+
+    Raises:
+        LogitError: see :func:`row_maximum`.
+    """
+
+    maximum: Tensor
+    """float32 [T, 1]."""
+    top_ids: Tensor
+    """int64 [T, k]."""
     log_z: Tensor
-    """float64 [T]: log Σ e^a, a = (logit − maximum) / temperature."""
+    """float64 [T]: log Σ e^a, a = (logit − maximum) / temperature; once :meth:`set_mass` was called."""
 
-    def __init__(self, logits: Tensor, maximum: Tensor, temperature: float) -> None:
-        self.logits, self.maximum, self.temperature = logits, maximum, temperature
+    def __init__(self, name: str, logits: Tensor, maxima: Tensor, k: int, temperature: float) -> None:
+        self.logits, self.temperature = logits, temperature
+        self.maximum = row_maximum(maxima, name)
+        self.top_ids = exact_topk(logits, k, maxima)
+
+    def set_mass(self, mass: Tensor) -> None:
+        """Take Σ e^a, float64 [T], for the partition function, and look again at what little lies beside a 1."""
+        rest = mass - 1.0
+        for rows in torch.nonzero(rest < _REST_APART).flatten().split(tile_rows(self.logits)):
+            a = self.shifted(rows)
+            rest[rows] = torch.where(a < 0, a.exp(), 0.0).sum(-1)
+        self.log_z = torch.log1p(rest)
 
     def shifted(self, rows: Tensor) -> Tensor:
-        """a = (logit − maximum) / temperature at some states, float32 [r, V]."""
-        a = self.logits[rows] - self.maximum[rows]
-        return a if self.temperature == 1.0 else a / self.temperature
+        """a = (logit − maximum) / temperature at some states, float64 [r, V]."""
+        return shifted(self.logits[rows], self.maximum[rows], self.temperature)
 
     def logprobs(self, ids: Tensor) -> Tensor:
         """Log-probabilities of ids [T, m], float32 [T, m]."""
-        a = torch.gather(self.logits, 1, ids) - self.maximum
-        if self.temperature != 1.0:
-            a = a / self.temperature
-        return (a.double() - self.log_z.unsqueeze(1)).float()
+        a = shifted(torch.gather(self.logits, 1, ids), self.maximum, self.temperature)
+        return (a - self.log_z.unsqueeze(1)).float()
 
     def log_partition(self) -> Tensor:
-        """log Σ exp(logit / temperature), float32 [T]."""
-        return (self.log_z + self.maximum.squeeze(1).double() / self.temperature).float()
+        """log Σ exp(logit / temperature), float64 [T]."""
+        return self.log_z + self.maximum.squeeze(1).double() / self.temperature
 
 
-def reduce_pair(
-    student: Tensor, teacher: Tensor, temperature: float, sums: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor, Tensor]:
+def shifted(logits: Tensor, maximum: Tensor, temperature: float) -> Tensor:
+    """a = (logit − maximum) / temperature in float64, [T, m], of float32 logits [T, m] and maxima [T, 1]."""
+    a = logits.double() - maximum.double()
+    return a if temperature == 1.0 else a / temperature
+
+
+def reduce_one(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """The part of :func:`reduce_pair` that looks at one model: block maxima, a, e^a, and [Σ e^a, Σ e^a a]."""
+    maxima = block_maxima(logits)
+    a = shifted(logits, maxima.amax(-1, keepdim=True), temperature)
+    p = a.exp()
+    return maxima, a, p, [p.sum(-1), weighted_sum(p, a)]
+
+
+def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
+    """Σ weights · values along rows, [T, V] and [T, V] -> [T]."""
+    if weights.device.type == "cpu":
+        total: Tensor = torch.linalg.vecdot(weights, values)  # without the product in memory
+        return total
+    return (weights * values).sum(-1)  # a batch of dot products would leave a GPU to one block of threads each
+
+
+def reduce_pair(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """Everything that needs whole rows, as plain tensor code: the one definition of the passes over the logits.
 
     Args:
         student, teacher: float32 [T, V].
-        sums: the type that sums are accumulated in. torch's own sums are pairwise and good in float32; those that a
-            compiler makes run naively along the row, which costs four digits at V = 150,000, and want float64.
 
     Returns:
-        Block maxima of both ([T, ceil(V / 64)] each), and moments [6, T]: Σ e^a, Σ e^b, Σ e^a a, Σ e^b b,
+        Block maxima of both ([T, ceil(V / 64)] each), and moments, float64 [6, T]: Σ e^a, Σ e^b, Σ e^a a, Σ e^b b,
         Σ e^a (a − b), Σ e^b (a − b), with a and b the logits below their row's maximum, over the temperature.
     """
-    student_maxima, teacher_maxima = block_maxima(student), block_maxima(teacher)
-    a = student - student_maxima.amax(-1, keepdim=True)
-    b = teacher - teacher_maxima.amax(-1, keepdim=True)
-    if temperature != 1.0:
-        a, b = a / temperature, b / temperature
-    p, q, d = a.exp(), b.exp(), a - b
-    moments = torch.stack([x.sum(-1, dtype=sums) for x in (p, q, p * a, q * b, p * d, q * d)])
-    return student_maxima, teacher_maxima, moments
+    student_maxima, a, p, of_student = reduce_one(student, temperature)
+    teacher_maxima, b, q, of_teacher = reduce_one(teacher, temperature)
+    d = a - b
+    moments = [of_student[0], of_teacher[0], of_student[1], of_teacher[1], weighted_sum(p, d), weighted_sum(q, d)]
+    return student_maxima, teacher_maxima, torch.stack(moments)
 
 
-TILE_VALUES = {"cpu": 320_000, "cuda": 32_000_000}
-"""Values per tensor of a tile, by device: two rows of 150,000 ids stay in the caches of a CPU; a GPU wants enough of
+TILE_VALUES = {"cpu": 160_000, "cuda": 16_000_000}
+"""Values per tensor of a tile, by device: a row of 150,000 ids stays in the caches of a CPU; a GPU wants enough of
 them to be busy, and few enough that a pass's intermediates stay small beside the logits."""
 
 
@@ -179,7 +219,7 @@ def tile_rows(logits: Tensor) -> int:
 
 
 def reduce_in_tiles(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`reduce_pair` with moments in float64, a few rows at a time.
+    """:func:`reduce_pair`, a few rows at a time.
 
     A tile's intermediates stay in the caches, and are small enough for the allocator to hand out the same memory again.
     """
@@ -187,7 +227,7 @@ def reduce_in_tiles(student: Tensor, teacher: Tensor, temperature: float) -> tup
     pieces = zip(student.split(tile), teacher.split(tile), strict=True)
     parts = [reduce_pair(s, t, temperature) for s, t in pieces]
     student_maxima, teacher_maxima, moments = zip(*parts, strict=True)
-    return torch.cat(student_maxima), torch.cat(teacher_maxima), torch.cat(moments, dim=1).double()
+    return torch.cat(student_maxima), torch.cat(teacher_maxima), torch.cat(moments, dim=1)
 
 
 def row_maximum(maxima: Tensor, side: str) -> Tensor:
@@ -206,11 +246,9 @@ def row_maximum(maxima: Tensor, side: str) -> Tensor:
 
 
 def _masked_moments(a: Tensor, b: Tensor) -> Tensor:
-    """The same moments where logits of -inf occur, in float64 with the conventions for zeros."""
-    a, b = a.double(), b.double()
+    """The same moments where logits of -inf occur, with the conventions for zeros."""
     p, q = a.exp(), b.exp()
     on_p, on_q = torch.isfinite(a), torch.isfinite(b)
-    za, zb = p.sum(-1), q.sum(-1)
 
     def total(weights: Tensor, values: Tensor, on: Tensor) -> Tensor:
         return torch.where(on, weights * torch.where(on, values, 0.0), 0.0).sum(-1)
@@ -218,46 +256,29 @@ def _masked_moments(a: Tensor, b: Tensor) -> Tensor:
     both = on_p & on_q
     reverse = total(p, a - b, both).masked_fill((on_p & ~on_q).any(-1), torch.inf)
     forward = total(q, a - b, both).masked_fill((on_q & ~on_p).any(-1), -torch.inf)
-    return torch.stack([za, zb, total(p, a, on_p), total(q, b, on_q), reverse, forward])
+    return torch.stack([p.sum(-1), q.sum(-1), total(p, a, on_p), total(q, b, on_q), reverse, forward])
 
 
-def _refine_small(student: Side, teacher: Side, reverse: Tensor, forward: Tensor, odd: Tensor) -> None:
-    """Recompute small divergences in place, as KL(p || q) = sum p (e^-x - 1 + x) with x = log p - log q.
-
-    Every term is non-negative and of second order in x, so that the rounding of the partition functions, which
-    is all that a divergence of 1e-6 would otherwise consist of, enters only squared. That rounding is about
-    1e-7 of the mass outside the most probable tokens; rows where it cannot reach the fourth digit stay.
-    """
-    shift = student.log_z - teacher.log_z
-    spread = 1e-7 * ((1.0 - (-student.log_z).exp()) + (1.0 - (-teacher.log_z).exp()))
-    smaller = torch.minimum(reverse, forward)
-    wanted = (smaller < _SMALL) & (smaller.abs() < 1e4 * spread) & (shift.isfinite()) & ~odd
-    # Equal logits give exactly 0 already.
-    wanted &= (reverse != 0) | (forward != 0)
-    for rows in torch.nonzero(wanted).flatten().split(tile_rows(student.logits)):
-        a, b = student.shifted(rows), teacher.shifted(rows)
-        x = (a - b) - shift[rows].float().unsqueeze(1)
-        p = torch.exp(a - student.log_z[rows].float().unsqueeze(1))
-        q = torch.exp(b - teacher.log_z[rows].float().unsqueeze(1))
-        # Where x is large there is nothing to cancel, and p may have underflown while q = p e^-x has not.
-        near = x.abs() < 1.0
-        reverse[rows] = torch.where(near, p * (torch.expm1(-x) + x), q - p + p * x).sum(-1).double()
-        forward[rows] = torch.where(near, q * (torch.expm1(x) - x), p - q - q * x).sum(-1).double()
+def _not_negative(divergence: Tensor) -> Tensor:
+    """A divergence, [T]: what rounding left below 0, at 1e-16 of the mass below the maximum, is 0."""
+    return divergence.clamp(min=0.0) + 0.0  # -0.0 + 0.0 is 0.0
 
 
 def _jensen_shannon(student: Side, teacher: Side) -> Tensor:
-    """JSD = 1/2 sum m ((1 + u) log(1 + u) + (1 - u) log(1 - u)), m = (p + q) / 2, u = (p - q) / (p + q).
+    """JSD = 1/2 sum (p log (p / m) + q log (q / m)), m = (p + q) / 2, in float64 [T].
 
-    u = tanh(x / 2) with x = log p - log q; every term is non-negative, so small values keep their digits.
+    With x = log p - log q the larger of p / m and q / m is 1 / (1 + expm1(-|x|) / 2), and the smaller one e^-|x| times
+    that, so that equal probabilities add exactly 0.
     """
     n = len(student.logits)
     result = torch.empty(n, dtype=torch.float64, device=student.logits.device)
     for rows in torch.arange(n, device=student.logits.device).split(tile_rows(student.logits)):
-        log_p = student.shifted(rows) - student.log_z[rows].float().unsqueeze(1)
-        log_q = teacher.shifted(rows) - teacher.log_z[rows].float().unsqueeze(1)
-        x = log_p - log_q
-        u = torch.tanh(x.nan_to_num_(nan=0.0) * 0.5)  # -inf on both sides: no mass, any u will do
-        m = (log_p.exp() + log_q.exp()) * 0.5
-        terms = torch.special.xlog1py(1 + u, u) + torch.special.xlog1py(1 - u, -u)
-        result[rows] = 0.5 * (m * terms).sum(-1).double()
-    return result.clamp_(max=math.log(2.0))
+        log_p = student.shifted(rows) - student.log_z[rows].unsqueeze(1)
+        log_q = teacher.shifted(rows) - teacher.log_z[rows].unsqueeze(1)
+        # -inf on both sides: no mass, any x will do. Beyond 1000 the smaller one is 0 beside any float64.
+        x = (log_p - log_q).nan_to_num_(nan=0.0).abs_().clamp_(max=1e3)
+        p, q = log_p.exp_(), log_q.exp_()
+        larger = torch.log1p(torch.expm1(-x) * 0.5)
+        terms = torch.minimum(p, q) * x + (p + q) * larger
+        result[rows] = -0.5 * terms.sum(-1)
+    return _not_negative(result).clamp_(max=math.log(2.0))

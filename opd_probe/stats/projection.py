@@ -123,5 +123,7 @@ def mass_outside(rest: Tensor, log_partition: Tensor, temperature: float = 1.0) 
     """
     if rest.shape[1] == 0:
         return torch.zeros_like(log_partition, dtype=torch.float32)
-    outside = torch.logsumexp(rest.float() / temperature, dim=-1)
+    # Below their maximum, which is apart in float64: beside a logit of 100 float32 has five digits left.
+    top = rest.float().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
+    outside = torch.logsumexp((rest.float() - top) / temperature, dim=-1) + top.squeeze(1).double() / temperature
     return torch.sigmoid(outside - log_partition).float()

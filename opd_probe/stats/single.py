@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opd_probe.stats.pair import Side, row_maximum, tile_rows
-from opd_probe.stats.topk import block_maxima, exact_topk
+from opd_probe.stats.pair import Side, reduce_one, tile_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ class SingleStatistics:
         logprobs_at: [T, m], at the ids that were asked for; NaN where there was none.
         logprob: [T], of the sampled token; NaN where it is outside.
         entropy: [T].
-        log_partition: [T].
+        log_partition: float64 [T].
     """
 
     top_ids: Tensor
@@ -50,33 +49,28 @@ def single_statistics(
         LogitError: as :func:`opd_probe.stats.pair.pair_statistics`.
     """
     parts = [_reduce(rows) for rows in logits.split(tile_rows(logits))]
-    maxima, moments = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts], dim=1).double()
-    one = Side(logits, row_maximum(maxima, side), 1.0)
-    ids = exact_topk(logits, k, maxima)
-    odd = ~torch.isfinite(moments).all(0)
-    if bool(odd.any()):  # 0 log 0 = 0
-        rows = torch.nonzero(odd).flatten()
-        a = one.shifted(rows).double()
+    maxima, mass, weighted = (torch.cat(part) for part in zip(*parts, strict=True))
+    one = Side(side, logits, maxima, k, 1.0)
+    for rows in torch.nonzero(~weighted.isfinite()).flatten().split(tile_rows(logits)):  # 0 log 0 = 0
+        a = one.shifted(rows)
         p = a.exp()
-        moments[:, rows] = torch.stack([p.sum(-1), torch.where(p > 0, p * a, 0.0).sum(-1)])
-    one.log_z = moments[0].log()
+        weighted[rows] = torch.where(p > 0, p * a, 0.0).sum(-1)
+    one.set_mass(mass)
 
     def logprobs(wanted: Tensor) -> Tensor:
         return one.logprobs(wanted.clamp(min=0)).masked_fill(wanted < 0, torch.nan)
 
     return SingleStatistics(
-        top_ids=ids,
-        top_logprobs=one.logprobs(ids),
+        top_ids=one.top_ids,
+        top_logprobs=one.logprobs(one.top_ids),
         logprobs_at=logprobs(at),
         logprob=logprobs(token_ids.unsqueeze(1)).squeeze(1),
-        entropy=(one.log_z - moments[1] / moments[0]).float(),
+        entropy=(one.log_z - weighted / mass).float(),
         log_partition=one.log_partition(),
     )
 
 
-def _reduce(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Block maxima [T, ceil(V / 64)], and Σ e^a and Σ e^a a with a the logits below their row's maximum, [2, T]."""
-    maxima = block_maxima(logits)
-    a = logits - maxima.amax(-1, keepdim=True)
-    p = a.exp()
-    return maxima, torch.stack([p.sum(-1), (p * a).sum(-1)])
+def _reduce(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Block maxima [T, ceil(V / 64)], Σ e^a and Σ e^a a, as of :func:`opd_probe.stats.pair.reduce_one`."""
+    maxima, _, _, (mass, weighted) = reduce_one(logits, 1.0)
+    return maxima, mass, weighted

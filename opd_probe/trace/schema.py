@@ -177,7 +177,7 @@ STATE_COLUMNS: tuple[Column, ...] = (
 
 ROLLOUT_COLUMNS: tuple[Column, ...] = (
     Column("rollout_id", "string", "state", "", "", "unique within the trace"),
-    Column("prompt_id", "string", "state", "", "", "the prompt, the unit that the bootstrap resamples"),
+    Column("prompt_id", "string", "state", "", "", "the prompt, the unit of intervals"),
     Column("step", "int64", "state", "steps", "", "the training step that the rollout was sampled at"),
     Column("prompt_length", "int64", "state", "tokens", "", "tokens of the prompt"),
     Column(

@@ -1,18 +1,17 @@
-"""Reward quantiles and the place of the signal along the response, against pandas and a loop over resamples."""
+"""Reward quantiles and the place of the signal along the response, against pandas and a loop over prompts."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 
 import opd_probe
 from opd_probe.curves import depth as module
-from opd_probe.curves.bootstrap import Resampling
 from opd_probe.errors import InputError
 from opd_probe.trace import Trace
+from tests.reference_intervals import left_out_interval
 from tests.samples import grouped_trace, many_prompts, random_pair
 
 
@@ -55,7 +54,7 @@ def test_unknown_and_infinite_rewards() -> None:
 
 @pytest.mark.parametrize("bins", [1, 4])
 def test_signal_against_a_loop(trace: Trace, bins: int) -> None:
-    table = opd_probe.signal_by_depth(trace, bins=bins, seed=3, resamples=60)
+    table = opd_probe.signal_by_depth(trace, bins=bins)
     states = opd_probe.state_metrics(trace, 4).merge(
         trace.rollouts.to_pandas()[["rollout_id", "response_length"]], on="rollout_id"
     )
@@ -66,13 +65,18 @@ def test_signal_against_a_loop(trace: Trace, bins: int) -> None:
     np.testing.assert_allclose(table["signal_share"], whole / whole.sum())
     np.testing.assert_allclose(table["cumulative_signal"], whole.cumsum() / whole.sum())
     np.testing.assert_array_equal(table["n_states"], states["bin"].value_counts().sort_index())
-    drawn = []
-    for weights in np.concatenate(list(Resampling(60, 3).weights(25))):
-        total = by_prompt.mul(weights, axis=0).sum()
-        drawn.append(total.cumsum() / total.sum())
-    resampled = pd.DataFrame(drawn)
-    np.testing.assert_allclose(table["cumulative_signal_lo"], resampled.quantile(0.025))
-    np.testing.assert_allclose(table["cumulative_signal_hi"], resampled.quantile(0.975))
+    prompts = list(by_prompt.index)
+    units = len(states) * len(prompts) / trace.rollouts.num_rows
+    for place in range(len(table) - 1):
+
+        def statistic(kept: list[str], place: int = place) -> float:
+            total = by_prompt.loc[kept].sum()
+            return float(total.cumsum().iloc[place] / total.sum())
+
+        expected = left_out_interval(statistic, prompts, units, 0.0, 1.0)
+        actual = tuple(table.loc[place, ["cumulative_signal_lo", "cumulative_signal_hi"]])
+        assert actual == pytest.approx(expected, rel=1e-7)
+    assert tuple(table.iloc[-1][["cumulative_signal_lo", "cumulative_signal_hi"]]) == (1.0, 1.0)
     assert table["relative"].iloc[-1] == 1
     assert table["cumulative_signal"].iloc[-1] == pytest.approx(1)
 

@@ -1,4 +1,4 @@
-"""Paired differences against an obvious paired bootstrap: repeat the states of the drawn prompts on both sides."""
+"""Paired differences against obvious loops: take a prompt away on both sides; for quantiles, repeat drawn prompts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from opd_probe.curves.paired import histogram_quantile
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.metrics import METRICS, TRACE_METRICS
 from opd_probe.trace import Trace
+from tests.reference_intervals import from_changes
 from tests.samples import grouped_trace, many_prompts, random_pair
 
 MEANS = [name for name, metric in METRICS.items() if metric.summary == "mean"]
 FEW = pytest.mark.filterwarnings("ignore:.* prompt:opd_probe.OpdProbeWarning")
-RESAMPLES, SEED, K = 50, 3, 5
+RESAMPLES, SEED, K = 30, 3, 5
 
 
 def rows_of(trace: Trace, prompts: list[str]) -> list[dict[str, Any]]:
@@ -59,25 +60,58 @@ def values_of(rollouts: list[dict[str, Any]], average: str) -> dict[str, float]:
     return found
 
 
+def units_of(rollouts: list[dict[str, Any]], name: str) -> tuple[float, int]:
+    """How many units a quantity is made of on one side, and in how many prompts it is defined."""
+    if name == "reward_auroc":
+        by_class = [{r["prompt_id"] for r in rollouts if r["score"] == score} for score in (0.0, 1.0)]
+        return min(len(prompts) for prompts in by_class), len(by_class[0] | by_class[1])
+    if name in MEANS:
+        defined = [(r["prompt_id"], int(r["states"][name].notna().sum())) for r in rollouts]
+    else:
+        column = {"accuracy": "score", "truncation_rate": "finish_reason"}.get(name, "rollout_id")
+        defined = [(r["prompt_id"], int(r[column] is not None)) for r in rollouts]
+    defined = [(prompt, count) for prompt, count in defined if count]
+    prompts = len({prompt for prompt, _ in defined})
+    return sum(count for _, count in defined) * prompts / max(len(defined), 1), prompts
+
+
+def range_of(name: str) -> tuple[float, float]:
+    """What a difference of two values of a quantity lies in."""
+    if name in MEANS:
+        low, high = METRICS[name].range
+    else:
+        low, high = (-math.inf, math.inf) if name in ("sequence_mean_reward", "response_length") else (0.0, 1.0)
+    return low - high, high - low
+
+
 def reference(a: Trace, b: Trace, average: str) -> dict[str, tuple[float, float, float]]:
     """Difference with its interval for each quantity."""
     common = sorted(set(a.rollouts["prompt_id"].to_pylist()) & set(b.rollouts["prompt_id"].to_pylist()))
     sides = [rows_of(trace, common) for trace in (a, b)]
-    whole = [values_of(side, average) for side in sides]
-    drawn = []
-    for weights in np.concatenate(list(Resampling(RESAMPLES, SEED).weights(len(common)))):
-        times = dict(zip(common, weights.astype(int), strict=True))
+
+    def differences(times: dict[str, int]) -> dict[str, float]:
         first, second = (values_of([r for r in side for _ in range(times[r["prompt_id"]])], average) for side in sides)
-        drawn.append({name: second[name] - first[name] for name in first})
-    table = pd.DataFrame(drawn)
-    return {
-        name: (
-            whole[1][name] - whole[0][name],
-            float(table[name].quantile(0.025)),
-            float(table[name].quantile(0.975)),
-        )
-        for name in whole[0]
-    }
+        return {name: second[name] - first[name] for name in first}
+
+    every = dict.fromkeys(common, 1)
+    whole = differences(every)
+    without = [differences({**every, prompt: 0}) for prompt in common]
+    drawn = pd.DataFrame(
+        [
+            differences(dict(zip(common, weights.astype(int), strict=True)))
+            for weights in np.concatenate(list(Resampling(RESAMPLES, SEED).weights(len(common))))
+        ]
+    )
+    found = {}
+    for name, value in whole.items():
+        if "_k_for_" in name:
+            found[name] = (value, float(drawn[name].quantile(0.025)), float(drawn[name].quantile(0.975)))
+            continue
+        (units, clusters), (others, also) = (units_of(side, name) for side in sides)
+        n = min(clusters, also)
+        changes = [(n - 1) / n * (value - other[name]) for other in without]
+        found[name] = (value, *from_changes(value, changes, min(units, others), *range_of(name), clusters=n))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +124,7 @@ def pair() -> tuple[Trace, Trace]:
 
 @FEW
 @pytest.mark.parametrize("average", ["token", "rollout"])
-def test_against_a_loop_over_resamples(pair: tuple[Trace, Trace], average: str) -> None:
+def test_against_loops(pair: tuple[Trace, Trace], average: str) -> None:
     table = opd_probe.compare(*pair, K, average=average, resamples=RESAMPLES, seed=SEED).set_index("metric")
     expected = reference(*pair, average)
     assert set(table.index) == set(expected) | set(TRACE_METRICS)
@@ -206,3 +240,20 @@ def test_quantiles_from_counts_against_numpy(q: float) -> None:
     np.testing.assert_allclose(histogram_quantile(histograms, q), [np.quantile(values, q) for values in lists])
     assert np.isnan(histogram_quantile(np.array([[0.0, 0, 0, 5]]), q)).all()
     assert np.isnan(histogram_quantile(np.zeros((1, 4)), q)).all()
+
+
+@FEW
+def test_all_wrong_on_both_sides_is_a_difference_that_may_be_other_than_0() -> None:
+    """Of other rollouts the next prompt may differ; of the same ones it cannot, whatever the teachers are."""
+    rollouts = [{"prompt_id": f"p{index:02d}", "n_states": 3, "score": 0.0} for index in range(12)]
+    a, b = (grouped_trace(rollouts, seed=seed) for seed in (1, 2))
+    row = opd_probe.compare(a, b, 4).set_index("metric").loc["accuracy"]
+    assert row["difference"] == 0
+    assert -1 < row["difference_lo"] < -0.05 < 0.05 < row["difference_hi"] < 1
+    student, teacher, tokens = random_pair(36, 40)
+    other = np.random.default_rng(5).normal(size=teacher.shape).astype(np.float32)
+    a, b = (grouped_trace(rollouts, logits=(student, logits, tokens)) for logits in (teacher, other))
+    table = opd_probe.compare(a, b, 4).set_index("metric")
+    for name in ("accuracy", "response_length"):
+        assert table.loc[name, ["difference", "difference_lo", "difference_hi"]].tolist() == [0, 0, 0]
+    assert table.loc["reverse_kl", "difference_lo"] < table.loc["reverse_kl", "difference_hi"]

@@ -15,6 +15,7 @@ from opd_probe.curves.bootstrap import Resampling, quantile
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.metrics import METRICS
 from opd_probe.trace import Trace
+from tests.reference_intervals import left_out_interval
 from tests.samples import grouped_trace, many_prompts, random_pair
 
 MEANS = [name for name, metric in METRICS.items() if metric.summary == "mean"]
@@ -51,24 +52,24 @@ def test_means_against_pandas(trace: Trace, states: pd.DataFrame, average: str) 
 
 
 @pytest.mark.parametrize("average", ["token", "rollout"])
-def test_intervals_against_a_loop_over_resamples(trace: Trace, states: pd.DataFrame, average: str) -> None:
-    """Each resample is built by repeating the states of the drawn prompts, and averaged anew."""
-    row = opd_probe.summarize(trace, 5, average=average, resamples=60, seed=3)
+def test_intervals_against_a_loop_over_prompts(trace: Trace, states: pd.DataFrame, average: str) -> None:
+    """Each prompt's states are taken away, and what is left is averaged anew."""
+    row = opd_probe.summarize(trace, 5, average=average)
     prompts = sorted(set(states["prompt_id"]))
-    groups = dict(list(states.groupby("prompt_id")))
-    drawn = []
-    for weights in np.concatenate(list(Resampling(60, 3).weights(25))):
-        parts = [
-            groups[prompt].assign(rollout_id=groups[prompt]["rollout_id"] + f"#{copy}")
-            for prompt, times in zip(prompts, weights, strict=True)
-            for copy in range(int(times))
-        ]
-        drawn.append(average_of(pd.concat(parts), average))
-    table = pd.DataFrame(drawn)
+    means = {
+        tuple(kept): average_of(states[states["prompt_id"].isin(kept)], average)
+        for kept in [prompts, *([other for other in prompts if other != one] for one in prompts)]
+    }
     for name in MEANS:
-        values = table[name].dropna().to_numpy()
-        assert row[f"{name}_lo"] == pytest.approx(np.quantile(values, 0.025), rel=1e-9), name
-        assert row[f"{name}_hi"] == pytest.approx(np.quantile(values, 0.975), rel=1e-9), name
+        known = states[states[name].notna()]
+        assert set(known["prompt_id"]) == set(prompts)
+        units = len(known) * len(prompts) / known["rollout_id"].nunique()
+
+        def statistic(kept: list[str], name: str = name) -> float:
+            return float(means[tuple(kept)][name])
+
+        expected = left_out_interval(statistic, prompts, units, *METRICS[name].range)
+        assert (row[f"{name}_lo"], row[f"{name}_hi"]) == pytest.approx(expected, rel=1e-7, abs=1e-12), name
 
 
 def test_weights_draw_each_cluster_with_replacement() -> None:

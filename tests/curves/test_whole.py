@@ -1,4 +1,4 @@
-"""Quantities of whole traces against obvious float64 ones, with intervals against a loop over resamples."""
+"""Quantities of whole traces against obvious float64 ones, with intervals against a loop over prompts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 import opd_probe
-from opd_probe.curves.bootstrap import Resampling
 from opd_probe.metrics import TRACE_METRICS
 from opd_probe.metrics.context import with_special_ids
 from opd_probe.trace import Trace
+from tests.reference_intervals import from_changes
 from tests.samples import grouped_trace, many_prompts
 
 SPECIAL = [0, 1, 5, 8, 13]
@@ -58,25 +58,29 @@ def reference(drawn: pd.DataFrame, whole: pd.DataFrame) -> dict[str, float]:
 
 
 def test_values_and_intervals(trace: Trace, states: pd.DataFrame) -> None:
-    row = opd_probe.diagnose(trace, resamples=60, seed=3)
+    row = opd_probe.diagnose(trace)
     whole = states.assign(copy=states["rollout_id"])
     expected = reference(whole, whole)
     assert set(expected) == set(TRACE_METRICS)
     prompts = sorted(set(states["prompt_id"]))
     groups = dict(list(states.groupby("prompt_id")))
-    drawn = []
-    for weights in np.concatenate(list(Resampling(60, 3).weights(len(prompts)))):
-        parts = [
-            groups[prompt].assign(copy=groups[prompt]["rollout_id"] + f"#{copy}")
-            for prompt, times in zip(prompts, weights, strict=True)
-            for copy in range(int(times))
-        ]
-        drawn.append(reference(pd.concat(parts), whole))
-    table = pd.DataFrame(drawn)
+    without = [reference(whole[whole["prompt_id"] != prompt], whole) for prompt in prompts]
+    groups = trace.rollouts.to_pandas().set_index("rollout_id")["prompt_id"]
     for name, value in expected.items():
         assert row[name] == pytest.approx(value, rel=1e-6), name
-        assert row[f"{name}_lo"] == pytest.approx(table[name].quantile(0.025), rel=1e-6), name
-        assert row[f"{name}_hi"] == pytest.approx(table[name].quantile(0.975), rel=1e-6), name
+        in_rollouts = whole.groupby("rollout_id").size()
+        if name.startswith("wrong_teacher"):
+            values = np.exp(whole[whole["score"] == 0].groupby("rollout_id")["teacher_nll"].mean()).sort_values()
+            quarter = int(name[-1]) - 1
+            members = [one for place, one in enumerate(values.index) if place * 4 // len(values) == quarter]
+            in_rollouts = pd.Series(1, index=members)
+        in_prompts = in_rollouts.groupby(groups.loc[in_rollouts.index].to_numpy()).size()
+        n = len(in_prompts)
+        changes = [(n - 1) / n * (value - other[name]) for other in without]
+        expected_ends = from_changes(
+            value, changes, in_rollouts.sum() / in_prompts.mean(), *TRACE_METRICS[name].range, clusters=n
+        )
+        assert (row[f"{name}_lo"], row[f"{name}_hi"]) == pytest.approx(expected_ends, rel=1e-5, nan_ok=True), name
     assert row["forking_entropy"] == pytest.approx(np.quantile(states["student_entropy"], 0.8), rel=1e-6)
     assert row["confident_wrong_share_n"] == len(states)
     wrong = int((trace.rollouts.to_pandas()["score"] == 0).sum())

@@ -22,10 +22,11 @@ from opd_probe.stats.projection import OutputProjection
 from opd_probe.trace import Trace
 from opd_probe.types import Rollout
 from tests import reference
-from tests.tiny import tiny_model
+from tests.tiny import confident_pair, tiny_model
 
 VOCABULARY = 64
 Array = NDArray[Any]
+Pair = tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,12 @@ def student() -> Qwen2ForCausalLM:
 @pytest.fixture(scope="module")
 def teacher() -> Qwen2ForCausalLM:
     return tiny_model(VOCABULARY, seed=2, hidden=48, tied=False, spread=1.5)
+
+
+@pytest.fixture(scope="module", params=["unsure", "confident"])
+def models(request: pytest.FixtureRequest, student: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM) -> Pair:
+    """Student and teacher: unrelated and unsure, and near each other with most mass on one token."""
+    return (student, teacher) if request.param == "unsure" else confident_pair(VOCABULARY)
 
 
 def some_rollouts(count: int = 9, *, seed: int = 0, vocabulary: int = VOCABULARY) -> list[Rollout]:
@@ -77,7 +84,7 @@ def of_rollout(trace: Trace, index: int) -> dict[str, Array]:
 
 def check_against_naive(
     trace: Trace,
-    models: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM],
+    models: Pair,
     rollouts: Sequence[Rollout],
     *,
     ids: Sequence[int] | None = None,
@@ -121,11 +128,15 @@ def check_against_naive(
                     assert np.isnan(rows[f"{side}_logprob"][at])
             log_p = reference.log_softmax(p_logits[at][shared], temperature)
             log_q = reference.log_softmax(q_logits[at][shared], temperature)
-            assert rows["reverse_kl"][at] == pytest.approx(reference.kl(log_p, log_q), abs=10 * tolerance)
-            assert rows["forward_kl"][at] == pytest.approx(reference.kl(log_q, log_p), abs=10 * tolerance)
+            for name, expected in (
+                ("reverse_kl", reference.kl(log_p, log_q)),
+                ("forward_kl", reference.kl(log_q, log_p)),
+            ):
+                assert rows[name][at] == pytest.approx(expected, rel=10 * tolerance, abs=1e-8), name
 
 
-def test_whole_replay(student: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM) -> None:
+def test_whole_replay(models: Pair) -> None:
+    student, teacher = models
     rollouts = some_rollouts()
     trace = opd_probe.replay(student, teacher, rollouts, k=16, jsd=True)
     assert trace.n_states == sum(sum(r.response_mask or [1] * len(r.response_ids)) for r in rollouts)
@@ -148,12 +159,38 @@ def test_whole_replay(student: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM) -> N
             row += 1
 
 
+def test_a_long_job_says_the_same(models: Pair) -> None:
+    """Compiled passes, which only jobs of many states use, change no value: a job's size must not show."""
+    rollouts = some_rollouts(6)
+    loaded = [load_model(model) for model in models]
+    parts = {}
+    for compiled in (False, True):
+        settings = ReplaySettings(12, jsd=True, chunk=8, compiled=compiled)
+        parts[compiled] = dict(Replay(loaded[0], loaded[1], rollouts, np.arange(VOCABULARY), settings).states())
+    for index, columns in parts[False].items():
+        for name, values in columns.items():
+            found = parts[True][index][name]
+            if values.dtype.kind == "i":
+                np.testing.assert_array_equal(found, values, err_msg=name)
+            else:
+                np.testing.assert_allclose(found, values, rtol=1e-5, atol=1e-12, err_msg=name)
+
+
+def test_the_pair_of_confident_states_is_one() -> None:
+    """One token holds all but 1e-2 … 1e-8, at states of every magnitude."""
+    student, teacher = confident_pair(VOCABULARY)
+    trace = opd_probe.replay(student, teacher, some_rollouts(12), k=4)
+    rest = -np.expm1(trace.column("student_top_logprobs")[:, 0].astype(np.float64))
+    assert all(((rest < 10.0**-n) & (rest > 10.0 ** -(n + 1))).sum() >= 3 for n in range(2, 7))
+    assert np.median(trace.column("reverse_kl")) < 1e-4
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.6])
-def test_temperature(student: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM, temperature: float) -> None:
+def test_temperature(models: Pair, temperature: float) -> None:
     rollouts = some_rollouts(3)
-    trace = opd_probe.replay(student, teacher, rollouts, k=8, temperature=temperature)
+    trace = opd_probe.replay(*models, rollouts, k=8, temperature=temperature)
     assert trace.provenance["temperature"] == temperature
-    check_against_naive(trace, (student, teacher), rollouts, temperature=temperature)
+    check_against_naive(trace, models, rollouts, temperature=temperature)
 
 
 def test_output_layers_of_different_width(student: Qwen2ForCausalLM) -> None:
@@ -220,13 +257,13 @@ def close(left: Trace, right: Trace, tolerance: float, names: Sequence[str] | No
     "settings",
     [{"batch_tokens": 1}, {"batch_tokens": 50}, {"batch_tokens": 10**6}, {"chunk": 1}, {"chunk": 7}],
 )
-def test_batches_padding_and_chunks_do_not_matter(
-    student: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM, settings: dict[str, int]
-) -> None:
+def test_batches_padding_and_chunks_do_not_matter(models: Pair, settings: dict[str, int]) -> None:
     rollouts = some_rollouts(12)
-    whole = opd_probe.replay(student, teacher, rollouts, k=12, jsd=True)
-    other = opd_probe.replay(student, teacher, rollouts, k=12, jsd=True, **settings)
+    whole = opd_probe.replay(*models, rollouts, k=12, jsd=True)
+    other = opd_probe.replay(*models, rollouts, k=12, jsd=True, **settings)
     close(whole, other, 1e-4)
+    for name in ("reverse_kl", "forward_kl", "jsd"):  # by their size: those of confident states are small
+        np.testing.assert_allclose(other.column(name), whole.column(name), rtol=1e-3, atol=1e-8, err_msg=name)
     np.testing.assert_array_equal(whole.column("position"), other.column("position"))
 
 
@@ -385,7 +422,8 @@ def test_nan_names_the_position(student: Qwen2ForCausalLM, chunk: int | None, ba
         list(Replay(broken, loaded, rollouts, np.arange(VOCABULARY), settings).states())
 
 
-def test_rollouts_of_one_prompt_share_it(student: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM) -> None:
+def test_rollouts_of_one_prompt_share_it(models: Pair) -> None:
+    student, teacher = models
     generator = np.random.default_rng(3)
     prompts = [generator.integers(0, 64, 20).tolist(), generator.integers(0, 64, 7).tolist()]
     rollouts = [

@@ -122,6 +122,8 @@ def test_several_teachers_and_one_pass_of_the_student(
     assert len({sum(tokens for one, tokens in read if one == name) for name in ("student", "narrow")}) == 1
     with pytest.raises(InputError, match="teachers: empty"):
         opd_probe.replay_teachers(home / "student", {}, ROWS)
+    with pytest.raises(InputError, match="teachers of type list: expected a mapping of names to models"):
+        opd_probe.replay_teachers(home / "student", [home / "narrow"], ROWS)  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")

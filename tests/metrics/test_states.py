@@ -17,7 +17,7 @@ from opd_probe.metrics import METRICS
 from opd_probe.metrics.view import running_sums, shared_ids
 from opd_probe.trace import Trace
 from tests import reference
-from tests.samples import grouped_trace, random_pair
+from tests.samples import confident_pair, grouped_trace, random_pair
 
 pytestmark = pytest.mark.filterwarnings("ignore:k = 1:opd_probe.OpdProbeWarning")
 
@@ -37,12 +37,29 @@ def check_all(student: Array, teacher: Array, tokens: Array, k: int, depth: int,
             assert np.all((actual == expected) | (np.isnan(actual) & np.isnan(expected))), name
             continue
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=atol, err_msg=f"{name} at k = {k}")
+    for name in ("reverse_kl", "forward_kl", "jsd"):
+        expected, actual = np.array([row[name] for row in rows]), table[name].to_numpy()
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-12, err_msg=f"{name}, by its size")
 
 
 @pytest.mark.parametrize("k", range(1, 13))
 def test_every_k_from_one_trace(k: int) -> None:
     student, teacher, tokens = random_pair(8, 60, seed=4)
     check_all(student, teacher, tokens, k, 12)
+
+
+@pytest.mark.parametrize("vocabulary", [60, 5_000])
+@pytest.mark.parametrize("k", [1, 2, 7, 12])
+def test_confident_states(k: int, vocabulary: int) -> None:
+    """Where one token holds all but 1e-4 … 1e-8, what is small is right to its own size."""
+    student, teacher, tokens = confident_pair(9, vocabulary)
+    check_all(student, teacher, tokens, k, 12, atol=1e-9)
+    rows = reference.states(student, teacher, tokens, k, trace_k=12)
+    assert min(row["reverse_kl"] for row in rows) < 1e-7
+    table = opd_probe.state_metrics(opd_probe.trace_logits(student, teacher, tokens, 12), k)
+    expected = np.array([row["sampled_reward"] for row in rows])
+    assert (table["sampled_reward"] != 0).all()
+    np.testing.assert_allclose(table["sampled_reward"][::2], expected[::2], rtol=1e-5)
 
 
 @pytest.mark.parametrize("k", [1, 4, 8])

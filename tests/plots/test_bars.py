@@ -54,7 +54,7 @@ def test_one_seed_has_its_interval() -> None:
     lines = [c for c in ax.collections if isinstance(c, LineCollection)]
     ends = [one.get_segments()[0][:, 0] for one in lines]
     np.testing.assert_allclose(ends, table[["accuracy_lo", "accuracy_hi"]])
-    assert note(figure).startswith("Lines: 95 % bootstrap interval over prompts (64 prompts)")
+    assert note(figure).startswith("Lines: 95 % interval over prompts (64 prompts)")
 
 
 def test_an_unmeasured_bar_says_so() -> None:

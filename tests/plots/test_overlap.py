@@ -50,7 +50,7 @@ def test_labels_units_and_note() -> None:
         "Accuracy": "share of rollouts",
     }
     assert {ax.get_xlabel() for ax in figure.axes} == {"training step"}
-    assert "95 % bootstrap interval over prompts (64 prompts)" in note(figure)
+    assert "95 % interval over prompts (64 prompts)" in note(figure)
     assert remarks(panel(figure, MASS)) == "solid: student, dashed: teacher"
     (reference,) = [p for p in panel(figure, MASS).patches if p.get_gid() == "reference"]
     assert reference.get_extents().transformed(panel(figure, MASS).transData.inverted()).y0 == pytest.approx(0.97)

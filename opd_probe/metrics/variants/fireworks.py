@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from opd_probe.metrics.overlap import overlap_ratio, student_overlap_mass, teacher_overlap_mass
+from opd_probe.metrics.registry import REAL
 from opd_probe.metrics.variants.variant import Parts, Quantity, Variant, per_state, product
 from opd_probe.metrics.view import Floats, TopView
 
@@ -36,7 +37,8 @@ def fireworks() -> Variant:
     names = [("overlap_ratio", "share"), ("overlap_advantage", "nats"), ("entropy_gap", "nats"),
              ("overlap_mass_student", "probability"), ("overlap_mass_teacher", "probability"),
              ("student_entropy", "nats"), ("teacher_entropy", "nats")]  # fmt: skip
-    quantities = [Quantity(f"distill/{name}", unit, True) for name, unit in names]
+    signed = {"overlap_advantage": REAL}  # tokens may be left out of its sum
+    quantities = [Quantity(f"distill/{name}", unit, True, declared_range=signed.get(name)) for name, unit in names]
     quantities += [Quantity(_quarter(number), "nats") for number in range(QUARTERS)]
     return Variant("fireworks", "fw-ai/cookbook, OPD metrics", tuple(quantities), _parts)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from opd_probe.errors import InputError
+from opd_probe.metrics.registry import REAL
 from opd_probe.metrics.variants.variant import Parts, Quantity, Variant, per_state, per_token, product
 from opd_probe.metrics.view import Bools, Floats, TopView
 
@@ -64,14 +65,15 @@ def _quantities(support: str) -> tuple[Quantity, ...]:
     groups = ["intersection", *(["only_stu"] if support != "only_tch" else [])]
     groups += ["only_tch"] if support == "only_tch" or support in _BOTH else []
     found = [Quantity("val-topk/overlap_ratio", "share", True)]
-    found += [Quantity(f"val-topk/adv_{group}", "nats", True) for group in groups]
+    found += [Quantity(f"val-topk/adv_{group}", "nats", True, declared_range=REAL) for group in groups]
     found += [Quantity(f"val-topk/{side}_p_sum_intersection", "probability", True) for side in ("student", "teacher")]
     for form in _AT_MAX:
-        unit = "nats" if form.startswith("adv") else "probability"
-        found.append(Quantity(f"val-topk/{form.format('intersection')}", unit, form.startswith("max")))
+        unit, declared = ("nats", REAL) if form.startswith("adv") else ("probability", None)
+        name, shown = f"val-topk/{form.format('intersection')}", form.startswith("max")
+        found.append(Quantity(name, unit, shown, declared_range=declared))
     for group in groups if support in _BOTH else groups[:1]:
         for end in ("max", "min"):
-            found.append(Quantity(f"val-extrema/{end}_adv_{group}", "nats"))
+            found.append(Quantity(f"val-extrema/{end}_adv_{group}", "nats", declared_range=REAL))
             found += [
                 Quantity(f"val-extrema/{side}_p_at_{end}_adv_{group}", "probability") for side in ("student", "teacher")
             ]

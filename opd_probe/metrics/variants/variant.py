@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from opd_probe.metrics.registry import UNIT_RANGES, Range
 from opd_probe.metrics.view import Bools, Floats, TopView
 
 CHUNK = 1024
@@ -27,12 +28,19 @@ class Quantity:
         unit: ``"nats"``, ``"probability"`` or ``"share"``.
         headline: whether tables on the screen and figures show it; files have all.
         reduce: how states become one number.
+        declared_range: what the value lies in; None: what the unit says.
     """
 
     name: str
     unit: str
     headline: bool = False
     reduce: Literal["mean", "min", "max"] = "mean"
+    declared_range: Range | None = None
+
+    @property
+    def range(self) -> Range:
+        """What the value lies in."""
+        return self.declared_range or UNIT_RANGES[self.unit]
 
 
 @dataclass(frozen=True, slots=True)

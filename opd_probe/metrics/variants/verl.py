@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from opd_probe.errors import InputError
+from opd_probe.metrics.registry import REAL
 from opd_probe.metrics.variants.variant import Parts, Quantity, Variant, per_state, product
 from opd_probe.metrics.view import TopView
 
@@ -45,7 +46,7 @@ def verl(log_prob_min_clamp: float = -math.inf, loss_max_clamp: float = math.inf
             "the one below 0 and the other above"
         )
     quantities = [Quantity(f"{_PREFIX}overlap_ratio", "share", True),
-                  Quantity(f"{_PREFIX}overlap_token_advantage", "nats", True)]  # fmt: skip
+                  Quantity(f"{_PREFIX}overlap_token_advantage", "nats", True, declared_range=REAL)]  # fmt: skip
     for name, unit in (("student_mass", "probability"), ("teacher_mass", "probability"), ("loss", "nats")):
         quantities += [
             Quantity(f"{_PREFIX}{name}", unit, True),

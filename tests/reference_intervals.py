@@ -1,0 +1,60 @@
+"""Intervals the obvious way: one quantity, a list of prompts left out one at a time, quantiles of scipy.stats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from scipy import stats
+
+
+def left_out_interval(
+    statistic: Callable[[list[str]], float], prompts: Sequence[str], units: float, low: float, high: float
+) -> tuple[float, float]:
+    """The ends, from a statistic of a list of prompts (all of which define it) and of how many units it is made."""
+    value = statistic(list(prompts))
+    n = len(prompts)
+    changes = [(n - 1) / n * (value - statistic([other for other in prompts if other != one])) for one in prompts]
+    return from_changes(value, changes, units, low, high)
+
+
+def from_changes(
+    value: float, changes: Sequence[float], units: float, low: float, high: float, clusters: int | None = None
+) -> tuple[float, float]:
+    """The ends, from what the value changes by with each prompt; ``clusters`` of them define it (None: all)."""
+    n = clusters or len(changes)
+    squares, fourths = (sum(change**power for change in changes) for power in (2, 4))
+    variance = n / (n - 1) * squares
+    bounded = math.isfinite(low) and math.isfinite(high)
+    if math.sqrt(variance) <= 1e-11 * abs(value):
+        if not bounded:
+            return math.nan, math.nan
+        variance, tail = 0.0, 0.025
+    else:
+        excess = max(n * fourths / squares**2 - 3, 0)
+        tail = float(stats.norm.sf(stats.t.ppf(0.975, max(2 / (2 / (n - 1) + excess / n), 1))))
+    if not bounded and n < 4:
+        return math.nan, math.nan
+    if not math.isfinite(low) and not math.isfinite(high):
+        return tuple(float(stats.norm.ppf(q, value, math.sqrt(variance))) for q in (tail, 1 - tail))  # type: ignore[return-value]
+    weight = 0.5 / (units + 0.5)
+    ends = []
+    for bound, sign in ((low, -1), (high, 1)):
+        if math.isfinite(bound):
+            mean = value + weight * (bound - value)
+            spread = variance * (1 - weight) ** 2 + (mean - value) ** 2 * (1 - weight) / (1 + weight)
+        else:
+            mean = value + sign * 0.5 * max(0.0, *(sign * change for change in changes))
+            spread = variance + (mean - value) ** 2
+        q = tail if sign < 0 else 1 - tail
+        if bounded:
+            share, relative = (mean - low) / (high - low), spread / (high - low) ** 2
+            count = share * (1 - share) / relative - 1 if relative else math.inf
+            inside = 1e-12 < share < 1 - 1e-12 and count > 0
+            end = low + (high - low) * stats.beta.ppf(q, count * share, count * (1 - share)) if inside else bound
+        elif math.isfinite(low):
+            end = low + stats.gamma.ppf(q, (mean - low) ** 2 / spread, scale=spread / (mean - low))
+        else:
+            end = high - stats.gamma.ppf(1 - q, (high - mean) ** 2 / spread, scale=spread / (high - mean))
+        ends.append(float(end))
+    return ends[0], ends[1]
