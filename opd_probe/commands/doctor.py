@@ -94,12 +94,13 @@ def doctor(
     _check(options, max_rollouts)
     load: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map, "tokenizer": tokenizer}
     load["trust_remote_code"] = trust_remote_code
-    given = without_padding(read_source(rollouts), special_ids_near(student, tokenizer), None)
+    given = read_source(rollouts)
     places = handful(range(len(given)), max_rollouts, seed)
     known = served_model(teacher, teacher_tokenizer if teacher_tokenizer is not None else tokenizer)
     served = isinstance(known, ServedModel)
     if teacher_weights is not None and not served:
         raise InputError("teacher_weights: the teacher is not served; leave it out")
+    given = without_padding(given, special_ids_near(student, tokenizer), None)
 
     def load_teacher() -> LoadedModel | ServedModel:
         if isinstance(student, (str, Path, Checkpoint)):

@@ -199,8 +199,9 @@ def _traces(
     """
     student, settings = requests[0].student, requests[0].settings
     settings.check()
-    given = without_padding(read_source(rollouts), special_ids_near(student, settings.tokenizer))
+    given = read_source(rollouts)
     requests = [_ready(*pair, given, teacher_tokenizer) for pair in zip(requests, prompts, strict=True)]
+    given = without_padding(given, special_ids_near(student, settings.tokenizer))
     fingerprints = [request.fingerprint(given) for request in requests]
     traces = {n: one.stored(fingerprints[n]) if reuse else None for n, one in enumerate(requests)}
     lacking = [number for number, trace in traces.items() if trace is None]

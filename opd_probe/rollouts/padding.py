@@ -172,7 +172,7 @@ def _attention(rollout: Rollout, names: Sequence[str]) -> Sequence[int] | None:
 def _first_mask(fields: Mapping[str, Any], names: Sequence[str], length: int) -> Sequence[int] | None:
     """The first field that is a 0/1 for each of ``length`` tokens and not 0 for all."""
     for name in names:
-        value = fields.get(name)
+        value: Any = fields.get(name)
         value = value.tolist() if hasattr(value, "tolist") else value
         if isinstance(value, (list, tuple)) and len(value) == length and 1 in value and all(v in (0, 1) for v in value):
             return [int(v) for v in value]
