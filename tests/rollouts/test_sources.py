@@ -173,7 +173,10 @@ def test_trl_steps_with_an_evaluation_are_left_out(tmp_path: Path) -> None:
         pd.DataFrame(rows).to_parquet(folder / f"completions_{step:05d}.parquet")
     log = [{"step": 1, "loss": 1.0}, {"step": 3, "loss": 1.0}, {"step": 3, "eval_loss": 2.0}]
     assert len(read_rollout_set([folder]).rollouts) == 10  # nothing says so yet
-    lines(tmp_path / "run" / "checkpoint-4" / "trainer_state.json", [{"global_step": 4, "log_history": log}])
+    lines(
+        tmp_path / "run" / "checkpoint-4" / "trainer_state.json",
+        [{"global_step": 4, "eval_steps": 500, "log_history": log}],
+    )
     found = read_rollout_set([folder])
     assert sorted({rollout.step for rollout in found.rollouts}) == [1, 2, 5]
     assert "left out 4 of 10 (4 of steps with an evaluation" in remarks(found)[0]

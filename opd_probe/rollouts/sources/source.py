@@ -107,10 +107,10 @@ def evaluated_beside(folder: Path) -> frozenset[int]:
 
 
 def _entries(text: str) -> list[Any]:
-    """The entries of a log: the object, and those of its ``log_history``."""
+    """The entries of a log: those of an object's ``log_history``, else the object."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
         return []
     history = content.get("log_history") if isinstance(content, dict) else None
-    return [content, *(history if isinstance(history, list) else [])]
+    return history if isinstance(history, list) else [content]
