@@ -36,6 +36,7 @@ LAYERS = {
     "errors": 0,
     "atomic": 0,
     "progress": 0,
+    "digits": 0,
 }
 """The height of every package. A module imports from below, or from its own package."""
 
@@ -55,6 +56,7 @@ FORBIDDEN = {
     "types": {"torch", "transformers", "numpy", "pandas", "pyarrow"},
     "errors": {"torch", "transformers", "numpy", "pandas", "pyarrow"},
     "progress": {"torch", "transformers", "numpy", "pandas", "pyarrow"},
+    "digits": {"torch", "transformers", "numpy", "pandas", "pyarrow"},
     "output": {"torch", "transformers", "numpy", "pandas", "pyarrow", "matplotlib"},
     "options": {"torch", "transformers", "pandas", "matplotlib"},
     "runs": {"torch", "transformers", "matplotlib"},

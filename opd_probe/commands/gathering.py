@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from opd_probe.commands.result import Result
+from opd_probe.curves.sampling import AS_SCORED
 from opd_probe.errors import InputError
 from opd_probe.jobs.plan import make_plan
 from opd_probe.options.request import DEFAULT_OUT, Request
@@ -19,12 +20,12 @@ from opd_probe.progress import Progress
 from opd_probe.results.files import save_figure, write_csv
 from opd_probe.results.measures import Gathered, in_order
 from opd_probe.results.tables import as_table, json_row, present
-from opd_probe.runs.stored import find_traces, warn_of_mixture
+from opd_probe.runs.stored import find_traces, warn_of_states
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMES = ("run", "step", "teacher", "k", "states", "token_source")
+NAMES = ("run", "step", "teacher", "k", "states", "token_source", "sampling")
 DRY_RUN_COLUMNS = (
     "run", "step", "teacher", "states", "states_are", "tokens", "bytes", "seconds",
 )  # fmt: skip
@@ -37,7 +38,7 @@ def gather(request: Request, progress: Progress) -> Gathered | Result:
         out = Path(request.out or DEFAULT_OUT)
         check_writable(out)
         measured = find_traces(request.traces, parse_options(request.options))
-        warn_of_mixture(measured)
+        warn_of_states(measured)
         return Gathered(in_order(measured), out, request.format or "table", progress)
     plan = make_plan(request)
     # Imported here because both import torch, which nobody should wait for who only reads traces.
@@ -49,7 +50,7 @@ def gather(request: Request, progress: Progress) -> Gathered | Result:
     from opd_probe.jobs.pipeline import measure
 
     measured = measure(plan, progress)
-    warn_of_mixture(measured)
+    warn_of_states(measured)
     return Gathered(in_order(measured), plan.out, plan.format, progress)
 
 
@@ -87,9 +88,10 @@ def finish(
 
 
 def shown_columns(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    """Columns for a table, that of the tokens' source only where it is not what one expects."""
-    sampled = all(row.get("token_source") in (None, "sampled_ids") for row in rows)
-    return tuple(name for name in present(columns, rows) if not (sampled and name == "token_source"))
+    """Columns for a table, the tokens' source and sampling only where they are not what one expects."""
+    expected = {"token_source": (None, "sampled_ids"), "sampling": (None, AS_SCORED)}
+    usual = {name for name, values in expected.items() if all(row.get(name) in values for row in rows)}
+    return tuple(name for name in present(columns, rows) if name not in usual)
 
 
 def write(

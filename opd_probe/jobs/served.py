@@ -120,8 +120,8 @@ def served_states(
 
 def warn_foreign(spool: TraceSpool, name: str) -> None:
     """Say when the teacher's lists hold ids that the student does not share: its tokenizer may be another."""
-    ids = spool.arrays["teacher_top_ids"]
-    foreign = float(np.mean(ids < 0)) if ids.size else 0.0
+    told = spool.arrays["teacher_top_logprobs"]
+    foreign = float(np.mean(np.isnan(told))) if told.size else 0.0
     if foreign > FOREIGN_WARNING:
         warnings.warn(
             f"{foreign:.1%} of the top tokens that {name} tells are not among the ids that the student shares with it; "

@@ -103,7 +103,9 @@ def sample_rollouts(
             raise OutOfMemoryError("out of memory while sampling; lower --batch-tokens or --max-new-tokens") from None
     made_by = sampler_version("transformers")
     return [
-        make_rollout(student, prompts[d.prompt], d.sample, d.ids, d.logprobs, sampler=made_by, step=step)
+        make_rollout(
+            student, prompts[d.prompt], d.sample, d.ids, d.logprobs, sampler=made_by, temperature=temperature, step=step
+        )
         for d in drafts
     ]
 
@@ -286,6 +288,7 @@ def make_rollout(
     logprobs: Sequence[float],
     *,
     sampler: str,
+    temperature: float,
     step: int | None,
 ) -> Rollout:
     """The rollout of sampled ids, EOS included when it was sampled."""
@@ -304,5 +307,6 @@ def make_rollout(
         logprobs=tuple(logprobs),
         finish_reason="stop" if ids[-1] in student.eos_ids else "length",
         sampler=sampler,
+        sampling={"temperature": float(temperature)},
         extra=prompt.carried,
     )

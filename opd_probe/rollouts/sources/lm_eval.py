@@ -15,6 +15,7 @@ from typing import Any
 
 from opd_probe.errors import InputError
 from opd_probe.rollouts import fields
+from opd_probe.rollouts.sampling import sampling_of
 from opd_probe.rollouts.sources.source import Skipped, Source, Where, step_of_folder
 from opd_probe.types import Rollout
 
@@ -36,6 +37,7 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
             raise InputError(f"{place}: resps holds {type(texts).__name__}; expected lists of texts")
         prompt, messages = _prompt(place, request[0])
         extra = {name: row[name] for name in KEPT if name in row} | fields.several(answers)
+        sampling = sampling_of(request[1])
         for number, text in enumerate(texts):
             yield Rollout(
                 id=f"{where.name}/{index}/{number}" if several else where.name,
@@ -47,6 +49,7 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
                 answer=answers[0] if answers else None,
                 score=None if several else _score(place, row),
                 token_source="retokenized",
+                sampling=sampling,
                 extra=extra if messages is None else {**extra, "messages": messages},
             )
 
