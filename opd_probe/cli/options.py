@@ -34,6 +34,14 @@ class Dtype(StrEnum):
     float64 = "float64"
 
 
+class LengthFactors(StrEnum):
+    """Whose length decides the rotary factors of a model that has several."""
+
+    prefix = "prefix"
+    whole = "whole"
+    server = "server"
+
+
 class DeviceMap(StrEnum):
     """How models are spread over devices, as transformers names it."""
 
@@ -280,6 +288,15 @@ StepOffset = Annotated[
         metavar="N",
         help="The checkpoint of step S gets the rollouts of step S + N: 1 for training rollouts of verl, TRL and "
         "ms-swift (default: 0).",
+    ),
+]
+LengthFactorsOption = Annotated[
+    LengthFactors | None,
+    _option(
+        "--length-factors",
+        panel=_REPLAY,
+        help="Whose length decides the rotary factors of a model that has several, as longrope and dynamic scaling: "
+        "the prefix's that a token is predicted from, the whole rollout's, or a server's longest (default: prefix).",
     ),
 ]
 AllowSpecialMismatch = Annotated[

@@ -25,7 +25,7 @@ from opd_probe.runs.stored import find_traces, warn_of_states
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMES = ("run", "step", "teacher", "k", "states", "token_source", "sampling")
+NAMES = ("run", "step", "teacher", "k", "states", "token_source", "sampling", "quantised")
 DRY_RUN_COLUMNS = (
     "run", "step", "teacher", "states", "states_are", "tokens", "bytes", "seconds",
 )  # fmt: skip

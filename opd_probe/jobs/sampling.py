@@ -113,11 +113,15 @@ def allowed_ids(
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     """int64, ascending: what may be sampled, the ids that the student shares with every teacher.
 
-    Without a teacher they are those that the student's own tokenizer knows.
+    Without a teacher they are those that the student's own tokenizer knows. Ids that stand for pieces of an image, a
+    video or a sound are not among them.
     """
     allow = settings.allow_special_mismatch
     shared = [shared_vocabulary(student, other, allow_special_mismatch=allow).ids for other in teachers or [student]]
-    return reduce(np.intersect1d, shared)
+    no_text = [one.placeholder_ids for one in (student, *teachers) if not isinstance(one, ServedModel)]
+    return np.setdiff1d(
+        reduce(np.intersect1d, shared), np.concatenate([np.array(ids, dtype=np.int64) for ids in no_text])
+    )
 
 
 def each_once(models: Iterable[Described]) -> list[Described]:
@@ -163,7 +167,9 @@ def draw(
     }
     with memory_advice("sampling"):
         if isinstance(student, LoadedModel):
-            return sample_rollouts(student, encoded, batch_tokens=settings.batch_tokens, **how)
+            return sample_rollouts(
+                student, encoded, batch_tokens=settings.batch_tokens, length_factors=settings.length_factors, **how
+            )
         if is_url(settings.sampler):
             served = _server(settings.sampler, checkpoint)
             return sample_from_server(student, served, encoded, drafts=drafts, **how)
@@ -232,6 +238,8 @@ def sampling_key(
         "seed": settings.seed,
         "dtype": settings.dtype,
         "allow_special_mismatch": settings.allow_special_mismatch,
+        # No whole is there yet: the prefix decides then.
+        "length_factors": "server" if settings.length_factors == "server" else "prefix",
     }
 
 

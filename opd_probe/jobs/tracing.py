@@ -14,7 +14,7 @@ import numpy as np
 
 from opd_probe.engine.provenance import float32_precision, reduced_matmul_precision, software
 from opd_probe.engine.replay import Progress, Replay
-from opd_probe.engine.sequences import skip_reason
+from opd_probe.engine.sequences import skip_reason, straddling
 from opd_probe.engine.served import ServedReplay
 from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
@@ -22,6 +22,7 @@ from opd_probe.errors import OpdProbeWarning, TraceError
 from opd_probe.jobs.memory import memory_advice
 from opd_probe.jobs.served import served_states, tokenizer_of_served, told_beside, warn_foreign
 from opd_probe.models.digests import tokenizer_files_digest, weights_digest
+from opd_probe.models.lengths import has_length_factors
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, special_ids, template_digest
@@ -31,7 +32,7 @@ from opd_probe.rollouts.sampling import sampling_words
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts
 from opd_probe.trace import Trace, TraceSpool, read_trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, array_columns
-from opd_probe.types import Rollout
+from opd_probe.types import LengthRule, Rollout
 
 OUTSIDE_WARNING = 0.01
 """Mean probability outside the shared vocabulary above which a replay warns."""
@@ -77,7 +78,13 @@ class TraceRequest:
             # A trace that does not say was made with torch's default, as far as anyone knows: that is None too.
             "matmul precision": reduced_matmul_precision(),
             "allow_special_mismatch": settings.allow_special_mismatch,
+            "length_factors": self._length_rule(),
         }
+
+    def _length_rule(self) -> LengthRule | None:
+        """Whose length decides; None where it decides nothing, so that the rule does not matter."""
+        models = [one for one in (self.student, self.teacher) if not isinstance(one, ServedModel)]
+        return self.settings.length_factors if any(map(has_length_factors, models)) else None
 
     def stored(self, fingerprint: Mapping[str, Any]) -> Trace | None:
         """The trace that is there already, when it fits, else None. Loads no model.
@@ -141,7 +148,7 @@ def shared_student(
     """
     if replays == 1 and not alone:
         return student
-    kept = StoredModel(student, rollouts, place)
+    kept = StoredModel(student, rollouts, place, settings.length_factors)
     if alone:
         with memory_advice("replaying"):
             kept.fill(settings.batch_tokens, progress)
@@ -210,7 +217,20 @@ class _Job:
             warn_foreign(spool, teacher.name)
         self._warn_outside(spool, labels)
         table = rollout_table(self._rows(counts))
-        return spool.finish(table, self._provenance(fingerprint, labels), path)
+        provenance = self._provenance(fingerprint, labels) | {"length_factors": self._length_factors(engine)}
+        return spool.finish(table, provenance, path)
+
+    def _length_factors(self, engine: Replay | ServedReplay) -> dict[str, Any]:
+        """Whose length decided, and for each model with several sets of rotary factors how many states it matters to:
+        those of a prefix on one side of the boundary in a rollout whose end is on the other."""
+        said: dict[str, Any] = {"rule": self.settings.length_factors, "student": None, "teacher": None}
+        sides = engine.sides if isinstance(engine, Replay) else [engine.sequences]
+        for name, model, sequences in zip(("student", "teacher"), self.models, (sides[0], sides[-1]), strict=True):
+            factors = None if isinstance(model, ServedModel) else model.length_factors
+            if factors is not None:
+                states = sum(straddling(sequence, factors.boundary) for sequence in sequences)
+                said[name] = {"kind": factors.kind, "boundary": factors.boundary, "straddling_states": states}
+        return said
 
     def _warn_outside(self, spool: TraceSpool, labels: Mapping[str, Any]) -> None:
         where = f"run {labels['run']}, step {labels.get('step')}: " if "run" in labels else ""

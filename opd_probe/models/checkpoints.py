@@ -10,7 +10,7 @@ from pathlib import Path
 
 from opd_probe.errors import InputError, MissingError, OpdProbeError
 from opd_probe.models.directories import closed, entries, is_directory
-from opd_probe.models.formats import FORMATS, Format
+from opd_probe.models.formats import FORMATS, Format, gguf
 from opd_probe.models.formats.headers import Headers
 from opd_probe.models.served.endpoint import is_url, shown
 from opd_probe.types import Checkpoint
@@ -69,6 +69,8 @@ def locate(path: str | Path) -> Located | Refused | None:
         InputError: such a JSON file cannot be read.
     """
     path = Path(path)
+    if gguf.recognises(path):
+        return Located(path, next(known for known in FORMATS if known.name == "gguf"))
     if not is_directory(path) or not os.access(path, os.R_OK | os.X_OK):
         return None
     try:

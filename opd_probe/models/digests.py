@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.models.checkpoints import TOKENIZER_FILES, format_of, resolve_checkpoint, tokenizer_home
+from opd_probe.models.formats import gguf
 from opd_probe.models.hub import home_of, localized
 from opd_probe.types import Checkpoint
 
@@ -63,6 +64,11 @@ def tokenizer_files_digest(place: Any) -> str | None:
         place = home_of(place)
     if not isinstance(place, (str, Path)):
         return None
+    if gguf.recognises(Path(place)):
+        if gguf.TOKENS not in gguf.metadata(Path(place)):
+            return None
+        state = Path(place).stat()
+        return _file_digest(Path(place).resolve(), state.st_size, state.st_mtime_ns).hex()
     files = [tokenizer_home(Path(place)) / name for name in TOKENIZER_FILES]
     digest = hashlib.sha256()
     for file in files:

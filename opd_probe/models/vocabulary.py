@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from opd_probe.errors import MissingError, VocabularyError
 from opd_probe.models.checkpoints import tokenizer_home
+from opd_probe.models.formats import gguf
 from opd_probe.models.guards import one_line, quiet
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -176,6 +177,14 @@ def load_tokenizer(place: Any, *, required: bool, trust_remote_code: bool = Fals
     if isinstance(place, PreTrainedTokenizerBase):
         return place
     path = Path(str(place))
+    if gguf.recognises(path):
+        if not required and gguf.TOKENS not in gguf.metadata(path):
+            return None
+        with one_line(f"tokenizer {place}"), quiet():
+            packed: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                str(path.parent), gguf_file=path.name, local_files_only=True
+            )
+        return packed
     local = path.is_dir()
     if local:
         path = tokenizer_home(path)

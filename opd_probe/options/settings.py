@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from opd_probe.engine.settings import TRACE_K, ReplaySettings
 from opd_probe.errors import InputError
+from opd_probe.types import LengthRule
 
 Count = Annotated[int, Field(ge=1)]
 Url = Annotated[str, Field(pattern=r"^https?://")]
@@ -60,6 +61,7 @@ class Options(_Strict):
     batch_tokens: Count | None = None
     average: Literal["token", "rollout"] | None = None
     jsd: bool | None = None
+    length_factors: LengthRule | None = None
     step_offset: int | None = None
     allow_special_mismatch: bool | None = None
     thinking: Mode | None = None
@@ -93,6 +95,7 @@ class Settings(_Strict):
     batch_tokens: int = 16384
     average: Literal["token", "rollout"] = "token"
     jsd: bool = False
+    length_factors: LengthRule = "prefix"
     step_offset: int = 0
     allow_special_mismatch: bool = False
     thinking: Mode | None = None

@@ -23,7 +23,7 @@ from opd_probe.models.checkpoints import (
     step_of_name,
 )
 from opd_probe.models.digests import tokenizer_files_digest
-from opd_probe.models.directories import closed, subdirectories
+from opd_probe.models.directories import closed, entries, is_directory, subdirectories
 from opd_probe.models.formats.headers import read_json_object, stored_dtype
 from opd_probe.models.hub import home_of
 from opd_probe.options.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -137,6 +137,10 @@ def _walk(path: Path, depth: int, seen: set[Path]) -> Iterator[tuple[Path, _Foun
     if isinstance(found, Located):
         children = [child for child in children if found.path == path and step_of_name(child.name) is not None]
     below = False
+    for file in entries(path) if found is None else ():  # files are checkpoints too, beside directories of others
+        if not is_directory(file) and isinstance(one := locate(file), Located):
+            below = True
+            yield file, one
     for child in sorted(children, key=Path.is_symlink):  # a directory is listed under its own name
         for entry in _walk(child, depth - 1, seen):
             below = True

@@ -37,14 +37,31 @@ class Measured:
 
     @property
     def labels(self) -> dict[str, Any]:
-        """The columns that say what a row's states are: whose, of what ids, and how they were sampled."""
-        return {"states": self.states, "token_source": self.token_source, "sampling": sampling_label(self.trace)}
+        """The columns that say what a row's states are: whose, of what ids, and how they were sampled; and which model
+        is quantised, where one is."""
+        quantised = quantised_models(self.trace)
+        return {
+            "states": self.states,
+            "token_source": self.token_source,
+            "sampling": sampling_label(self.trace),
+            **({"quantised": quantised} if quantised else {}),
+        }
 
 
 def token_source_of(trace: Trace) -> str:
     """Whether a trace's ids are what was sampled: a :data:`~opd_probe.types.TokenSource`, or ``"mixed"``."""
     found = set(trace.rollouts.column("token_source").to_pylist()) - {None}
     return str(found.pop()) if len(found) == 1 else "mixed" if found else "sampled_ids"
+
+
+def quantised_models(trace: Trace) -> str:
+    """The models of a trace that are quantised, in words (``"4-bit teacher"``); "" where none is."""
+    found = []
+    for side in ("student", "teacher"):
+        stated = (trace.provenance.get(side) or {}).get("quantisation")
+        if isinstance(stated, dict):
+            found.append(f"{stated['bits']}-bit {side}" if stated.get("bits") else f"quantised {side}")
+    return ", ".join(found)
 
 
 def warn_of_states(measured: Sequence[Measured]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opd_probe.models.formats import dcp, huggingface, megatron, peft, prime_rl, verl_fsdp, verl_lora
+from opd_probe.models.formats import dcp, gguf, huggingface, megatron, peft, prime_rl, verl_fsdp, verl_lora
 from opd_probe.models.formats.headers import Headers, of_weight_files
 
 
@@ -65,6 +65,7 @@ FORMATS: tuple[Format, ...] = (
         base=peft.base,
         adapter=lambda _: True,
         settings=(peft.CONFIG,),
+        inside=peft.inside,
         refuses=peft.refuses,
     ),
     Format(
@@ -72,7 +73,7 @@ FORMATS: tuple[Format, ...] = (
         huggingface.ACCEPTED,
         huggingface.recognises,
         huggingface.weight_files,
-        of_weight_files(huggingface.weight_files),
+        huggingface.headers,
         refuses=huggingface.refuses,
     ),
     Format(
@@ -117,6 +118,15 @@ FORMATS: tuple[Format, ...] = (
         home=dcp.home,
         refuses=dcp.refuses,
         read=dcp.read,
+    ),
+    Format(
+        "gguf",
+        gguf.ACCEPTED,
+        gguf.recognises,
+        gguf.weight_files,
+        gguf.headers,
+        inside=gguf.inside,
+        refuses=gguf.refuses,
     ),
 )
 """Asked in this order; the first that recognises a directory, leads further down or refuses it has it."""

@@ -27,6 +27,9 @@ _DTYPES = {
     "BOOL": "bool",
 }
 
+_PACKED = {"qweight", "qzeros", "g_idx", "weight_packed", "weight_shape", "absmax", "quant_map", "SCB", "input_scale"}
+"""Last parts of the names under which quantisation keeps what a weight is made of, ``weight_scale…`` aside."""
+
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2}
 """Bytes of one value; 1 for every other type."""
 
@@ -48,6 +51,12 @@ Headers = Mapping[str, TensorHeader]
 """Weights by name."""
 
 
+def is_packing(name: str) -> bool:
+    """Whether a value is by its name a part of a quantised weight, such as its scale."""
+    last = name.rpartition(".")[2]
+    return last in _PACKED or last.startswith("weight_scale")
+
+
 def stored_dtype(headers: Headers) -> str | None:
     """The type of most floating-point values, of equally many the widest; None where there are none.
 
@@ -55,7 +64,7 @@ def stored_dtype(headers: Headers) -> str | None:
     """
     counts: Counter[str] = Counter()
     for header in headers.values():
-        if "float" in header.dtype:
+        if "float" in header.dtype or header.dtype not in _DTYPES.values():  # packed in a way of its own, as q4_k
             counts[header.dtype] += header.values
     return max(counts, key=lambda kind: (counts[kind], BYTES.get(kind, 1), kind), default=None)
 
@@ -98,6 +107,14 @@ def _unreadable(file: Path) -> str | None:
 def of_weight_files(weight_files: Callable[[Path], list[Path]]) -> Callable[[Path], Headers]:
     """The headers of a format whose weight files are safetensors."""
     return lambda path: safetensors_headers(weight_files(path))
+
+
+def headers_of_values(values: Mapping[str, Any]) -> Headers:
+    """Shapes and types of weights that were read, or that wait to be put together."""
+    return {
+        name: TensorHeader(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        for name, value in values.items()
+    }
 
 
 def read_json_object(file: Path) -> dict[str, Any]:

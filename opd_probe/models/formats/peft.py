@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError
+from opd_probe.models.directories import subdirectories
 from opd_probe.models.formats.headers import read_json_object
 from opd_probe.models.formats.huggingface import pickled
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+_STEP = re.compile(r"(?:checkpoint-|global_step_|step_|iter_)\d+")
 ACCEPTED = f"{CONFIG} with {WEIGHTS}"
 
 
@@ -19,9 +22,26 @@ def recognises(path: Path) -> bool:
     return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
 
 
+def inside(path: Path) -> Path | None:
+    """The adapter below a step's directory: peft puts one that has a name into a folder of that name."""
+    below = _below(path)
+    return below[0] if len(below) == 1 else None
+
+
 def refuses(path: Path) -> str | None:
-    """An adapter that is pickled."""
-    return pickled(path, "adapter_model") if (path / CONFIG).is_file() and not recognises(path) else None
+    """An adapter that is pickled, or a step with several of them."""
+    if (path / CONFIG).is_file() and not recognises(path):
+        return pickled(path, "adapter_model")
+    below = _below(path)
+    if len(below) > 1:
+        return f"holds {len(below)} adapters ({', '.join(place.name for place in below)}); name the directory of one"
+    return None
+
+
+def _below(path: Path) -> list[Path]:
+    if _STEP.fullmatch(path.name) is None or (path / "config.json").is_file() or recognises(path):
+        return []
+    return [place for place in subdirectories(path) if recognises(place)]
 
 
 def weight_files(path: Path) -> list[Path]:
