@@ -10,7 +10,7 @@ from typing import Any
 from opd_probe.errors import warn
 from opd_probe.jobs.plan import RunPlan
 from opd_probe.models.checkpoints import resolve_checkpoint
-from opd_probe.models.hub import home_of
+from opd_probe.models.hub import home_of, localized
 from opd_probe.models.loading import eos_ids_of
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.models.weights import read_config, read_generation_config
@@ -149,7 +149,10 @@ def special_ids_near(student: Any, tokenizer: Any) -> SpecialIds:
     """
     student = resolve_checkpoint(student) if isinstance(student, (str, Path)) else student
     if isinstance(student, Checkpoint):
-        home = home_of(student)
+        whole = localized(student)
+        while whole.format == "peft" and whole.base is not None:  # an adapter is a change of what has the configuration
+            whole = localized(resolve_checkpoint(whole.base))
+        home = home_of(whole)
         ending = read_generation_config(home, read_config(home))
         return special_ids_of(tokenizer_of(student, tokenizer), eos_ids_of(ending, None))
     own = load_tokenizer(tokenizer, required=True) if tokenizer is not None else getattr(student, "tokenizer", None)
