@@ -31,7 +31,7 @@ class Checkpoint:
         run: the name of the run it belongs to.
         step: the optimiser step, or None when unknown.
         format: the name of the checkpoint format that recognised it (``"huggingface"``, ``"peft"``, ``"verl-fsdp"``,
-            ``"verl-lora"``, ``"dcp"``, ``"hub"``).
+            ``"verl-lora"``, ``"dcp"``, ``"safetensors"``, ``"hub"``).
         revision: the hub revision, for a hub id.
         base: for an adapter, the model that it changes; for weights that were saved without a configuration, the model
             that has it (a path or a hub id).

@@ -64,7 +64,7 @@ Ckpts = Annotated[
         "--ckpts",
         panel=_INPUT,
         metavar="PATH...",
-        help="Checkpoints or run directories (checkpoint-N, global_step_N, step_N), as many as follow: "
+        help="Checkpoints or run directories (checkpoint-N, global_step_N, epoch_N, …), as many as follow: "
         "--ckpts runs/*, also a quoted pattern, or hub ids; opd-probe ckpts lists what is there. A run directory may "
         "hold opd-probe.yaml.",
     ),
@@ -164,6 +164,16 @@ Tokenizer = Annotated[
     str | None,
     _option("--tokenizer", panel=_INPUT, metavar="PATH", help="The tokenizer, for checkpoints saved without one."),
 ]
+Template = Annotated[
+    str | None,
+    _option(
+        "--template",
+        panel=_INPUT,
+        metavar="PATH",
+        help="The chat template that makes the prompts of all checkpoints, in place of each one's own: a Jinja file, "
+        "or a model's.",
+    ),
+]
 TeacherTokenizer = Annotated[
     str | None,
     _option(
@@ -182,6 +192,16 @@ Base = Annotated[
         metavar="MODEL",
         help="The model under adapters, or the one with the configuration and tokenizer of weights that were saved "
         "without (default: as the adapter or the manifest says).",
+    ),
+]
+StepPattern = Annotated[
+    str | None,
+    _option(
+        "--step-pattern",
+        panel=_INPUT,
+        metavar="REGEX",
+        help="Where names of checkpoints do not say their step in a way that is known: a regular expression whose "
+        "group is the step (or, named epoch, the epoch).",
     ),
 ]
 K = Annotated[int | None, _option("--k", panel=_RESULT, metavar="N", help="Size of the top-k sets (default: 16).")]

@@ -23,6 +23,7 @@ from opd_probe.jobs.memory import memory_advice
 from opd_probe.jobs.plan import RunPlan, Teacher, model_path, plan_runs, result_format
 from opd_probe.jobs.pool import ModelPool
 from opd_probe.jobs.prompting import Prompter
+from opd_probe.jobs.rendering import student_tokenizer
 from opd_probe.jobs.replay import RolloutsSource, prompts_as_given, read_source
 from opd_probe.jobs.sampling import draw
 from opd_probe.jobs.served import served_model
@@ -263,11 +264,17 @@ def _pair(
 ) -> Pair:
     """What a pool loads when it is asked for."""
     return Pair(
-        lambda: pool.student(plan, plan.run.checkpoints[-1]),
+        lambda: _templated(pool.student(plan, plan.run.checkpoints[-1]), plan),
         lambda: pool.teacher(plan, teacher.checkpoint),
         None if weights is None else lambda: pool.weights(plan, resolve_checkpoint(weights)),
         None if prompts is None else prompts.ids,
     )
+
+
+def _templated(student: LoadedModel, plan: RunPlan) -> LoadedModel:
+    """The student as its prompts are made."""
+    own = student_tokenizer(student.tokenizer, plan.settings)
+    return student if own is student.tokenizer else replace(student, tokenizer=own)
 
 
 def _rollouts(plan: RunPlan, files: Files, pool: ModelPool, count: int, progress: Progress) -> list[Rollout]:

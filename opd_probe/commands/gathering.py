@@ -20,7 +20,7 @@ from opd_probe.progress import Progress
 from opd_probe.results.files import save_figure, write_csv
 from opd_probe.results.measures import Gathered, in_order
 from opd_probe.results.tables import as_table, json_row, present
-from opd_probe.runs.stored import find_traces, warn_of_states
+from opd_probe.runs.stored import find_traces, warn_of_prompts, warn_of_states
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +39,7 @@ def gather(request: Request, progress: Progress) -> Gathered | Result:
         check_writable(out)
         measured = find_traces(request.traces, parse_options(request.options))
         warn_of_states(measured)
+        warn_of_prompts(measured)
         return Gathered(in_order(measured), out, request.format or "table", progress)
     plan = make_plan(request)
     # Imported here because both import torch, which nobody should wait for who only reads traces.

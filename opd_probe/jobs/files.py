@@ -9,8 +9,9 @@ from typing import Any
 
 from opd_probe.errors import warn
 from opd_probe.jobs.plan import RunPlan
+from opd_probe.jobs.rendering import student_tokenizer, warn_of_readings
 from opd_probe.models.checkpoints import resolve_checkpoint
-from opd_probe.models.hub import home_of, localized
+from opd_probe.models.hub import home_of, localized, tokenizer_place
 from opd_probe.models.loading import eos_ids_of
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.models.weights import read_config, read_generation_config
@@ -47,8 +48,9 @@ class Files:
         """
         for plan in self._plans:
             if plan.source.kind == "prompts":
-                self.prompts(plan)
+                warn_of_readings(plan, self.prompts(plan))
                 continue
+            warn_of_readings(plan, self.rollouts(plan.source.path))
             for checkpoint in plan.run.checkpoints:
                 self.replayed(plan, checkpoint)
             steps_are = self._steps_are[plan.source.path]
@@ -82,9 +84,9 @@ class Files:
         first = plan.run.checkpoints[0]
         if thinking is None:
             return named
-        key = (first.path, first.revision, plan.tokenizer, thinking)
+        key = (first.path, first.revision, plan.tokenizer, plan.settings.template, thinking)
         if key not in self._thinking:
-            tokenizer = tokenizer_of(first, plan.tokenizer)
+            tokenizer = student_tokenizer(tokenizer_of(first, plan.tokenizer), plan.settings)
 
             def differs(name: str) -> bool:
                 one, other = (
@@ -118,7 +120,8 @@ class Files:
                 for rollout in chosen
             ]
         if any(rollout.token_source == "retokenized" for rollout in chosen):
-            chosen = encode_rollouts(chosen, tokenizer_of(checkpoint, plan.tokenizer))
+            own = tokenizer_of(checkpoint, plan.tokenizer)
+            chosen = encode_rollouts(chosen, student_tokenizer(own, settings))
             warn_of_text(chosen, f"rollouts {path}")
         else:
             chosen = self._without_padding(plan, path, chosen)
@@ -164,7 +167,4 @@ def tokenizer_of(checkpoint: Checkpoint, tokenizer: str | None) -> Any:
     """The tokenizer that loading the checkpoint would give it, or None."""
     if tokenizer is not None:
         return load_tokenizer(tokenizer, required=True)
-    found = load_tokenizer(home_of(checkpoint), required=False)
-    if found is None and checkpoint.base and checkpoint.base != str(home_of(checkpoint)):
-        return tokenizer_of(resolve_checkpoint(checkpoint.base), None)
-    return found
+    return load_tokenizer(tokenizer_place(checkpoint), required=False)

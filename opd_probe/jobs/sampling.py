@@ -18,6 +18,7 @@ from opd_probe.jobs.memory import memory_advice
 from opd_probe.jobs.plan import RunPlan
 from opd_probe.jobs.pool import ModelPool
 from opd_probe.jobs.prompting import Prompter
+from opd_probe.jobs.rendering import student_tokenizer
 from opd_probe.models.digests import tokenizer_files_digest, weights_digest
 from opd_probe.models.generation import sample_rollouts
 from opd_probe.models.hub import home_of
@@ -151,7 +152,7 @@ def draw(
     teachers = each_once(teachers)
     for teacher in teachers:
         check_pair(student, teacher, settings)
-    encoded = encode_prompts(prompts, student.tokenizer)
+    encoded = encode_prompts(prompts, student_tokenizer(student.tokenizer, settings))
     longest = max((len(prompt.ids or ()) for prompt in encoded), default=0)
     for teacher in teachers:
         _check_positions(longest, teacher, settings.max_new_tokens)
@@ -229,7 +230,7 @@ def sampling_key(
         "weights": weights_digest(checkpoint),
         "tokenizer": _digest_of(own),
         "tokenizer files": tokenizer_files_digest(tokenizer or checkpoint),
-        "template": None if own is None else template_digest(own),
+        "template": None if own is None else template_digest(student_tokenizer(own, settings)),
         "prompts": prompts_digest(prompts),
         "vocabularies": sorted([digest or "", size] for digest, size in vocabularies),
         "num_rollouts": settings.num_rollouts,

@@ -25,7 +25,7 @@ from opd_probe.models.digests import tokenizer_files_digest, weights_digest
 from opd_probe.models.lengths import has_length_factors
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.model import ServedModel
-from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, special_ids, template_digest
+from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, special_ids, template_digest, text_digest
 from opd_probe.rollouts.files import prompt_key, rollouts_digest
 from opd_probe.rollouts.grading import grade_rollout
 from opd_probe.rollouts.sampling import sampling_words
@@ -47,6 +47,7 @@ class TraceRequest:
         path: the file to write; None keeps the trace in memory.
         labels: JSON values to keep with it.
         teacher_prompts: what the teacher reads before each response; None: what the student read.
+        template: the chat template that made the student's prompts, where it is not its tokenizer's.
     """
 
     student: Any
@@ -55,6 +56,7 @@ class TraceRequest:
     settings: ReplaySettings
     labels: Mapping[str, Any]
     teacher_prompts: TeacherPrompts | None = None
+    template: str | None = None
 
     def fingerprint(self, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         """Everything that a stored trace must agree on, flat, so that the first difference can be named.
@@ -118,7 +120,7 @@ class TraceRequest:
         allow = self.settings.allow_special_mismatch
         vocabulary = shared_vocabulary(student, teacher, allow_special_mismatch=allow)
         settings = replace(self.settings, k=min(self.settings.k, vocabulary.size))
-        return _Job((student, teacher), vocabulary, rollouts, settings, self.teacher_prompts).run(
+        return _Job((student, teacher), vocabulary, rollouts, settings, self.teacher_prompts, self.template).run(
             self.path, fingerprint, self.labels, progress
         )
 
@@ -184,6 +186,7 @@ class _Job:
     rollouts: Sequence[Rollout]
     settings: ReplaySettings
     teacher_prompts: TeacherPrompts | None
+    template: str | None = None
 
     def run(
         self,
@@ -277,6 +280,11 @@ class _Job:
             text = str(tokenizer.decode(list(rollout.response_ids), skip_special_tokens=True))
         return None if text is None else float(grade_rollout(rollout, text))
 
+    def _template_digest(self, tokenizer: Any) -> str | None:
+        if self.template is not None:
+            return text_digest(self.template)
+        return None if tokenizer is None else template_digest(tokenizer)
+
     def _provenance(self, fingerprint: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, Any]:
         student, teacher = self.models
         return {
@@ -293,7 +301,7 @@ class _Job:
                 "teacher_tokenizer_sha256": self.vocabulary.tokenizer_sha256[1],
                 "special_ids": None if student.tokenizer is None else sorted(special_ids(student.tokenizer)),
             },
-            "template_sha256": template_digest(student.tokenizer) if student.tokenizer is not None else None,
+            "template_sha256": self._template_digest(student.tokenizer),
             "teacher_prompt": None if self.teacher_prompts is None else dict(self.teacher_prompts.made),
             "labels": {"states": "unknown", **labels},
             "fingerprint": dict(fingerprint),

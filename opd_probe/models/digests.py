@@ -61,7 +61,8 @@ def tokenizer_files_digest(place: Any) -> str | None:
     """sha256 over the tokenizer and template files at a directory or of a checkpoint; None where there are none."""
     place = getattr(place, "checkpoint", place)  # of a loaded model
     if isinstance(place, Checkpoint):
-        place = home_of(place)
+        local = localized(place)
+        place = format_of(local).tokenizer(Path(local.path)) or home_of(local)
     if not isinstance(place, (str, Path)):
         return None
     if gguf.recognises(Path(place)):

@@ -20,6 +20,7 @@ from torch import Tensor
 from opd_probe.errors import InputError, OpdProbeError
 from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.models.hub import home_of
+from opd_probe.models.positions import max_positions
 from opd_probe.types import LENGTH_RULES, LengthRule
 
 
@@ -76,16 +77,6 @@ def _parameters(config: Any) -> list[Mapping[str, Any]]:
     """The rotary parameters of a configuration, of every kind of layer."""
     stated = getattr(config, "rope_parameters", None) or {}
     return [stated, *(value for value in stated.values() if isinstance(value, Mapping))]
-
-
-def max_positions(config: Any) -> int | None:
-    """How many positions a model was built for, when its configuration says; dynamic scaling reaches beyond them."""
-    text = config.get_text_config()
-    value = getattr(text, "max_position_embeddings", None)
-    if not isinstance(value, int):
-        return None
-    dynamic = [p for p in _parameters(text) if "dynamic" in str(p.get("rope_type", ""))]
-    return int(value * max([1.0, *(float(p.get("factor") or 1.0) for p in dynamic)]))
 
 
 class LengthFactors:

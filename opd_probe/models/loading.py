@@ -25,13 +25,15 @@ from opd_probe.models.bodies import Body, Caching, Past
 from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
 from opd_probe.models.formats.headers import stored_dtype
 from opd_probe.models.guards import brief
-from opd_probe.models.hub import home_of, localized
-from opd_probe.models.lengths import LengthFactors, max_positions
+from opd_probe.models.hub import localized, tokenizer_place
+from opd_probe.models.lengths import LengthFactors
 from opd_probe.models.paths import Paths, Trial, paths_of
 from opd_probe.models.placeholders import placeholder_ids
 from opd_probe.models.placement import DeviceMap, check_device_map, input_device
+from opd_probe.models.positions import max_positions
 from opd_probe.models.quantised import quantisation_of_model
 from opd_probe.models.readout import OutputLayer as OutputLayer
+from opd_probe.models.tying import warn_of_untied
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.models.weights import read_model
 from opd_probe.types import Checkpoint, LengthRule
@@ -214,6 +216,8 @@ def load_model(
         )
         loaded = _wrap(model, source, tokenizer_for(local, tokenizer, trust_remote_code=trust_remote_code))
         loaded.identity["stored_dtype"] = stored_dtype(headers_of(local))
+        if not format_of(local).adapter(Path(local.path)):
+            warn_of_untied(model, source.path)
         return loaded
     if not hasattr(source, "get_output_embeddings"):
         raise InputError(f"model of type {type(source).__name__}: expected a path, a hub id or a transformers model")
@@ -242,17 +246,8 @@ def tokenizer_for(
     Raises:
         MissingError, InputError: see :func:`load_tokenizer`.
     """
-    place = given if given is not None else _tokenizer_place(checkpoint)
+    place = given if given is not None else tokenizer_place(checkpoint)
     return load_tokenizer(place, required=given is not None, trust_remote_code=trust_remote_code)
-
-
-def _tokenizer_place(checkpoint: Checkpoint) -> str:
-    """Beside the weights; for an adapter without one of its own, beside those of its base."""
-    place = home_of(checkpoint)
-    adapter = format_of(checkpoint).adapter(Path(checkpoint.path))
-    if adapter and checkpoint.base and not (place / "tokenizer_config.json").is_file():
-        return _tokenizer_place(localized(resolve_checkpoint(checkpoint.base)))
-    return str(place)
 
 
 def _wrap(

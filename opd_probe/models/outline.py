@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from opd_probe.models.adapters import check_safetensors, stored_width
 from opd_probe.models.checkpoints import headers_of, resolve_checkpoint
 from opd_probe.models.hub import home_of, localized
-from opd_probe.models.lengths import max_positions
 from opd_probe.models.loading import eos_ids_of, tokenizer_for
 from opd_probe.models.placeholders import placeholder_ids
+from opd_probe.models.positions import max_positions
 from opd_probe.models.weights import read_config, read_generation_config
 from opd_probe.types import Checkpoint
 

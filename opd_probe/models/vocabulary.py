@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -163,6 +164,15 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
     """The chat template that a tokenizer uses, the default one of several; None where there is none."""
     template = getattr(tokenizer, "chat_template", None)
     return template.get("default") if isinstance(template, dict) else template
+
+
+def with_template(tokenizer: Any, template: str | None) -> Any:
+    """The tokenizer with another chat template; the same where there is none of either."""
+    if template is None or tokenizer is None:
+        return tokenizer
+    dressed = copy.copy(tokenizer)
+    dressed.chat_template = template
+    return dressed
 
 
 def load_tokenizer(place: Any, *, required: bool, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:

@@ -63,17 +63,20 @@ class Options(_Strict):
     jsd: bool | None = None
     length_factors: LengthRule | None = None
     step_offset: int | None = None
+    template: Annotated[str, Field(min_length=1)] | None = None
     allow_special_mismatch: bool | None = None
     thinking: Mode | None = None
     template_kwargs: Variables | None = None
 
 
 class CommandOptions(_Strict):
-    """Options of the whole command. Those in manifests hold when all manifests agree."""
+    """Options of the whole command. Those in manifests hold when all manifests agree; ``step_pattern`` holds for the
+    checkpoints beside its manifest."""
 
     out: Annotated[str, Field(min_length=1)] | None = None
     format: Literal["table", "json", "csv"] | None = None
     dry_run: bool | None = None
+    step_pattern: Annotated[str, Field(min_length=1)] | None = None
 
 
 class Settings(_Strict):
@@ -97,6 +100,7 @@ class Settings(_Strict):
     jsd: bool = False
     length_factors: LengthRule = "prefix"
     step_offset: int = 0
+    template: str | None = None
     allow_special_mismatch: bool = False
     thinking: Mode | None = None
     template_kwargs: Variables | None = None

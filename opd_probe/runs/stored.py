@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,24 @@ def warn_of_states(measured: Sequence[Measured]) -> None:
 
 def _name(measured: Measured) -> str:
     return measured.run if measured.step is None else f"{measured.run} step {measured.step}"
+
+
+def warn_of_prompts(measured: Sequence[Measured]) -> None:
+    """Say when traces of one run have other prompts of one name: of another length."""
+    for run in dict.fromkeys(one.run for one in measured):
+        lengths: dict[str, set[int]] = defaultdict(set)
+        for one in measured:
+            if one.run == run:
+                names, counts = (one.trace.rollouts.column(c).to_pylist() for c in ("prompt_id", "prompt_length"))
+                for name, count in zip(names, counts, strict=True):
+                    lengths[name].add(count)
+        differing = [name for name, found in lengths.items() if len(found) > 1]
+        if differing:
+            warn(
+                f"run {run}: {len(differing)} of {len(lengths)} prompts differ in length between its traces (the first "
+                f"is {differing[0]!r}), as with another chat template or tokenizer; its curve joins answers to "
+                "different prompts"
+            )
 
 
 def find_traces(arguments: Sequence[str], given: Options, *, what: str = "--traces") -> list[Measured]:

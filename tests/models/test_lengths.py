@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PreTrain
 import opd_probe
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.models.generation import sample_rollouts
-from opd_probe.models.lengths import LengthFactors, has_length_factors, max_positions
+from opd_probe.models.lengths import LengthFactors, has_length_factors
 from opd_probe.models.loading import load_model
+from opd_probe.models.positions import max_positions
 from opd_probe.types import Prompt
 from tests.tiny import save_checkpoint, tiny_model, tiny_tokenizer
 

@@ -47,6 +47,9 @@ class TensorHeader:
         return math.prod(self.shape)
 
 
+_LONGEST_HEADER = 100_000_000
+"""Bytes; safetensors refuses more."""
+
 Headers = Mapping[str, TensorHeader]
 """Weights by name."""
 
@@ -88,11 +91,37 @@ def safetensors_headers(files: Iterable[Path]) -> Headers:
         except (SafetensorError, OSError) as error:
             if (reason := _unreadable(file)) is not None:
                 raise InputError(f"{file}: cannot be read ({reason})") from None
+            short = shortfall(file)
             raise InputError(
-                f"{file}: not a whole safetensors file ({' '.join(str(error).split())}); copy or save the checkpoint "
-                "again"
+                f"{file}: not a whole safetensors file ({short or ' '.join(str(error).split())}); "
+                f"{'if it is being written, wait for that; else ' if short else ''}copy or save the checkpoint again"
             ) from None
     return found
+
+
+def shortfall(file: Path) -> str | None:
+    """What a safetensors file still lacks by its own header, as while it is written; None: nothing that it tells.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with file.open("rb") as handle:
+        size = handle.seek(0, 2)
+        handle.seek(0)
+        stated = int.from_bytes(handle.read(8), "little")
+        if size < 8:
+            return f"has {size} of at least 8 bytes"
+        if stated > _LONGEST_HEADER:
+            return None
+        if size < 8 + stated:
+            return f"has {size} of at least {8 + stated} bytes"
+        try:
+            entries = json.loads(handle.read(stated))
+            end = max(entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return None
+    whole = 8 + stated + end
+    return f"has {size} of {whole} bytes" if size < whole else None
 
 
 def _unreadable(file: Path) -> str | None:

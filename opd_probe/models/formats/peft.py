@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,10 @@ from opd_probe.errors import InputError
 from opd_probe.models.directories import subdirectories
 from opd_probe.models.formats.headers import read_json_object
 from opd_probe.models.formats.huggingface import pickled
+from opd_probe.models.steps import step_name
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-_STEP = re.compile(r"(?:checkpoint-|global_step_|step_|iter_)\d+")
 ACCEPTED = f"{CONFIG} with {WEIGHTS}"
 
 
@@ -39,7 +38,7 @@ def refuses(path: Path) -> str | None:
 
 
 def _below(path: Path) -> list[Path]:
-    if _STEP.fullmatch(path.name) is None or (path / "config.json").is_file() or recognises(path):
+    if step_name(path.name) is None or (path / "config.json").is_file() or recognises(path):
         return []
     return [place for place in subdirectories(path) if recognises(place)]
 
