@@ -76,7 +76,7 @@ class Rollout:
         prompt_id: groups the rollouts of one prompt (the unit of intervals); None: derived from ``prompt_ids``.
         response_mask: one 0/1 per response id; 1 where the student generated the token. None: all ones.
         step: the training step that it was sampled at.
-        answer: the reference answer of the problem, as text.
+        answer: the reference answer of the problem, as text; of several the first, and all are ``extra["answers"]``.
         score: correctness or reward, as the grader gave it.
         logprobs: the sampler's own log-probability of each response token, in nats; NaN where unknown.
         finish_reason: ``"stop"`` (EOS was sampled), ``"length"``, or None when unknown.

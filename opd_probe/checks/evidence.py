@@ -91,6 +91,7 @@ class Evidence:
         prompt_change: by rollout index, log q of the states under the teacher's own prompt less that under the
             student's.
         in_process: by rollout index, the log-probabilities of the states by a served teacher's weights in this process.
+        everything: what the handful was taken from; empty: it is all there is.
         missing: by the name of a part above, why it is not there.
     """
 
@@ -106,6 +107,7 @@ class Evidence:
     teacher_prompts: Mapping[int, Sequence[int]] = field(default_factory=dict)
     prompt_change: Mapping[int, Floats] = field(default_factory=dict)
     in_process: Mapping[int, Floats] = field(default_factory=dict)
+    everything: Sequence[Rollout] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
 
     def replayed(self) -> Mapping[int, Columns]:
@@ -170,6 +172,23 @@ def reward(columns: Columns) -> Floats:
 def teacher_scores(states: Mapping[int, Columns]) -> dict[int, Floats]:
     """By rollout index, the teacher's log-probabilities of its states."""
     return {index: np.asarray(columns["teacher_logprob"], dtype=np.float64) for index, columns in states.items()}
+
+
+GREEDY = "0.0 of every token, as one at temperature 0 does: see the line 'sampler_logprobs'"
+"""What is said of such log-probabilities."""
+
+
+def says_zero_of_all(evidence: Evidence) -> bool:
+    """Whether the sampler says exactly 0.0 of every counted token of every rollout that it says anything of: it took
+    the most probable token each time, so that these are no placeholders among others."""
+    given = [
+        np.asarray(rollout.logprobs, dtype=np.float64)[evidence.mask(index)]
+        for index, rollout in enumerate(evidence.rollouts)
+        if rollout.logprobs is not None and len(rollout.logprobs) == len(rollout.response_ids)
+    ]
+    known = np.concatenate(given) if given else np.empty(0)
+    known = known[~np.isnan(known)]
+    return bool(len(known)) and not known.any()
 
 
 def share(count: int, total: int) -> float:

@@ -31,7 +31,9 @@ from opd_probe.errors import InputError, OpdProbeError, OutOfMemoryError
 from opd_probe.models.loading import LoadedModel, eos_ids_of
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary
+from opd_probe.rollouts.chat import chat_variables
 from opd_probe.rollouts.encoding import encode_rollouts
+from opd_probe.rollouts.padding import special_ids_of, without_padding
 from opd_probe.rollouts.prompts import encode_messages
 from opd_probe.rollouts.teacher_prompts import messages_of
 from opd_probe.types import Rollout
@@ -61,11 +63,19 @@ class Pair:
     prompts: Prompts | None = None
 
 
-def gather(pair: Pair, rollouts: Sequence[Rollout], options: CheckOptions, *, stage: Stage = silent) -> Evidence:
+def gather(
+    pair: Pair,
+    rollouts: Sequence[Rollout],
+    options: CheckOptions,
+    *,
+    stage: Stage = silent,
+    everything: Sequence[Rollout] = (),
+) -> Evidence:
     """The evidence on a pair of models. Nothing here holds on to the student once its states are on disk.
 
     Args:
         rollouts: a handful; text is encoded with the student's tokenizer.
+        everything: what it was taken from, for what only counts rollouts; empty: it is all there is.
 
     Raises:
         OpdProbeError: a model that cannot be loaded, or rollouts that cannot be encoded.
@@ -73,6 +83,7 @@ def gather(pair: Pair, rollouts: Sequence[Rollout], options: CheckOptions, *, st
     side, encoded, kept = _run_student(pair.student(), rollouts, options, stage)
     teacher = pair.teacher()
     found = _Gathering(side, teacher, encoded, kept, options, stage, pair.prompts).evidence()
+    found = replace(found, everything=everything)
     if not isinstance(teacher, ServedModel) or pair.weights is None or not found.states:
         return found
     model, readable = pair.weights(), without(encoded, found.left_out)
@@ -101,7 +112,8 @@ def _run_student(
     model: LoadedModel, rollouts: Sequence[Rollout], options: CheckOptions, stage: Stage
 ) -> tuple[Side, list[Rollout], tuple[StoredModel, StoredModel] | str]:
     """The student in outline, the rollouts with ids, and its hidden states in batches and one rollout at a time."""
-    encoded = encode_rollouts(rollouts, model.tokenizer)
+    special = special_ids_of(model.tokenizer, model.eos_ids)
+    encoded = encode_rollouts(without_padding(rollouts, special, None), model.tokenizer, model.eos_ids)
     readable = without(encoded, refused(encoded, lambda _, rollout: build_sequences([rollout], [model])))
     try:
         batched, alone = StoredModel(model, readable), StoredModel(model, readable)
@@ -190,7 +202,12 @@ class _Gathering:
 
         def encode() -> dict[int, list[int]]:
             return {
-                i: encode_messages(place, messages_of(place, self.rollouts[i]), tokenizer)
+                i: encode_messages(
+                    place,
+                    messages_of(place, self.rollouts[i]),
+                    tokenizer,
+                    variables=chat_variables(place, self.rollouts[i].extra),
+                )
                 for i, place in places.items()
             }
 

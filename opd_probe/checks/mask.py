@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from opd_probe.checks.evidence import Columns, Evidence, Floats, Skip
+from opd_probe.checks.evidence import GREEDY, Columns, Evidence, Floats, Skip, says_zero_of_all
 from opd_probe.checks.registry import Verdict, grade, register
 from opd_probe.checks.stored import FIELD, numbers
 from opd_probe.errors import OpdProbeError
@@ -57,7 +58,8 @@ def mask_eos(evidence: Evidence) -> Verdict:
     "mask_zeros",
     measures="counted tokens whose stored log-probability is exactly 0.0 while the replay finds them less than certain",
     rule="fail: any below log 0.5 = −0.7 nats in the replay: a placeholder of tokens that no model sampled, inside the "
-    "mask; above it may be rounding, or a token that alone is the top-p set",
+    "mask; above it may be rounding, or a token that alone is the top-p set. Where the sampler says 0.0 of every "
+    "token of every rollout it was greedy (temperature 0), which the line 'sampler_logprobs' is about",
     advice="mask the tokens that came from tools or templates; they are no states of the student",
     known_from="open-instruct PR#1847",
 )
@@ -65,15 +67,18 @@ def mask_zeros(evidence: Evidence) -> Verdict:
     states = evidence.replayed()
     checked = zeros = longest = 0
     where = ""
+    greedy = says_zero_of_all(evidence)
     for index, columns in states.items():
         rollout, positions = evidence.rollouts[index], columns["position"]
-        for stored, own in _stored(rollout, columns):
+        for stored, own in _stored(replace(rollout, logprobs=None) if greedy else rollout, columns):
             checked += 1
             bad = (stored[positions] == 0.0) & (own < PLACEHOLDER)
             zeros += int(bad.sum())
             run = _longest_run(positions[bad])
             if run > longest:
                 longest, where = run, f", the longest run of {run} in rollout {rollout.id!r}"
+    if not checked and greedy:
+        raise Skip(f"the sampler says {GREEDY}")
     if not checked:
         raise Skip("no rollout carries log-probabilities of sampler or teacher")
     figure = f"{zeros} counted tokens have a stored log-probability of exactly 0.0 that the replay refutes{where}"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
+from typing import Any
 
 import numpy as np
 
 from opd_probe.checks.evidence import Evidence, Skip, share
 from opd_probe.checks.registry import Verdict, grade, register
+from opd_probe.rollouts.files import prompt_key
 from opd_probe.types import Rollout
 
 TRUNCATED_LIMIT = 0.2
@@ -156,6 +159,45 @@ def repetition(evidence: Evidence) -> Verdict:
         f"most repetitive tail compresses {max(ratios):.1f} times"
     )
     return Verdict("warn" if rate > REPETITIVE_LIMIT else "ok", figure, values)
+
+
+COPIES = 4
+"""Rollouts of a prompt, in the mean, from which equal ones are no chance: two short answers may well be the same."""
+
+EFFECTIVE_LIMIT = 0.5
+"""Effective rollouts as a share of all, below which most of them say what another one has said."""
+
+
+@register(
+    "effective_rollouts",
+    measures="effective number of rollouts: (Σm)² / Σm² over the different responses of a prompt, each there m times, "
+    "summed over prompts; all rollouts of the file, or of the handful where it was given as a list",
+    rule="warn: below half of the rollouts; fail: each of the prompts that have several rollouts (four and more, in "
+    "the mean) has the same response every time, so that intervals over rollouts and pass@k count copies",
+    advice="sample at a temperature above 0 and with another seed for each rollout; for greedy samples take one for "
+    "each prompt",
+    known_from="many trainers",
+)
+def effective_rollouts(evidence: Evidence) -> Verdict:
+    groups: dict[str, Counter[Any]] = {}
+    for rollout in evidence.everything or evidence.rollouts:
+        groups.setdefault(prompt_key(rollout), Counter())[_response(rollout)] += 1
+    total = sum(counts.total() for counts in groups.values())
+    effective = sum(counts.total() ** 2 / sum(m * m for m in counts.values()) for counts in groups.values() if counts)
+    several = [counts for counts in groups.values() if counts.total() > 1]
+    alone = sum(len(counts) == 1 for counts in several)
+    values = {"effective": effective, "n": total, "n_prompts": len(groups), "n_prompts_of_one_response": alone}
+    figure = f"{total} rollouts of {len(groups)} prompts are worth {effective:.1f}"
+    if several:
+        figure += f"; {alone} of {len(several)} prompts with several have the same response every time"
+    copies = sum(counts.total() for counts in several) >= COPIES * len(several)
+    fail = bool(several) and alone == len(several) and copies
+    return Verdict(grade(fail=fail, warn=effective < EFFECTIVE_LIMIT * total), figure, values)
+
+
+def _response(rollout: Rollout) -> Any:
+    """What makes two responses the same: their ids, or their text where they have none yet."""
+    return tuple(rollout.response_ids) or rollout.response
 
 
 def _texts(evidence: Evidence) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from opd_probe.checks.evidence import Evidence, Floats, Skip, reward, teacher_scores
+from opd_probe.checks.evidence import Evidence, Floats, Skip, reward, says_zero_of_all, teacher_scores
 from opd_probe.checks.registry import Verdict, grade, register
 from opd_probe.checks.stored import stored_teacher
 from opd_probe.curves.sampling import SAMPLER_LIMIT
@@ -14,6 +14,9 @@ from opd_probe.curves.sampling import SAMPLER_LIMIT
 TYPICAL_LIMIT = 0.05
 """Median |Δ| in nats above which two paths do not score the same thing; between bf16 and float32 weights of the lab's
 teacher it stays below a tenth of it."""
+
+INFINITE_LIMIT = 0.01
+"""Share of tokens of which one path says that they are impossible and the other does not."""
 
 TAIL_LIMIT = 0.25
 """99th percentile of |Δ| in nats above which single tokens are off; there it stays below 0.15."""
@@ -34,18 +37,30 @@ def compare_paths(first: Mapping[int, Floats], second: Mapping[int, Floats], nam
     """
     pairs = [np.stack([first[i], second[i]]) for i in first if i in second]
     both = np.concatenate(pairs, axis=1) if pairs else np.empty((2, 0))
-    both = both[:, np.isfinite(both).all(0)]
+    both = both[:, ~np.isnan(both).any(0)]
     if not both.shape[1]:
         raise Skip(f"{names[0]} and {names[1]} log-probabilities have no token in common")
-    median, tail = (float(value) for value in np.quantile(np.abs(both[0] - both[1]), (0.5, 0.99)))
-    values = {"p50": median, "p99": tail, "n_tokens": int(both.shape[1])}
-    figure = f"|Δ| p50 {median:.2g}, p99 {tail:.2g} nats, {names[0]} against {names[1]}, {both.shape[1]:,} tokens"
-    return Verdict(grade(fail=median > TYPICAL_LIMIT, warn=tail > TAIL_LIMIT), figure, values)
+    finite = both[:, np.isfinite(both).all(0)]
+    median, tail = (
+        (float(value) for value in np.quantile(np.abs(finite[0] - finite[1]), (0.5, 0.99)))
+        if finite.shape[1]
+        else (float("nan"), float("nan"))
+    )
+    infinite = [int((np.isinf(one) & np.isfinite(other)).sum()) for one, other in (both, both[::-1])]
+    part = sum(infinite) / both.shape[1]
+    values = {"p50": median, "p99": tail, "n_tokens": int(finite.shape[1]), "share_infinite": part}
+    figure = f"|Δ| p50 {median:.2g}, p99 {tail:.2g} nats, {names[0]} against {names[1]}, {finite.shape[1]:,} tokens"
+    for name, count in zip(names, infinite, strict=True):
+        if count:
+            figure += f"; {name} is −inf at {count:,} more ({count / both.shape[1]:.0%}), where the other is finite"
+    fail = median > TYPICAL_LIMIT or part > INFINITE_LIMIT
+    return Verdict(grade(fail=fail, warn=tail > TAIL_LIMIT or part > 0), figure, values)
 
 
 _SELF_SCORE = (
-    "fail: median above 0.05 nats (half of the tokens are scored as something else); warn: 99th percentile above "
-    "0.25 nats. Between bf16 and float32 weights of the lab's teacher they stay below 0.005 and 0.15"
+    "fail: median above 0.05 nats (half of the tokens are scored as something else), or −inf in one path alone at more "
+    "than 1 % of the tokens; warn: 99th percentile above 0.25 nats, or any −inf in one path alone. Between bf16 and "
+    "float32 weights of the lab's teacher the two stay below 0.005 and 0.15"
 )
 
 
@@ -147,19 +162,27 @@ def unknown_scores(evidence: Evidence) -> Verdict:
     "sampler_logprobs",
     measures="mean |Δ| between the sampler's own log-probabilities and the student's replayed ones, in nats per token",
     rule="warn: above 0.05; rounding explains less (below 0.01 between bf16 and float32 weights of the lab's student), "
-    "so that the sampler had other weights, another temperature or truncation (top-p, top-k), or another prompt",
-    advice="replay at the sampler's --temperature, and compare checkpoint step, top-p, top-k and prompt of both",
+    "so that the sampler had other weights, another temperature or truncation (top-p, top-k), or another prompt; or "
+    "any −inf, which no sampled token has",
+    advice="replay at the sampler's --temperature, and compare checkpoint step, top-p, top-k and prompt of both; a "
+    "sampler that says 0.0 of every token was greedy, and its states are not what the student samples at temperature 1",
     known_from="many trainers",
 )
 def sampler_logprobs(evidence: Evidence) -> Verdict:
     states = evidence.replayed()
     given = np.concatenate([np.asarray(columns["sampler_logprob"], np.float64) for columns in states.values()])
     own = evidence.column("student_logprob")
+    infinite = int((np.isinf(given) & ~np.isnan(own)).sum())
     known = np.isfinite(given) & np.isfinite(own)
-    if not known.any():
+    if not known.any() and not infinite:
         raise Skip("no rollout carries the sampler's log-probabilities")
-    change = given[known] - own[known]
+    change = given[known] - own[known] if known.any() else np.array([np.nan])
     size, mean = float(np.abs(change).mean()), float(change.mean())
-    values = {"mean_absolute_difference": size, "mean_difference": mean, "n_tokens": int(known.sum())}
+    values = {"mean_absolute_difference": size, "mean_difference": mean, "n_tokens": int(known.sum()),
+              "n_infinite": infinite}  # fmt: skip
     figure = f"mean |Δ| {size:.2g} nats (mean Δ {mean:+.2g}), sampler against replay, {int(known.sum()):,} tokens"
-    return Verdict("warn" if size > SAMPLER_LIMIT else "ok", figure, values)
+    if infinite:
+        figure += f"; the sampler says −inf of {infinite:,} more, which it cannot have sampled"
+    if says_zero_of_all(evidence):
+        figure += "; it says 0.0 of every token: sampled at temperature 0"
+    return Verdict("warn" if size > SAMPLER_LIMIT or infinite else "ok", figure, values)

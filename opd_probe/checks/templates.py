@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from opd_probe.checks.evidence import Evidence, Side, Skip, share
 from opd_probe.checks.registry import Verdict, register
-from opd_probe.rollouts.prompts import encode_messages
+from opd_probe.rollouts.chat import chat_variables, lost_words
+from opd_probe.rollouts.prompts import encode_messages, render_messages
 from opd_probe.rollouts.teacher_prompts import messages_of
 
 TAIL = 8
@@ -37,9 +38,11 @@ PROBE = ({"role": "user", "content": "1 + 1 = ?"},)
     known_from="tinker-cookbook#796, #797, OPSD#10",
 )
 def template_tails(evidence: Evidence) -> Verdict:
-    messages = next((messages_of(r.id, r) for r in evidence.rollouts if r.extra.get("messages")), PROBE)
-    student = _rendered(evidence.student, "student", messages)
-    teacher = _rendered(evidence.teacher, "teacher", messages)
+    first = next((rollout for rollout in evidence.rollouts if rollout.extra.get("messages")), None)
+    messages = PROBE if first is None else messages_of(first.id, first)
+    variables = {} if first is None else chat_variables(first.id, first.extra)
+    student = _rendered(evidence.student, "student", messages, variables)
+    teacher = _rendered(evidence.teacher, "teacher", messages, variables)
     tails = [" ".join(tokens[-TAIL:]) for tokens in (student, teacher)]
     values = {"student_tail": student[-TAIL:], "teacher_tail": teacher[-TAIL:], "equal": student == teacher}
     if student == teacher:
@@ -50,10 +53,10 @@ def template_tails(evidence: Evidence) -> Verdict:
     return Verdict("warn", f"ends in {tails[0]!r} (student), {tails[1]!r} (teacher)", values)
 
 
-def _rendered(side: Side, who: str, messages: Sequence[Any]) -> list[str]:
+def _rendered(side: Side, who: str, messages: Sequence[Any], variables: Mapping[str, Any]) -> list[str]:
     if getattr(side.tokenizer, "chat_template", None) is None:
         raise Skip(f"the {who} has no chat template")
-    ids = encode_messages(f"template of the {who}", messages, side.tokenizer)
+    ids = encode_messages(f"template of the {who}", messages, side.tokenizer, variables=variables)
     return [str(token) for token in side.tokenizer.convert_ids_to_tokens(ids)]
 
 
@@ -87,6 +90,32 @@ def rendered_prompts(evidence: Evidence) -> Verdict:
         f"{rollout.id!r} token {place} is {labels[0]}, the template makes {labels[1]}"
     )
     return Verdict("warn", figure, values)
+
+
+@register(
+    "message_words",
+    measures="share of rollouts with chat messages of which the student's template leaves out a word",
+    rule="fail: any: what the template drops (content in parts, a role that it does not know) nobody reads; an "
+    "assistant's thinking, which templates drop on purpose, is not counted",
+    advice="give content in the form that the template takes, or take a template that renders every message",
+    known_from="Qwen3's template, which takes text alone",
+)
+def message_words(evidence: Evidence) -> Verdict:
+    chats = [rollout for rollout in evidence.rollouts if rollout.extra.get("messages")]
+    tokenizer = evidence.student.tokenizer
+    if not chats or getattr(tokenizer, "chat_template", None) is None:
+        raise Skip("no rollout has chat messages" if not chats else "the student has no chat template")
+    lost: dict[str, list[str]] = {}
+    for rollout in chats:
+        messages, variables = messages_of(rollout.id, rollout), chat_variables(rollout.id, rollout.extra)
+        lost[rollout.id] = lost_words(messages, render_messages(rollout.id, messages, tokenizer, variables=variables))
+    some = {name: words for name, words in lost.items() if words}
+    figure = f"the student's template leaves out words of {len(some)} of {len(chats)} rollouts with chat messages"
+    if some:
+        name, words = next(iter(some.items()))
+        figure += f"; of {name!r} {len(words)}, the first {words[0]!r}"
+    values = {"share_lost": share(len(some), len(chats)), "n": len(chats)}
+    return Verdict("fail" if some else "ok", figure, values)
 
 
 def _first_difference(left: Sequence[int], right: Sequence[int]) -> tuple[int, int | None, int | None]:

@@ -87,6 +87,25 @@ Teacher = Annotated[
         help="Path, hub id, or http://host:port[#model] of a vLLM or SGLang server; repeat it for several teachers.",
     ),
 ]
+Thinking = Annotated[
+    str | None,
+    _option(
+        "--thinking",
+        panel=_SAMPLING,
+        metavar="on|off",
+        help="The thinking mode of the student's chat template, for prompts that are chat messages.",
+    ),
+]
+TemplateKwargs = Annotated[
+    str | None,
+    _option(
+        "--template-kwargs",
+        panel=_SAMPLING,
+        metavar="JSON",
+        help="Variables of the student's chat template, as a JSON object; those of a prompt's own row "
+        "(chat_template_kwargs) count where they are not named here.",
+    ),
+]
 TeacherTemplate = Annotated[
     list[str] | None,
     _option(
@@ -228,7 +247,7 @@ MaxStates = Annotated[
         "--max-states",
         panel=_REPLAY,
         metavar="N",
-        help="Replay a seeded sample of whole rollouts with at most so many states (default: all).",
+        help="Replay a seeded sample of whole rollouts, drawn until they hold so many states (default: all).",
     ),
 ]
 Seed = Annotated[

@@ -18,7 +18,7 @@ from opd_probe.commands.result import Result
 from opd_probe.engine.replay import Progress as StatesDone
 from opd_probe.engine.settings import BATCH_TOKENS, ReplaySettings
 from opd_probe.errors import InputError
-from opd_probe.jobs.files import Files
+from opd_probe.jobs.files import Files, special_ids_near
 from opd_probe.jobs.memory import memory_advice
 from opd_probe.jobs.plan import RunPlan, Teacher, model_path, plan_runs, result_format
 from opd_probe.jobs.pool import ModelPool
@@ -33,6 +33,7 @@ from opd_probe.models.served.model import ServedModel
 from opd_probe.options.request import DEFAULT_OUT, Request
 from opd_probe.progress import Progress
 from opd_probe.results.tables import json_row, present
+from opd_probe.rollouts.padding import without_padding
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts
 from opd_probe.types import Checkpoint, Rollout
 
@@ -101,6 +102,7 @@ def doctor(
     served = isinstance(known, ServedModel)
     if teacher_weights is not None and not served:
         raise InputError("teacher_weights: the teacher is not served; leave it out")
+    given = without_padding(given, special_ids_near(student, tokenizer), None)
 
     def load_teacher() -> LoadedModel | ServedModel:
         if isinstance(student, (str, Path, Checkpoint)):
@@ -116,7 +118,8 @@ def doctor(
     if pair.prompts is not None:
         pair = replace(pair, prompts=[pair.prompts[place] for place in places])
     with memory_advice("checking"):
-        return examine(gather(pair, [given[place] for place in places], options, stage=lambda _: progress))
+        chosen = [given[place] for place in places]
+        return examine(gather(pair, chosen, options, stage=lambda _: progress, everything=given))
 
 
 def _check(options: CheckOptions, max_rollouts: int) -> None:
@@ -175,8 +178,9 @@ def check_runs(
             sampled=plan.source.kind == "prompts",
         )
         _check(options, max_rollouts)
-        rollouts = _rollouts(plan, files, pool, max_rollouts, progress)
-        rows += _rows(plan, weights, rollouts, options, pool, progress)
+        everything = _rollouts(plan, files, pool, max_rollouts, progress)
+        rollouts = handful(everything, max_rollouts, settings.seed)
+        rows += _rows(plan, weights, everything, rollouts, options, pool, progress)
         if reference is not None:
             rows += _reference_rows(plan, reference, rollouts, Path(request.out or DEFAULT_OUT), progress)
     several = len({(row["run"], row["teacher"]) for row in rows}) > 1
@@ -189,6 +193,7 @@ def check_runs(
 def _rows(
     plan: RunPlan,
     weights: str | None,
+    everything: Sequence[Rollout],
     rollouts: Sequence[Rollout],
     options: CheckOptions,
     pool: ModelPool,
@@ -205,7 +210,7 @@ def _rows(
         pair = _pair(plan, teacher, weights, pool, prompter.read(plan, checkpoint, teacher, rollouts))
         names = {"run": plan.run.name, "step": checkpoint.step, "teacher": teacher.name}
         with memory_advice("checking"):
-            findings = examine(gather(pair, rollouts, options, stage=stage))
+            findings = examine(gather(pair, rollouts, options, stage=stage, everything=everything))
         rows += [names | _row(finding) for finding in findings]
     return rows
 
@@ -243,7 +248,7 @@ def _checkpoint(plan: RunPlan, files: Files) -> Checkpoint:
     """
     latest = plan.run.checkpoints[-1]
     if plan.source.kind == "prompts":
-        files.prompts(plan.source.path)
+        files.prompts(plan)
         return latest
     rollouts = files.rollouts(plan.source.path)
     steps = {rollout.step for rollout in rollouts}
@@ -273,11 +278,11 @@ def _templated(student: LoadedModel, plan: RunPlan) -> LoadedModel:
 
 
 def _rollouts(plan: RunPlan, files: Files, pool: ModelPool, count: int, progress: Progress) -> list[Rollout]:
-    """A handful of the file's, or sampled from the student."""
+    """All of the file's, or a handful sampled from the student."""
     settings, (checkpoint,) = plan.settings, plan.run.checkpoints
     if plan.source.kind == "rollouts":
-        return handful(files.replayed(plan, checkpoint)[0], count, settings.seed)
-    prompts = files.prompts(plan.source.path)
+        return files.replayed(plan, checkpoint)[0]
+    prompts = files.prompts(plan)
     prompts = prompts[: max(1, count // settings.num_rollouts)]
     settings = settings.model_copy(update={"num_rollouts": min(settings.num_rollouts, count)})
     student = pool.sampled_student(plan, checkpoint)

@@ -11,7 +11,7 @@ from opd_probe.errors import InputError, warn
 from opd_probe.output import check_file_writable
 from opd_probe.progress import Progress
 from opd_probe.rollouts.files import prompt_key, write_rollouts
-from opd_probe.rollouts.grading import grade
+from opd_probe.rollouts.grading import grade_rollout
 from opd_probe.rollouts.reading import RolloutSet, read_rollout_set, remarks
 from opd_probe.rollouts.sources import source_named
 from opd_probe.types import Rollout
@@ -74,7 +74,7 @@ def _graded(rollouts: Sequence[Rollout], regrade: bool, progress: Progress) -> t
         progress.update(number, len(rollouts))
         wanted = rollout.answer is not None and (regrade or rollout.score is None)
         if wanted and rollout.response is not None:
-            rollout = replace(rollout, score=float(grade(rollout.response, rollout.answer or "")))
+            rollout = replace(rollout, score=float(grade_rollout(rollout, rollout.response)))
             graded += 1
         done.append(rollout)
     return done, graded

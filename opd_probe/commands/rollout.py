@@ -26,7 +26,7 @@ def rollout(request: Request, progress: Progress) -> Result:
     """
     plan = make_sampling_plan(request)
     (run,) = plan.runs
-    prompts = Files(plan.runs).prompts(run.source.path)
+    prompts = Files(plan.runs).prompts(run)
     pool = ModelPool(progress)
     everything: list[Rollout] = []
     rows = []

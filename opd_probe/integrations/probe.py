@@ -30,7 +30,7 @@ from opd_probe.progress import Silent
 from opd_probe.rollouts.encoding import encode_rollouts
 from opd_probe.rollouts.files import read_rollouts, rollouts_digest, rollouts_from_dicts, write_rollouts
 from opd_probe.rollouts.prompts import read_prompts
-from opd_probe.rollouts.selection import at_most
+from opd_probe.rollouts.selection import drawn
 from opd_probe.trace import Trace
 from opd_probe.types import Checkpoint, Prompt, Rollout
 
@@ -121,12 +121,13 @@ class Probe:
     def _states(self, student: LoadedModel, teacher: LoadedModel | ServedModel, step: int) -> list[Rollout]:
         settings = self.settings
         if not self.prompts:
-            return at_most(encode_rollouts(list(self.rollouts), student.tokenizer), settings.max_states, settings.seed)
+            given = encode_rollouts(list(self.rollouts), student.tokenizer, student.eos_ids)
+            return drawn(given, settings.max_states, settings.seed)
         checkpoint = Checkpoint("", run=self.run, step=step)
-        drawn = draw(student, [teacher], checkpoint, self.prompts, settings, Silent())
+        sampled = draw(student, [teacher], checkpoint, self.prompts, settings, Silent())
         path = self.trace_path(step)
-        write_rollouts(self.out / "rollouts" / path.parents[1].name / path.name, drawn)
-        return at_most(drawn, settings.max_states, settings.seed)
+        write_rollouts(self.out / "rollouts" / path.parents[1].name / path.name, sampled)
+        return drawn(sampled, settings.max_states, settings.seed)
 
     def values(self, trace: Trace) -> dict[str, float]:
         """The known quantities of :data:`LOGGED` and ``n_states``. What is undefined or infinite is left out."""

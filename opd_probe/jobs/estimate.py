@@ -106,10 +106,10 @@ def _work(run: RunPlan, checkpoint: Checkpoint, files: Files) -> Work:
     if run.source.kind == "prompts":
         settings = run.settings
         tokenizer = student_tokenizer(tokenizer_of(checkpoint, run.tokenizer), settings)
-        prompts = encode_prompts(files.prompts(run.source.path), tokenizer)
+        prompts = encode_prompts(files.prompts(run), tokenizer)
         sampled = len(prompts) * settings.num_rollouts * settings.max_new_tokens
         read = sum(len(prompt.ids or ()) for prompt in prompts) * settings.num_rollouts
-        states = min(sampled, max(settings.max_states or sampled, settings.max_new_tokens))
+        states = min(sampled, (settings.max_states or sampled) + settings.max_new_tokens - 1)
         return Work(states, read + states, states, read + sampled, upper_bound=True)
     rollouts, _ = files.replayed(run, checkpoint)
     tokens = sum(len(rollout.prompt_ids) + len(rollout.response_ids) for rollout in rollouts)
@@ -124,7 +124,7 @@ def _read_by(
     if teacher.prompt is None:
         return work.tokens
     if run.source.kind == "prompts":
-        lengths = prompter.lengths(run, checkpoint, teacher, files.prompts(run.source.path)) or []
+        lengths = prompter.lengths(run, checkpoint, teacher, files.prompts(run)) or []
         return work.responses + sum(lengths) * run.settings.num_rollouts
     made = prompter.read(run, checkpoint, teacher, files.replayed(run, checkpoint)[0])
     return work.responses + sum(map(len, made.ids if made else ()))

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import warn
 from opd_probe.jobs.plan import RunPlan
 from opd_probe.jobs.rendering import student_tokenizer, warn_of_readings
-from opd_probe.models.hub import tokenizer_place
+from opd_probe.models.checkpoints import resolve_checkpoint
+from opd_probe.models.hub import home_of, localized, tokenizer_place
+from opd_probe.models.loading import eos_ids_of
 from opd_probe.models.vocabulary import load_tokenizer
+from opd_probe.models.weights import read_config, read_generation_config
+from opd_probe.rollouts.chat import thinking_variable, with_kwargs
 from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
-from opd_probe.rollouts.prompts import read_prompts
+from opd_probe.rollouts.padding import SpecialIds, special_ids_of, without_padding
+from opd_probe.rollouts.prompts import read_prompts, render_messages
 from opd_probe.rollouts.reading import read_rollout_set, remarks
-from opd_probe.rollouts.selection import at_most, check_steps, of_checkpoint, origin
+from opd_probe.rollouts.selection import check_steps, drawn, of_checkpoint, origin
 from opd_probe.rollouts.sources import source_named
 from opd_probe.types import Checkpoint, Prompt, Rollout, StateOrigin
+
+PROBE = ({"role": "user", "content": "1 + 1 = ?"},)
+"""What a template is asked with, whether it knows a variable."""
 
 
 class Files:
@@ -26,6 +36,9 @@ class Files:
         self._rollouts: dict[str, list[Rollout]] = {}
         self._steps_are: dict[str, str] = {}
         self._prompts: dict[str, list[Prompt]] = {}
+        self._special: dict[tuple[str | None, ...], SpecialIds] = {}
+        self._stripped: dict[tuple[str, str, int | None, SpecialIds], list[Rollout]] = {}
+        self._thinking: dict[tuple[str | None, ...], dict[str, bool]] = {}
 
     def check(self) -> None:
         """Read every file of the plan and match steps, so that a mistake shows before any model is loaded.
@@ -35,7 +48,7 @@ class Files:
         """
         for plan in self._plans:
             if plan.source.kind == "prompts":
-                warn_of_readings(plan, self.prompts(plan.source.path))
+                warn_of_readings(plan, self.prompts(plan))
                 continue
             warn_of_readings(plan, self.rollouts(plan.source.path))
             for checkpoint in plan.run.checkpoints:
@@ -48,11 +61,41 @@ class Files:
             ):
                 warn(f"rollouts {plan.source.path}: {steps_are}")
 
-    def prompts(self, path: str) -> list[Prompt]:
-        """The prompts of a file."""
+    def prompts(self, plan: RunPlan) -> list[Prompt]:
+        """The prompts of a run's file, with the template variables that its options give them."""
+        path = plan.source.path
         if path not in self._prompts:
             self._prompts[path] = read_prompts(path)
-        return self._prompts[path]
+        prompts, variables = self._prompts[path], self._variables(plan)
+        if not variables:
+            return prompts
+        return [
+            prompt if prompt.messages is None else replace(prompt, extra=with_kwargs(prompt.extra, variables))
+            for prompt in prompts
+        ]
+
+    def _variables(self, plan: RunPlan) -> dict[str, Any]:
+        """Template variables by option: those that are named, and the thinking mode under the template's name for it.
+
+        Raises:
+            InputError: the student's template knows no thinking mode.
+        """
+        named, thinking = dict(plan.settings.template_kwargs or {}), plan.settings.thinking
+        first = plan.run.checkpoints[0]
+        if thinking is None:
+            return named
+        key = (first.path, first.revision, plan.tokenizer, plan.settings.template, thinking)
+        if key not in self._thinking:
+            tokenizer = student_tokenizer(tokenizer_of(first, plan.tokenizer), plan.settings)
+
+            def differs(name: str) -> bool:
+                one, other = (
+                    render_messages("--thinking", PROBE, tokenizer, variables={name: mode}) for mode in (True, False)
+                )
+                return one != other
+
+            self._thinking[key] = thinking_variable("--thinking", f"of {first.path}", thinking == "on", differs)
+        return named | self._thinking[key]
 
     def rollouts(self, path: str) -> list[Rollout]:
         """The rollouts of a file."""
@@ -69,15 +112,55 @@ class Files:
         path, settings = plan.source.path, plan.settings
         everything = self.rollouts(path)
         chosen = of_checkpoint(everything, checkpoint, plan.run.checkpoints, settings.step_offset, path)
+        if variables := self._variables(plan):
+            chosen = [
+                replace(rollout, extra=with_kwargs(rollout.extra, variables))
+                if rollout.extra.get("messages")
+                else rollout
+                for rollout in chosen
+            ]
         if any(rollout.token_source == "retokenized" for rollout in chosen):
             own = tokenizer_of(checkpoint, plan.tokenizer)
             chosen = encode_rollouts(chosen, student_tokenizer(own, settings))
             warn_of_text(chosen, f"rollouts {path}")
+        else:
+            chosen = self._without_padding(plan, path, chosen)
         users = sum(len(other.run.checkpoints) for other in self._plans if other.source == plan.source)
         return (
-            at_most(chosen, settings.max_states, settings.seed),
+            drawn(chosen, settings.max_states, settings.seed),
             origin(check_steps(everything, path), users),
         )
+
+    def _without_padding(self, plan: RunPlan, path: str, rollouts: list[Rollout]) -> list[Rollout]:
+        """Ids of a step, or of all, without their padding; looked at once for all checkpoints of a run."""
+        first = plan.run.checkpoints[0]
+        student = (first.path, first.revision, plan.tokenizer)
+        if student not in self._special:
+            self._special[student] = special_ids_near(first, plan.tokenizer)
+        key = (path, plan.run.name, rollouts[0].step, self._special[student])
+        if key not in self._stripped:
+            self._stripped[key] = without_padding(rollouts, self._special[student], f"rollouts {path}")
+        return self._stripped[key]
+
+
+def special_ids_near(student: Any, tokenizer: Any) -> SpecialIds:
+    """The ids of a student that padding may be taken for.
+
+    Args:
+        student: a checkpoint or where it is, or a model.
+        tokenizer: in place of the student's own; None: that.
+    """
+    student = resolve_checkpoint(student) if isinstance(student, (str, Path)) else student
+    if isinstance(student, Checkpoint):
+        whole = localized(student)
+        while whole.format == "peft" and whole.base is not None:  # an adapter is a change of what has the configuration
+            whole = localized(resolve_checkpoint(whole.base))
+        home = home_of(whole)
+        ending = read_generation_config(home, read_config(home))
+        return special_ids_of(tokenizer_of(student, tokenizer), eos_ids_of(ending, None))
+    own = load_tokenizer(tokenizer, required=True) if tokenizer is not None else getattr(student, "tokenizer", None)
+    model = getattr(student, "model", student)
+    return special_ids_of(own, eos_ids_of(getattr(model, "generation_config", None), None))
 
 
 def tokenizer_of(checkpoint: Checkpoint, tokenizer: str | None) -> Any:

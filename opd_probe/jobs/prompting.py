@@ -12,6 +12,7 @@ from opd_probe.jobs.plan import RunPlan, Teacher
 from opd_probe.jobs.rendering import student_tokenizer, template_source
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import chat_template_of, load_tokenizer, text_digest
+from opd_probe.rollouts.chat import chat_variables
 from opd_probe.rollouts.prompts import encode_messages
 from opd_probe.rollouts.teacher_prompts import OWN, STUDENT, PromptMaker, TeacherPrompts, messages_of
 from opd_probe.types import Checkpoint, Prompt, Rollout
@@ -40,7 +41,7 @@ class Prompter:
                     if teacher.prompt is None:
                         continue
                     if run.source.kind == "prompts":
-                        self.lengths(run, checkpoint, teacher, files.prompts(run.source.path))
+                        self.lengths(run, checkpoint, teacher, files.prompts(run))
                     else:
                         self.read(run, checkpoint, teacher, files.replayed(run, checkpoint)[0])
 
@@ -75,7 +76,15 @@ class Prompter:
         if teacher.prompt is None:
             return None
         stand_ins = [
-            Rollout(prompt.id, prompt.ids or (), (), prompt=prompt.text, answer=prompt.answer, extra=prompt.carried)
+            Rollout(
+                prompt.id,
+                prompt.ids or (),
+                (),
+                prompt=prompt.text,
+                response="",
+                answer=prompt.answer,
+                extra=prompt.carried,
+            )
             for prompt in prompts
         ]
         return [len(ids) for ids in self._maker(run, checkpoint, teacher).ids(stand_ins, "prompt")]
@@ -152,7 +161,8 @@ class Prompter:
 def _read_this(rollout: Rollout, tokenizer: Any) -> bool:
     """Whether the student's template makes its prompt of the rollout's messages."""
     try:
-        ids = encode_messages(rollout.id, messages_of(rollout.id, rollout), tokenizer)
+        variables = chat_variables(rollout.id, rollout.extra)
+        ids = encode_messages(rollout.id, messages_of(rollout.id, rollout), tokenizer, variables=variables)
     except InputError:  # it refuses them, though not with what the teacher is given in their place
         return False
     return ids == list(rollout.prompt_ids)

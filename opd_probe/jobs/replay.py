@@ -11,7 +11,7 @@ from typing import Any, TypedDict, Unpack
 from opd_probe.engine.replay import Progress
 from opd_probe.engine.settings import BATCH_TOKENS, TRACE_K, ReplaySettings
 from opd_probe.errors import InputError
-from opd_probe.jobs.files import tokenizer_of
+from opd_probe.jobs.files import special_ids_near, tokenizer_of
 from opd_probe.jobs.memory import too_large_together
 from opd_probe.jobs.served import served_model, settings_for
 from opd_probe.jobs.tracing import TraceRequest, shared_student
@@ -24,6 +24,7 @@ from opd_probe.options.naming import file_names, user_path
 from opd_probe.output import check_file_writable, existing_directory
 from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
 from opd_probe.rollouts.files import read_rollouts, rollouts_from_dicts
+from opd_probe.rollouts.padding import without_padding
 from opd_probe.rollouts.reading import checked_set
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts, given_prompts
 from opd_probe.trace import Trace
@@ -206,6 +207,7 @@ def _traces(
     settings.check()
     given = read_source(rollouts)
     requests = [_ready(*pair, given, teacher_tokenizer) for pair in zip(requests, prompts, strict=True)]
+    given = without_padding(given, special_ids_near(student, settings.tokenizer))
     fingerprints = [request.fingerprint(given) for request in requests]
     traces = {n: one.stored(fingerprints[n]) if reuse else None for n, one in enumerate(requests)}
     lacking = [number for number, trace in traces.items() if trace is None]

@@ -33,9 +33,10 @@ from opd_probe.models.vocabulary import shared_vocabulary, template_digest, toke
 from opd_probe.options.settings import Settings
 from opd_probe.output import write_bytes
 from opd_probe.progress import Progress
+from opd_probe.rollouts.chat import chat_variables
 from opd_probe.rollouts.files import read_rollouts, rollouts_digest, write_rollouts
 from opd_probe.rollouts.prompts import encode_prompts
-from opd_probe.rollouts.selection import at_most
+from opd_probe.rollouts.selection import drawn
 from opd_probe.types import Checkpoint, Prompt, Rollout
 
 Described = LoadedModel | Outline | ServedModel
@@ -65,7 +66,7 @@ class Sampler:
         Raises:
             OpdProbeError: prompts that cannot be encoded, or responses longer than the model's positions.
         """
-        prompts = self.files.prompts(plan.source.path)
+        prompts = self.files.prompts(plan)
         path = self.directory / plan.folder / f"{step_name(checkpoint)}.parquet"
         teachers = [teacher.checkpoint for teacher in plan.teachers]
         key = sampling_key(checkpoint, teachers, prompts, plan.settings, plan.tokenizer)
@@ -84,7 +85,7 @@ class Sampler:
         # What rollouts carry along decides no draw: it is as the prompts say today, whenever they were drawn.
         carried = {prompt.id: prompt.carried for prompt in prompts}
         rollouts = [replace(rollout, extra=carried[rollout.prompt_id or ""]) for rollout in rollouts]
-        return at_most(rollouts, plan.settings.max_states, plan.settings.seed)
+        return drawn(rollouts, plan.settings.max_states, plan.settings.seed)
 
 
 def step_name(checkpoint: Checkpoint) -> str:
@@ -289,7 +290,11 @@ def _record_path(path: Path) -> Path:
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
     """sha256 over what decides the draws from prompts, in order."""
-    content = [{name: value for name, value in asdict(prompt).items() if name != "extra"} for prompt in prompts]
+    content = [
+        {name: value for name, value in asdict(prompt).items() if name != "extra"}
+        | chat_variables(f"prompt {prompt.id!r}", prompt.extra)
+        for prompt in prompts
+    ]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()
 
 

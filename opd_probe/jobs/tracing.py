@@ -27,7 +27,7 @@ from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, special_ids, template_digest, text_digest
 from opd_probe.rollouts.files import prompt_key, rollouts_digest
-from opd_probe.rollouts.grading import grade
+from opd_probe.rollouts.grading import grade_rollout
 from opd_probe.rollouts.sampling import sampling_words
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts
 from opd_probe.trace import Trace, TraceSpool, read_trace, rollout_table
@@ -278,7 +278,7 @@ class _Job:
         tokenizer = self.models[0].tokenizer
         if text is None and tokenizer is not None:
             text = str(tokenizer.decode(list(rollout.response_ids), skip_special_tokens=True))
-        return None if text is None else float(grade(text, rollout.answer))
+        return None if text is None else float(grade_rollout(rollout, text))
 
     def _template_digest(self, tokenizer: Any) -> str | None:
         if self.template is not None:

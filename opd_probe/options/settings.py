@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from opd_probe.engine.settings import TRACE_K, ReplaySettings
 from opd_probe.errors import InputError
@@ -16,6 +17,25 @@ from opd_probe.types import LengthRule
 Count = Annotated[int, Field(ge=1)]
 Url = Annotated[str, Field(pattern=r"^https?://")]
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _as_mode(value: Any) -> Any:
+    """YAML reads on and off as true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+def _as_object(value: Any) -> Any:
+    """The command line has JSON in its place."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+Mode = Annotated[Literal["on", "off"], BeforeValidator(_as_mode)]
+Variables = Annotated[dict[str, Any], BeforeValidator(_as_object)]
 
 
 class _Strict(BaseModel):
@@ -45,6 +65,8 @@ class Options(_Strict):
     step_offset: int | None = None
     template: Annotated[str, Field(min_length=1)] | None = None
     allow_special_mismatch: bool | None = None
+    thinking: Mode | None = None
+    template_kwargs: Variables | None = None
 
 
 class CommandOptions(_Strict):
@@ -80,6 +102,8 @@ class Settings(_Strict):
     step_offset: int = 0
     template: str | None = None
     allow_special_mismatch: bool = False
+    thinking: Mode | None = None
+    template_kwargs: Variables | None = None
 
     def for_replay(self, tokenizer: str | None = None) -> ReplaySettings:
         """What of them a trace is made with; ``k`` there is the K of the trace."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opd_probe.errors import InputError, OpdProbeWarning
-from opd_probe.rollouts.prompts import encode_messages, encode_text
+from opd_probe.rollouts.chat import chat_variables, lost_words
+from opd_probe.rollouts.padding import special_ids_of, without_padding
+from opd_probe.rollouts.prompts import encode_text, render_messages, tell_of_lost_words, tell_of_turns
 from opd_probe.rollouts.restoring import Restored, Restorer
 from opd_probe.types import Rollout
 
@@ -16,26 +18,31 @@ STRIPPED = {"special_tokens": "stripped"}
 """What importers put into ``Rollout.extra`` of text that was decoded without its special tokens."""
 
 
-def encode_rollouts(rollouts: Sequence[Rollout], tokenizer: Any) -> list[Rollout]:
-    """Token ids for rollouts that came as text; the others stay as they are.
+def encode_rollouts(rollouts: Sequence[Rollout], tokenizer: Any, eos_ids: Sequence[int] = ()) -> list[Rollout]:
+    """Token ids for rollouts that came as text; the others stay as they are, but for padding, which is stripped.
 
     A prompt string is encoded as it stands, messages through the chat template; a prompt that was decoded without its
     special tokens gets them back where the template says how, see :mod:`opd_probe.rollouts.restoring`. The response
-    is encoded without special tokens, EOS appended only when its finish reason is ``stop``.
+    is encoded without special tokens, behind its prompt where the tokenizer would begin it with a token that nobody
+    sampled, EOS appended only when its finish reason is ``stop``. For padding see
+    :mod:`opd_probe.rollouts.padding`.
+
+    Args:
+        eos_ids: those of the student's generation_config, which may be more than its tokenizer has.
 
     Raises:
         InputError: a rollout is text and there is no tokenizer, or no chat template for messages.
     """
     encoded = []
-    prompts = _Prompts(tokenizer)
+    prompts, responses = _Prompts(tokenizer), _Responses(tokenizer)
     for rollout in rollouts:
         if not _is_text(rollout):
             encoded.append(rollout)
             continue
         if tokenizer is None:
             raise InputError(f"rollout {rollout.id!r}: is text, and the student has no tokenizer; give --tokenizer")
-        prompt, known = prompts.of(rollout)
-        response = tokenizer(rollout.response, add_special_tokens=False)["input_ids"]
+        prompt, known, text = prompts.of(rollout)
+        response = responses.of(rollout.response or "", text)
         if rollout.finish_reason == "stop" and tokenizer.eos_token_id is not None:
             response = [*response, tokenizer.eos_token_id]
         encoded.append(
@@ -48,7 +55,7 @@ def encode_rollouts(rollouts: Sequence[Rollout], tokenizer: Any) -> list[Rollout
             )
         )
     prompts.warn()
-    return encoded
+    return without_padding(encoded, special_ids_of(tokenizer, eos_ids))
 
 
 def warn_of_text(rollouts: Sequence[Rollout], what: str) -> None:
@@ -75,21 +82,33 @@ class _Prompts:
         self._tokenizer = tokenizer
         self._restorer = Restorer(tokenizer)
         self._restored: dict[str, Restored | None] = {}
+        self._chats: list[Sequence[Mapping[str, Any]]] = []
+        self._lost: dict[str, list[str]] = {}
 
-    def of(self, rollout: Rollout) -> tuple[list[int], dict[str, Any]]:
-        """The ids, and the ``messages`` where the text turned out to be made of them."""
+    def of(self, rollout: Rollout) -> tuple[list[int], dict[str, Any], str]:
+        """The ids, the ``messages`` where the text turned out to be made of them, and the text that is encoded."""
         if rollout.prompt is None:
-            messages = rollout.extra.get("messages") or ()
-            return encode_messages(f"rollout {rollout.id!r}", messages, self._tokenizer), {}
+            text = self._rendered(rollout)
+            return self._tokenizer(text, add_special_tokens=False)["input_ids"], {}, text
         if rollout.extra.get("special_tokens") == STRIPPED["special_tokens"]:
             if rollout.prompt not in self._restored:
                 self._restored[rollout.prompt] = self._restorer.restore(rollout.prompt)
             if (restored := self._restored[rollout.prompt]) is not None:
-                return restored.ids, {"messages": restored.messages}
-        return encode_text(rollout.prompt, self._tokenizer), {}
+                return restored.ids, {"messages": restored.messages}, self._tokenizer.decode(restored.ids)
+        return encode_text(rollout.prompt, self._tokenizer), {}, rollout.prompt
+
+    def _rendered(self, rollout: Rollout) -> str:
+        place, messages = f"rollout {rollout.id!r}", rollout.extra.get("messages") or ()
+        text = render_messages(place, messages, self._tokenizer, variables=chat_variables(place, rollout.extra))
+        self._chats.append(messages)
+        self._lost[rollout.id] = lost_words(messages, text)
+        return text
 
     def warn(self) -> None:
-        """Say how many prompts are read as they stand though they lack their special tokens."""
+        """Say how many prompts are read as they stand though they lack their special tokens, how many go on with a turn
+        of the assistant, and of how many the template left out words."""
+        tell_of_turns(self._chats, "rollouts: prompts")
+        tell_of_lost_words(self._lost, "rollouts")
         lost = sum(found is None for found in self._restored.values())
         if lost:
             warnings.warn(
@@ -98,3 +117,34 @@ class _Prompts:
                 OpdProbeWarning,
                 stacklevel=3,
             )
+
+
+class _Responses:
+    """Responses as ids. Tokenizers of the SentencePiece family begin every text with a space, which a response has none
+    of: it goes on with its prompt."""
+
+    ANCHORS = ("\n", ":")
+    """What a response is put behind where its prompt will not do: pieces that merge with few others."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._begins_texts: bool | None = None
+
+    def of(self, response: str, prompt: str) -> list[int]:
+        """The ids of a response behind its prompt, whose own ids must stay what they are; else by itself."""
+        alone = self._ids(response)
+        if self._begins_texts is None:
+            self._begins_texts = any(self._behind("a", anchor) not in (None, self._ids("a")) for anchor in self.ANCHORS)
+        if not self._begins_texts:
+            return alone
+        tries = (self._behind(response, before) for before in (prompt, *self.ANCHORS))
+        return next((ids for ids in tries if ids is not None), alone)
+
+    def _behind(self, text: str, before: str) -> list[int] | None:
+        """The ids of a text behind another; None where the two share a token."""
+        first, both = self._ids(before), self._ids(before + text)
+        return both[len(first) :] if both[: len(first)] == first else None
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids

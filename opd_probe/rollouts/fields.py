@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,9 @@ from opd_probe.errors import InputError
 
 _LARGEST = 2**62
 """Of ids and steps: beyond, integers of 64 bits end; which ids a model knows is checked when it is known."""
+
+ANSWERS = "answers"
+"""The key in ``extra`` of all reference answers, where there are several."""
 
 Fields = Mapping[str, Any]
 
@@ -135,16 +139,45 @@ def _float(place: str, name: str, value: Any) -> float:
         raise InputError(f"{place}: {name} holds a whole number beyond all floats; expected a number") from None
 
 
-def reference_answer(value: Any) -> str | None:
-    """A reference answer as text: a text, a number, or a list of one of them; None for anything else, and for nothing.
+ANSWER_KEYS = ("answer", "answers", "target", "targets", "value", "aliases", "text", "solution", "ground_truth")
+"""Under which a reference answer that is an object has its texts; one with other keys is something else."""
 
-    Test cases of programs and lists of several answers say nothing that an answer could be compared with.
+
+def reference_answers(value: Any) -> tuple[str, ...]:
+    """The reference answers of a problem as text, any of which is right; none for what no answer compares with.
+
+    A text, a number, lists and arrays of them, an object with answers under :data:`ANSWER_KEYS`, and a text that is a
+    JSON list of texts. Test cases of programs are none.
     """
-    if isinstance(value, (list, tuple)) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, (str, int, float)) and not isinstance(value, bool) and value == value:
-        return str(value)
-    return None
+    if hasattr(value, "tolist"):  # arrays and scalars of numpy
+        value = value.tolist()
+    if isinstance(value, str) and value.lstrip().startswith('["'):
+        value = _texts(value) or value
+    if isinstance(value, Mapping):
+        held = {str(name): entry for name, entry in value.items() if entry is not None}
+        if not held or not held.keys() <= set(ANSWER_KEYS):
+            return ()
+        value = list(held.values())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        found = [answer for entry in value for answer in reference_answers(entry)]
+        return tuple(dict.fromkeys(answer for answer in found if answer.strip()))
+    if isinstance(value, str) and value.lstrip().startswith("assert "):
+        return ()
+    return (str(value),) if isinstance(value, (str, int, float)) and value == value else ()
+
+
+def _texts(value: str) -> list[str] | None:
+    """A JSON list of texts, as some data sets put into a column of text; None for anything else."""
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) and all(isinstance(entry, str) for entry in found) else None
+
+
+def several(answers: Sequence[str]) -> dict[str, Any]:
+    """What ``extra`` keeps of several answers, the first of which is the ``answer``."""
+    return {ANSWERS: list(answers)} if len(answers) > 1 else {}
 
 
 def others(row: Fields, used: Collection[str]) -> dict[str, Any]:

@@ -8,12 +8,25 @@ import threading
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
+from opd_probe.rollouts.fields import ANSWERS
+from opd_probe.types import Rollout
+
 _THOUSANDS = r"\d{1,3}(?:,\d{3})+(?!\d)"
 # A sign behind a digit is an operator, and 1/2 is one number.
 _NUMBER = re.compile(rf"(?:(?<![\w)])[-+])?(?:{_THOUSANDS}|\d+)(?:\.\d+)?(?:/\d+)?")
 _SEPARATED = re.compile(rf"[-+]?{_THOUSANDS}(?:\.\d+)?")
 _LARGEST_EXPONENT = 400
 _EXPLOSIVE = re.compile(r"\^[^^]*\^|\^\s*\{?\s*-?\d{5,}|\d{4,}\s*!|!\s*!|\d{3,}\s*\)\s*!")
+
+
+def grade_rollout(rollout: Rollout, response: str) -> bool:
+    """Whether the final answer of a rollout's response is one of its reference answers.
+
+    Args:
+        response: its text, which not every rollout has beside its ids.
+    """
+    answers = rollout.extra.get(ANSWERS) or ([] if rollout.answer is None else [rollout.answer])
+    return any(grade(response, answer) for answer in answers)
 
 
 def grade(response: str, answer: str) -> bool:

@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opd_probe.errors import InputError
+from opd_probe.errors import InputError, warn
+from opd_probe.rollouts.chat import chat_variables, fitted, lost_words
+from opd_probe.rollouts.fields import reference_answers, several
+from opd_probe.rollouts.padding import prompts_without_padding, special_ids_of
 from opd_probe.rollouts.rows import absent, read_rows
 from opd_probe.types import Prompt
 
@@ -20,7 +23,8 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
     The file is JSONL, Parquet or Arrow, or the directory that ``save_to_disk`` of Hugging Face's datasets wrote.
 
-    In verl's layout ``prompt`` is a list of chat messages and the answer is ``reward_model.ground_truth``. Without an
+    In verl's layout ``prompt`` is a list of chat messages and the answer is ``reward_model.ground_truth``; of several
+    answers the first is the answer, and all are ``extra["answers"]``. Without an
     ``id`` a prompt is named by the number of its row. Other fields are kept in ``extra``, but for what JSON cannot
     hold, such as images.
 
@@ -53,17 +57,18 @@ def _prompt(place: str, given: Mapping[str, Any], number: int) -> Prompt:
         good = isinstance(ids, (list, tuple)) and len(ids) > 0
         if not good or not all(type(token) is int and token >= 0 for token in ids):
             raise InputError(f"{place}: prompt_ids must be a non-empty list of token ids")
-    answer = row.get("answer")
-    reward_model = row.get("reward_model")
-    if answer is None and isinstance(reward_model, Mapping):
-        answer = reward_model.get("ground_truth")
+    reference, reward_model = row.get("answer"), row.get("reward_model")
+    if reference is None and isinstance(reward_model, Mapping):
+        reference = reward_model.get("ground_truth")
+    answers = reference_answers(reference)
+    used = FIELDS if answers else FIELDS[:-1]
     return Prompt(
         id=str(number) if row.get("id") is None else str(row["id"]),
         text=text,
         messages=None if messages is None else tuple(messages),
         ids=None if ids is None else tuple(ids),
-        answer=None if answer is None else str(answer),
-        extra={name: value for name, value in row.items() if name not in FIELDS and _in_json(value)},
+        answer=answers[0] if answers else None,
+        extra={name: value for name, value in row.items() if name not in used and _in_json(value)} | several(answers),
     )
 
 
@@ -89,26 +94,59 @@ def check_messages(place: str, messages: Any) -> None:
 
 
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[Prompt]:
-    """Token ids for every prompt: messages through the chat template, text as it stands.
+    """Token ids for every prompt: messages through the chat template, text as it stands, ids without their padding.
 
     Raises:
         InputError: there is no tokenizer, no chat template for messages, or a prompt encodes to nothing.
     """
     encoded = []
-    for prompt in prompts:
+    lost: dict[str, list[str]] = {}
+    for prompt in prompts_without_padding(prompts, special_ids_of(tokenizer)):
         if prompt.ids is not None:
             encoded.append(prompt)
             continue
         if tokenizer is None:
             raise InputError(f"prompt {prompt.id!r}: is text, and the student has no tokenizer; give --tokenizer")
         if prompt.messages is not None:
-            ids = encode_messages(f"prompt {prompt.id!r}", prompt.messages, tokenizer)
+            place = f"prompt {prompt.id!r}"
+            text = render_messages(place, prompt.messages, tokenizer, variables=chat_variables(place, prompt.extra))
+            lost[prompt.id] = lost_words(prompt.messages, text)
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         else:
             ids = encode_text(prompt.text or "", tokenizer)
         if not ids:
             raise InputError(f"prompt {prompt.id!r}: encodes to no token")
         encoded.append(dataclasses.replace(prompt, ids=tuple(ids)))
+    tell_of_turns([prompt.messages for prompt in prompts if prompt.ids is None], "prompts")
+    tell_of_lost_words(lost, "prompts")
     return encoded
+
+
+def tell_of_turns(chats: Sequence[Sequence[Mapping[str, Any]] | None], what: str) -> None:
+    """Say how many prompts end in a turn of the assistant, which the student goes on with."""
+    begun = sum(bool(chat) and is_begun(chat or ()) for chat in chats)
+    if begun:
+        warn(f"{what}: {begun} of {len(chats)} end in a turn of the assistant, which the response goes on with")
+
+
+def tell_of_lost_words(lost: Mapping[str, Sequence[str]], what: str) -> None:
+    """Say of how many prompts the chat template left out words.
+
+    Args:
+        lost: by prompt, the words of its messages that are not in its rendering.
+    """
+    some = {name: words for name, words in lost.items() if words}
+    if some:
+        name, words = next(iter(some.items()))
+        warn(
+            f"{what}: the chat template leaves out words of the messages of {len(some)} of {len(lost)}: of {name!r} "
+            f"{', '.join(map(repr, words[:3]))}{' and more' if len(words) > 3 else ''}; the student reads none of them"
+        )
+
+
+def is_begun(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a prompt ends in a turn of the assistant, which a response goes on with."""
+    return messages[-1].get("role") == "assistant" and bool(messages[-1].get("content"))
 
 
 def encode_text(text: str, tokenizer: Any) -> list[int]:
@@ -151,23 +189,33 @@ def render_messages(
 ) -> str:
     """Chat messages through a chat template, with the generation prompt unless told otherwise.
 
+    Content comes as the template takes it, see :mod:`opd_probe.rollouts.chat`. A last turn of the assistant is left
+    open and gets no generation prompt, as servers and TRL do it.
+
     Args:
         template: Jinja source; None: the tokenizer's own.
         variables: more that the template may use, such as ``enable_thinking``.
 
     Raises:
-        InputError: the tokenizer has no chat template, or the template refuses the messages.
+        InputError: the tokenizer has no chat template, the template refuses the messages, or a part of them is no text.
     """
     if template is None and getattr(tokenizer, "chat_template", None) is None:
         raise InputError(f"{place}: chat messages, and the tokenizer has no chat template; give prompts as text")
-    try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages),
+
+    def render(given: Sequence[Mapping[str, Any]], *, opened: bool, **more: Any) -> str:
+        made: str = tokenizer.apply_chat_template(
+            list(given),
             chat_template=template,
             tokenize=False,
-            add_generation_prompt=generation_prompt,
-            **(variables or {}),
+            add_generation_prompt=generation_prompt and not opened,
+            continue_final_message=opened,
+            **more,
         )
+        return made
+
+    key = json.dumps([template or tokenizer.chat_template], default=str)
+    fit = fitted(place, messages, key, lambda given: render(given, opened=False))
+    try:
+        return render(fit, opened=generation_prompt and is_begun(fit), **(variables or {}))
     except Exception as error:  # an expression in a template may raise anything
         raise InputError(f"{place}: the chat template refuses the messages ({' '.join(str(error).split())})") from None
-    return text

@@ -83,6 +83,9 @@ def read_rollout_set(
                 rollouts.append((place, replace(entry, id=prefix + entry.id)))
     if not read:
         raise InputError(f"rollouts {paths[0]}: none of its {len(found)} files is recognised; expected {accepted()}")
+    rollouts, evaluated = _of_training(rollouts, frozenset().union(*(kind.evaluated(file) for file, kind in read)))
+    if evaluated:
+        skipped["of steps with an evaluation, whose samples stand in their place or among them"] += evaluated
     if not rollouts:
         raise InputError(f"rollouts {read[0][0]}: none left, out of {counted(skipped)}")
     checked = checked_set(rollouts, f"rollouts {', '.join(map(str, paths))}")
@@ -200,28 +203,51 @@ def _without_null(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def _entries(source: Source, rows: Iterable[Row], file: Path) -> Iterator[tuple[str, Rollout | Skipped]]:
-    step = source.step_of(file)
+    step, reason = source.step_of(file), source.left_out(file)
     seen: set[Any] = set()
     for number, (place, row) in enumerate(rows):
         for name in source.needs:
             if name not in row:
                 raise InputError(f"{place}: no {name}; expected {source.fields}, as {source.name} writes")
+        again = False
         if source.same is not None:
             key = source.same(row)
-            if key in seen:
-                yield place, Skipped("of responses that are there already")
-                continue
+            again = key in seen
             seen.add(key)
         for entry in source.rollouts(Where(place, str(number), step), row):
+            if isinstance(entry, Rollout) and (reason or again):
+                entry = Skipped(reason or "of responses that are there already")
             yield place, entry
+
+
+def _of_training(
+    rollouts: list[tuple[str, Rollout]], evaluated: frozenset[int]
+) -> tuple[list[tuple[str, Rollout]], int]:
+    """The rollouts of steps without an evaluation, and how many others there were: those of steps with one, and of
+    later steps at which the same samples were logged again."""
+    if not evaluated:
+        return rollouts, 0
+    left = set(evaluated)
+    by_step = _by_step(rollout for _, rollout in rollouts)
+    for before, step in pairwise(sorted(by_step)):
+        if before in left and by_step[before] == by_step[step]:
+            left.add(step)
+    kept = [(place, rollout) for place, rollout in rollouts if rollout.step not in left]
+    return kept, len(rollouts) - len(kept)
+
+
+def _by_step(rollouts: Iterable[Rollout]) -> dict[int, Counter[str]]:
+    """By step, its prompts and responses."""
+    found: dict[int, Counter[str]] = {}
+    for rollout in rollouts:
+        if rollout.step is not None:
+            key = repr((rollout.prompt, rollout.extra.get("messages"), rollout.response))
+            found.setdefault(rollout.step, Counter())[key] += 1
+    return found
 
 
 def _repeated(rollouts: Iterable[Rollout]) -> tuple[int, ...]:
     """Steps with just the prompts and responses of the step before."""
-    by_step: dict[int, Counter[str]] = {}
-    for rollout in rollouts:
-        if rollout.step is not None:
-            key = repr((rollout.prompt, rollout.extra.get("messages"), rollout.response))
-            by_step.setdefault(rollout.step, Counter())[key] += 1
+    by_step = _by_step(rollouts)
     steps = sorted(by_step)
     return tuple(step for before, step in pairwise(steps) if by_step[before] == by_step[step])

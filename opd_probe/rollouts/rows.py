@@ -177,10 +177,17 @@ def _dataset_rows(path: Path, what: str) -> Iterator[Row]:
 
 
 def _plain(value: Any) -> Any:
-    """Chat messages without the keys that only other messages of the column have."""
+    """Chat messages and functions without the keys that only others of the column have, at every depth."""
     if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
-        return [{name: held for name, held in entry.items() if held is not None} for entry in value]
+        return [{name: _plain(_held(held)) for name, held in entry.items() if held is not None} for entry in value]
     return value
+
+
+def _held(value: Any) -> Any:
+    """An object without the keys that are null, and those of its objects."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _plain(_held(held)) for name, held in value.items() if held is not None}
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:

@@ -76,21 +76,22 @@ def count_states(rollout: Rollout) -> int:
     return len(rollout.response_ids)
 
 
-def at_most(rollouts: Sequence[Rollout], max_states: int | None, seed: int) -> list[Rollout]:
-    """A seeded sample of whole rollouts with at most ``max_states`` states, but at least one, in file order.
+def drawn(rollouts: Sequence[Rollout], max_states: int | None, seed: int) -> list[Rollout]:
+    """A seeded sample of whole rollouts with ``max_states`` states and the rest of its last rollout, in file order.
 
-    Rollouts are drawn one after another until the next would exceed the limit.
+    Each rollout is drawn first and counted after, until the count is reached: whether one is taken never hangs on its
+    own length, so that the sums over the sample are in the ratio of those over the file (Wald's identity). A rule that
+    leaves out the rollout that would exceed the limit leaves out long ones.
     """
     if max_states is None:
         return list(rollouts)
     chosen: list[int] = []
     total = 0
     for index in np.random.default_rng(seed).permutation(len(rollouts)):
-        states = count_states(rollouts[index])
-        if total and total + states > max_states:
+        if total >= max_states:
             break
         chosen.append(int(index))
-        total += states
+        total += count_states(rollouts[index])
     return [rollouts[index] for index in sorted(chosen)]
 
 

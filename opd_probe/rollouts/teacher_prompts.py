@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from opd_probe.errors import InputError
+from opd_probe.rollouts.chat import chat_variables, text_of, thinking_variable
 from opd_probe.rollouts.prompts import check_messages, encode_messages, render_messages
 from opd_probe.types import Rollout
 
 STUDENT, OWN = "student", "own"
 """Words in place of a template: that of the student's tokenizer, and that of the teacher's."""
-
-THINKING = ("enable_thinking", "thinking")
-"""What chat templates call the variable that switches thinking."""
 
 CONTEXT = "context"
 """The variable in which a template finds the context; one that does not ask for it gets it in the last user message."""
@@ -91,18 +89,19 @@ class PromptMaker:
             InputError: a rollout without chat messages or without the context, or a template that refuses them or knows
                 no thinking mode.
         """
-        given = []
+        given, own = [], []
         for rollout in rollouts:
             place = f"{what} {rollout.id!r}"
             context = None if self.wanted.context is None else context_of(place, rollout, self.wanted.context)
             messages = with_system(messages_of(place, rollout), self.wanted.system)
             given.append((place, messages, context))
-        variables = self._thinking_variable(given)
+            own.append(chat_variables(place, rollout.extra))
+        thinking = self._thinking_variable(given)
         result = []
-        for place, messages, context in given:
-            key = json.dumps([messages, context], sort_keys=True, default=str)
+        for (place, messages, context), variables in zip(given, own, strict=True):
+            key = json.dumps([messages, context, variables], sort_keys=True, default=str)
             if key not in self._made:
-                self._made[key] = tuple(self._encoded(place, messages, context, variables))
+                self._made[key] = tuple(self._encoded(place, messages, context, variables | thinking))
                 if not self._made[key]:
                     raise InputError(f"{place}: the chat template {self.name} makes an empty prompt of the messages")
             result.append(self._made[key])
@@ -123,15 +122,11 @@ class PromptMaker:
         if self.wanted.thinking is None or not given:
             return {}
         if self._thinking is None:
-            for name in THINKING:
-                if any(self._differs(place, messages, name, (True, False)) for place, messages, _ in given):
-                    self._thinking = {name: self.wanted.thinking}
-                    break
-            else:
-                raise InputError(
-                    f"--teacher-thinking: the chat template {self.name} says the same with and without thinking (tried "
-                    f"{' and '.join(THINKING)}); leave the option out or give another --teacher-template"
-                )
+
+            def differs(name: str) -> bool:
+                return any(self._differs(place, messages, name, (True, False)) for place, messages, _ in given)
+
+            self._thinking = thinking_variable("--teacher-thinking", self.name, self.wanted.thinking, differs)
         return self._thinking
 
     def _differs(self, place: str, messages: Messages, variable: str, values: tuple[Any, Any]) -> bool:
@@ -158,11 +153,16 @@ def messages_of(place: str, rollout: Rollout) -> list[Mapping[str, Any]]:
         )
     check_messages(place, messages)
     kept = list(messages)
-    if kept[-1]["role"] == "assistant":
+    if kept[-1]["role"] == "assistant" and _is_response(place, kept[-1], rollout):
         kept.pop()
     if not kept:
         raise InputError(f"{place}: messages hold a response alone; expected those of the prompt too")
     return kept
+
+
+def _is_response(place: str, message: Mapping[str, Any], rollout: Rollout) -> bool:
+    """Whether a last turn of the assistant is the response, and not the beginning of one that the prompt ends in."""
+    return rollout.response is None or text_of(place, message).strip() == rollout.response.strip()
 
 
 def with_system(messages: Messages, system: str | None) -> list[Mapping[str, Any]]:

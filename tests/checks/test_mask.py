@@ -173,3 +173,17 @@ def test_markers_come_from_the_template() -> None:
     own, others = turn_markers(chatty)
     assert own == {1}
     assert {"<|user|>", "<|tool|>"} <= {chatty.convert_ids_to_tokens(token) for token in others}
+
+
+def test_zeros_of_a_greedy_sampler_are_no_placeholders(clinic: Clinic) -> None:
+    greedy = [replace(r, logprobs=[0.0] * len(r.response_ids), extra={}) for r in clinic.rollouts]
+    found = clinic.findings(greedy)
+    assert found["mask_zeros"].status == "skip"
+    assert "temperature 0" in found["mask_zeros"].figure
+    assert found["sampler_logprobs"].status == "warn"
+    assert "sampled at temperature 0" in found["sampler_logprobs"].figure
+    assert "--temperature" in found["sampler_logprobs"].advice
+    some = [replace(greedy[0], logprobs=[-1.0] * len(greedy[0].response_ids)), *greedy[1:]]
+    assert clinic.findings(some)["mask_zeros"].status == "fail"
+    taught = [replace(r, extra={"teacher_logprobs": [0.0] * len(r.response_ids)}) for r in greedy]
+    assert clinic.findings(taught)["mask_zeros"].status == "fail"  # no teacher is certain of all

@@ -156,3 +156,26 @@ def test_the_published_length_tells_a_loop_from_prose() -> None:
     digits = "".join(str(pow(7, n, 10_007)) for n in range(3_000))[:10_000]
     assert compression("so the answer is 5. " * 500) > 100
     assert compression(digits) < 3
+
+
+def test_a_bos_that_two_wrote(clinic: Clinic, tmp_path: Path) -> None:
+    student = clinic.copy("student", tmp_path)
+    edit_json(student / "tokenizer_config.json", lambda content: content.update(bos_token="<eos>"))
+    bos = clinic.models["student"].eos_ids[0]
+    once, *others = (replace(r, prompt_ids=(bos, *r.prompt_ids)) for r in clinic.rollouts)
+    twice = [replace(rollout, prompt_ids=(bos, *rollout.prompt_ids)) for rollout in others]
+    line = clinic.findings([once, *twice], student=student)["double_bos"]
+    assert (line.status, line.values["share_doubled"]) == ("fail", 15 / 16)
+    assert "15 of 16 prompts (94%) begin with <eos>" in line.figure
+    assert clinic.findings([once], student=student)["double_bos"].status == "ok"
+
+
+def test_copies_of_one_response(clinic: Clinic) -> None:
+    first, *others = clinic.rollouts
+    copies = [replace(first, id=f"copy {n}") for n in range(8)]
+    line = clinic.findings(copies, max_rollouts=2)["effective_rollouts"]  # counted over all that was given
+    assert (line.status, line.values["effective"], line.values["n"]) == ("fail", 1.0, 8)
+    more = [replace(others[2], id="other", prompt_id=first.prompt_id), *copies[:2]]
+    line = clinic.findings(more)["effective_rollouts"]
+    assert (line.status, line.values["effective"]) == ("ok", 9 / 5)
+    assert clinic.findings([*more, *copies[3:7]])["effective_rollouts"].status == "warn"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,3 +172,23 @@ def test_certain_tokens_do_not_make_rounding_a_fault(clinic: Clinic) -> None:
     found = {finding.check: finding for finding in examine(replace(evidence, states=states, alone=again))}
     assert found["scoring_noise"].status == "ok"
     assert found["scoring_noise"].values["noise"] > 10 * 1e-5  # of the median r
+
+
+def test_scores_of_minus_infinity_are_told_with_their_share(clinic: Clinic) -> None:
+    """Half of the teacher's, all of them, a few; and the sampler's, which sampled these very tokens."""
+
+    def holed(rollout: Rollout, every: int) -> Rollout:
+        given = rollout.extra["teacher_logprobs"]
+        values = [-math.inf if n % every == 0 else value for n, value in enumerate(given)]
+        return replace(rollout, extra={"teacher_logprobs": values})
+
+    n = sum(len(rollout.response_ids) for rollout in clinic.rollouts)
+    for every, status in ((2, "fail"), (1, "fail"), (10**6, "fail")):
+        line = clinic.findings([holed(rollout, every) for rollout in clinic.rollouts])["self_score_stored"]
+        infinite = sum(-(-len(rollout.response_ids) // every) for rollout in clinic.rollouts)
+        assert line.status == status
+        assert line.values["share_infinite"] == pytest.approx(infinite / n)
+        assert f"stored is −inf at {infinite:,} more ({infinite / n:.0%})" in line.figure
+    lost = [replace(r, logprobs=[-math.inf, *list(r.logprobs or ())[1:]]) for r in clinic.rollouts]
+    line = clinic.findings(lost)["sampler_logprobs"]
+    assert (line.status, line.values["n_infinite"]) == ("warn", len(lost))

@@ -137,3 +137,15 @@ def test_a_teacher_that_expects_another_beginning(clinic: Clinic) -> None:
 def test_responses_too_short_for_a_boundary(clinic: Clinic) -> None:
     short = clinic.altered(lambda rollout: replace(rollout, response_ids=rollout.response_ids[:8], logprobs=None))
     assert clinic.findings(short)["thinking_boundary"].status == "skip"
+
+
+def test_the_doctor_fails_on_words_that_nobody_reads(clinic: Clinic, tmp_path: Path) -> None:
+    student = clinic.copy("student", tmp_path)
+    (student / "chat_template.jinja").write_text("{{ messages[0]['content'] }} ")
+    rollouts = [
+        replace(r, extra={"messages": [*r.extra["messages"], {"role": "user", "content": "and zebra"}]})
+        for r in clinic.rollouts[:2]
+    ]
+    line = clinic.findings(rollouts, student=student)["message_words"]
+    assert (line.status, line.values["share_lost"]) == ("fail", 1.0)
+    assert "'zebra'" in line.figure or "'and'" in line.figure

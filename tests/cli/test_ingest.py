@@ -201,6 +201,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train_dataset=Dataset.from_list(chats),
         processing_class=tokenizer,
     ).train()
+    evaluated = {**shared, "max_steps": 4, "save_steps": 4, "eval_strategy": "steps", "eval_steps": 2}
+    GRPOTrainer(
+        model=str(root / "student"),
+        reward_funcs=_length_reward,
+        args=GRPOConfig(
+            output_dir=str(root / "evaluated"), num_generations=2, per_device_eval_batch_size=2, **evaluated
+        ),
+        train_dataset=Dataset.from_list(chats),
+        eval_dataset=Dataset.from_list([{**chats[0], "prompt": [{"role": "user", "content": "50 51"}]}]),
+        processing_class=tokenizer,
+    ).train()
     return root
 
 
@@ -228,6 +239,17 @@ def test_completions_of_trls_distillation_trainer(call: Caller, trained: Path, t
         2,
         "retokenized",
     )
+
+
+def test_what_trl_samples_in_an_evaluation_is_no_training_rollout(trained: Path) -> None:
+    """It writes them over the batch of the step, of which its state says that it was evaluated at."""
+    folder = trained / "evaluated" / "completions"
+    prompts = {n: pd.read_parquet(folder / f"completions_{n:05d}.parquet")["prompt"].astype(str) for n in (1, 2, 3, 4)}
+    assert {n for n, texts in prompts.items() if texts.str.contains("50 51").any()} == {2, 4}
+    with pytest.warns(OpdProbeWarning, match="of steps with an evaluation"):
+        kept = read_rollouts(folder)
+    assert {rollout.step for rollout in kept} == {1, 3}
+    assert all("50 51" not in str(rollout.extra["messages"]) for rollout in kept)
 
 
 def test_a_run_of_trl_is_searched_for_its_completions(call: Caller, trained: Path, tmp_path: Path) -> None:

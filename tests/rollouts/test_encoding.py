@@ -125,3 +125,36 @@ def test_ids_are_no_text_and_nothing_is_said() -> None:
         warnings.simplefilter("error")
         assert encode_rollouts(rollouts, None) == rollouts
         warn_of_text(rollouts, "here")
+
+
+def sentencepiece(prepend: str) -> PreTrainedTokenizerFast:
+    """Letters as tokens, and a mark for spaces that begins every text, or the first piece of it alone."""
+    letters = ["<unk>", "</s>", "[INST]", "\n", "▁", *"abcdefghijklmnopqrstuvwxyz.:0123456789"]
+    pieces = [*((letter, -9.0) for letter in letters), ("▁so", -1.0), ("▁is", -1.0)]
+    inner = Tokenizer(models.Unigram(pieces, unk_id=0))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=True)
+    inner.decoder = decoders.Metaspace(prepend_scheme=prepend)
+    inner.add_special_tokens([AddedToken("[INST]", special=True), AddedToken("</s>", special=True)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = "{% for m in messages %}[INST] {{ m.content }}:{% endfor %}"
+    return tokenizer
+
+
+@pytest.mark.parametrize("prepend", ["always", "first"])
+def test_a_response_goes_on_with_its_prompt(prepend: str) -> None:
+    """Its first token is none that only the beginning of a text has."""
+    tokenizer = sentencepiece(prepend)
+    assert tokenizer.tokenize("7 is so") == ["▁", "7", "▁is", "▁so"]
+    chat = {"messages": [{"role": "user", "content": "a"}], "response": "7."}
+    rows = [{"prompt": "a b:", "response": "7 is so"}, chat, {"prompt": "a b", "response": " so"}]
+    plain, talk, spaced = encode_rollouts(rollouts_from_dicts(rows), tokenizer)
+    pieces = [tokenizer.convert_ids_to_tokens(list(r.response_ids)) for r in (plain, talk, spaced)]
+    assert pieces == [["7", "▁is", "▁so"], ["7", "."], ["▁so"]]
+    assert tokenizer.convert_ids_to_tokens(list(plain.prompt_ids)) == ["▁", "a", "▁", "b", ":"]
+    whole = tokenizer("a b:7 is so", add_special_tokens=False)["input_ids"]
+    assert [*plain.prompt_ids, *plain.response_ids] == whole
+
+
+def test_a_tokenizer_that_begins_no_text_is_asked_once(chatml) -> None:  # type: ignore[no-untyped-def]
+    (rollout,) = encode_rollouts(rollouts_from_dicts([{"prompt": "a\n", "response": "\nb"}]), chatml)
+    assert list(rollout.response_ids) == chatml("\nb", add_special_tokens=False)["input_ids"]

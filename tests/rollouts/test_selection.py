@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from opd_probe.errors import InputError
-from opd_probe.rollouts.selection import at_most, check_steps, count_states, of_checkpoint, origin
+from opd_probe.rollouts.selection import check_steps, count_states, drawn, of_checkpoint, origin
 from opd_probe.types import Checkpoint, Rollout
 
 
@@ -50,15 +51,35 @@ def test_whose_states() -> None:
 
 def test_the_sample_is_seeded_whole_and_in_file_order() -> None:
     many = rollouts([None] * 50)
-    one, again, other = at_most(many, 31, 0), at_most(many, 31, 0), at_most(many, 31, 1)
+    one, again, other = drawn(many, 31, 0), drawn(many, 31, 0), drawn(many, 31, 1)
     assert one == again != other
-    assert len(one) == 10
+    assert len(one) == 11
     assert [many.index(rollout) for rollout in one] == sorted(many.index(rollout) for rollout in one)
 
 
 def test_the_sample_has_at_least_one_rollout() -> None:
-    assert len(at_most(rollouts([None] * 3), 1, 0)) == 1
-    assert len(at_most(rollouts([None] * 3), None, 0)) == 3
+    assert len(drawn(rollouts([None] * 3), 1, 0)) == 1
+    assert len(drawn(rollouts([None] * 3), None, 0)) == 3
+
+
+def test_the_sample_leaves_out_no_long_rollouts() -> None:
+    """Lengths are log-normal, and tokens of long rollouts have higher values: the mean over tokens, as in the file."""
+    lengths = np.maximum(np.random.default_rng(0).lognormal(3.0, 1.0, 400), 1).astype(int)
+    values = 5 + lengths / 100
+    many = [Rollout(str(index), [1], range(length)) for index, length in enumerate(lengths.tolist())]
+    means, rule_before = [], []
+    for seed in range(2000):
+        taken = [int(rollout.id) for rollout in drawn(many, 1000, seed)]
+        assert 1000 <= lengths[taken].sum() < 1000 + lengths.max()
+        assert lengths[taken].sum() - lengths[np.random.default_rng(seed).permutation(400)[len(taken) - 1]] < 1000
+        means.append(np.average(values[taken], weights=lengths[taken]))
+        order = np.random.default_rng(seed).permutation(400)
+        short = order[lengths[order].cumsum() <= 1000]
+        rule_before.append(np.average(values[short], weights=lengths[short]))
+    whole = np.average(values, weights=lengths)
+    error = np.std(means) / np.sqrt(len(means))
+    assert abs(np.mean(means) - whole) < 3 * error
+    assert whole - np.mean(rule_before) > 4 * error
 
 
 def test_masked_tokens_are_no_states() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +18,9 @@ import torch
 
 import opd_probe
 from opd_probe.errors import InputError, MissingError, OpdProbeWarning
-from opd_probe.rollouts.files import read_rollouts, rollouts_digest, write_rollouts
+from opd_probe.rollouts.files import read_rollouts, rollouts_digest, rollouts_from_dicts, write_rollouts
+from opd_probe.rollouts.grading import grade_rollout
+from opd_probe.rollouts.prompts import read_prompts
 from opd_probe.rollouts.reading import read_rollout_set, remarks
 from opd_probe.rollouts.sources import SOURCES
 from opd_probe.types import Rollout
@@ -78,12 +81,56 @@ def test_verl(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("gts", "answer"),
-    [("7", "7"), (7, "7"), (["7"], "7"), (["7", "8"], None), ({"inputs": ["1"]}, None), (None, None), ([], None)],
+    [
+        ("7", ["7"]),
+        (7, ["7"]),
+        (["7"], ["7"]),
+        (["7", "seven"], ["7", "seven"]),
+        ('["7", "seven"]', ["7", "seven"]),
+        ("[7, 8)", ["[7, 8)"]),
+        ({"target": ["7", "seven"], "aliases": None}, ["7", "seven"]),
+        ({"value": "7", "aliases": ["seven", "7"]}, ["7", "seven"]),
+        ([[7], ["seven"]], ["7", "seven"]),
+        ({"inputs": ["1"]}, []),
+        ({"target": 98, "numbers": [44, 54]}, []),
+        (["assert f(1) == 2", "assert f(2) == 3"], []),
+        (None, []),
+        ([], []),
+        (["", None], []),
+    ],
 )
-def test_ground_truths_of_every_shape(gts: Any, answer: str | None, tmp_path: Path) -> None:
+def test_ground_truths_of_every_shape(gts: Any, answer: list[str], tmp_path: Path) -> None:
+    """In verl's dump of rollouts, and in its Parquet of prompts, where lists are arrays and objects are structures."""
     rollout = first_of("verl", tmp_path, verl_row(gts=gts))
-    assert rollout.answer == answer
-    assert rollout.extra.get("gts") == (gts if answer is None else None)
+    assert rollout.answer == (answer[0] if answer else None)
+    assert rollout.extra.get("answers") == (answer if len(answer) > 1 else None)
+    assert rollout.extra.get("gts") == (None if answer else gts)
+    if gts != [[7], ["seven"]]:  # no column holds both
+        row = {"prompt": [{"role": "user", "content": "3 4"}], "reward_model": {"ground_truth": gts, "style": "rule"}}
+        pq.write_table(pa.Table.from_pylist([row, row]), tmp_path / "prompts.parquet")
+        prompt = read_prompts(tmp_path / "prompts.parquet")[0]
+        assert (prompt.answer, prompt.extra.get("answers")) == (rollout.answer, rollout.extra.get("answers"))
+
+
+@pytest.mark.parametrize("kind", ["verl", "trl", "ms-swift", "slime", "open-instruct", "lm-eval", "opd-probe", "opd"])
+def test_any_of_several_answers_is_right(kind: str, tmp_path: Path) -> None:
+    """Whatever wrote them: a list, or an array where rows come from a program."""
+    several: Any = ["5", "seven", "7"]
+    rows = {
+        "verl": verl_row(gts=several), "trl": trl_row(solution=several, accuracy_reward=None),
+        "ms-swift": swift_row(solution=[several, several], MathAccuracy=None), "slime": slime_sample(label=several),
+        "open-instruct": open_instruct_row(ground_truth=several), "lm-eval": lm_eval_row(target=several),
+        "opd-probe": {"prompt": "a", "response": "7", "answer": several},
+        "opd": opd_row(answer=several),
+    }  # fmt: skip
+    rollout = first_of({"opd": "opd-gen-vllm"}.get(kind, kind), tmp_path, rows[kind])
+    assert (rollout.answer, rollout.extra["answers"]) == ("5", several)
+    write_rollouts(tmp_path / "stored.parquet", [rollout])
+    (again,) = read_rollouts(tmp_path / "stored.parquet")
+    for text, right in (("it is 7", True), ("\\boxed{seven}", True), ("it is 8", False)):
+        assert grade_rollout(again, text) is right
+    array = rollouts_from_dicts([{"prompt": "a", "response": "7", "answer": np.array(["5", "seven"])}])[0]
+    assert array.extra["answers"] == ["5", "seven"]
 
 
 def test_the_step_is_that_of_the_row_then_that_of_the_name_of_the_file_then_of_the_folder(tmp_path: Path) -> None:
@@ -114,6 +161,62 @@ def test_trl(tmp_path: Path) -> None:
     assert [line.partition(": ")[2] for line in remarks(found)] == [
         "the samples of step 2 are those of the step before, trained on again"
     ]
+
+
+def test_trl_steps_with_an_evaluation_are_left_out(tmp_path: Path) -> None:
+    """Its samples stand in the file of the step, and in those of later steps until the next batch is sampled."""
+    folder = tmp_path / "run" / "completions"
+    folder.mkdir(parents=True)
+    batches = {1: "7", 2: "7", 3: "evaluated", 4: "evaluated", 5: "8"}
+    for step, text in batches.items():
+        rows = [trl_row(step=step, completion=[{"role": "assistant", "content": text}], prompt=[USER])] * 2
+        pd.DataFrame(rows).to_parquet(folder / f"completions_{step:05d}.parquet")
+    log = [{"step": 1, "loss": 1.0}, {"step": 3, "loss": 1.0}, {"step": 3, "eval_loss": 2.0}]
+    assert len(read_rollout_set([folder]).rollouts) == 10  # nothing says so yet
+    lines(
+        tmp_path / "run" / "checkpoint-4" / "trainer_state.json",
+        [{"global_step": 4, "eval_steps": 500, "log_history": log}],
+    )
+    found = read_rollout_set([folder])
+    assert sorted({rollout.step for rollout in found.rollouts}) == [1, 2, 5]
+    assert "left out 4 of 10 (4 of steps with an evaluation" in remarks(found)[0]
+    assert [r.step for r in read_rollout_set([folder / "completions_00005.parquet"]).rollouts] == [5, 5]
+    with pytest.raises(InputError, match="none left, out of 2 of steps with an evaluation"):
+        read_rollouts(folder / "completions_00003.parquet")
+
+
+def test_ms_swift_evaluates_among_its_training_and_repeats_its_last_line(tmp_path: Path) -> None:
+    tables = [swift_row(step=[str(n)] * 2, completion=[f"{n}", f"{n} {n}"]) for n in (1, 2, 3)]
+    file = lines(
+        tmp_path / "completions.jsonl", [*tables, swift_row(step=["2", "2"], completion=["e", "f"]), tables[-1]]
+    )
+    found = read_rollout_set([file])
+    assert (len(found.rollouts), dict(found.skipped)) == (8, {"of responses that are there already": 2})
+    log = [{"loss": 1.0, "global_step/max_steps": "2/3"}, {"eval_loss": 1.0, "global_step/max_steps": "2/3"}, {"a": 1}]
+    lines(tmp_path / "logging.jsonl", log)
+    found = read_rollout_set([file])
+    assert [rollout.step for rollout in found.rollouts] == [1, 1, 3, 3]
+    assert sum(found.skipped.values()) == 6
+    single = {"gen_step": 1, "prompt": "a", "completion": "b", "advantages": 1.0}
+    assert len(read_rollouts(lines(tmp_path / "rows" / "completions.jsonl", [single, single]))) == 2
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["pretrained=x,think_end_token=</think>,dtype=auto", {"think_end_token": "</think>"}, {"think_end_token": 9}],
+)
+def test_lm_eval_responses_whose_thinking_was_cut_off_are_no_rollouts(given: Any, tmp_path: Path) -> None:
+    file = WRITERS["lm-eval"](tmp_path)
+    (tmp_path / "results_2026-07-01T00-00-00.json").write_text(json.dumps({"config": {"model_args": given}}))
+    with pytest.raises(InputError, match=r"none left, out of 4 whose thinking lm-eval cut off \(think_end_token\)"):
+        read_rollouts(file)
+    plain = {"config": {"model_args": "pretrained=x,enable_thinking=True"}}
+    (tmp_path / "results_2026-08-01T00-00-00.json").write_text(json.dumps(plain))  # that of the file's own time
+    with pytest.warns(OpdProbeWarning, match="left out 2 of 4"):
+        assert len(read_rollouts(file)) == 2
+
+
+USER = {"role": "user", "content": "3 4"}
 
 
 def test_trl_text_of_the_distillation_trainer_has_lost_its_special_tokens(tmp_path: Path) -> None:
@@ -204,6 +307,32 @@ def test_prime_rl_tokens_of_another_model_are_no_states(tmp_path: Path) -> None:
         read_rollouts(WRITERS["prime-rl"](tmp_path / "b", [prime_rl_row(rl_weights=[0.0] * 6)]))
 
 
+def channels(rl: list[int], ce: list[int]) -> list[dict[str, Any]]:
+    """As newer versions of prime-rl write the losses of each token."""
+    return [
+        {"rl": {"advantage": 0.5 * a, "mask": bool(a)}, "ce": {"advantage": 1.0, "mask": bool(b)}}
+        for a, b in zip(rl, ce, strict=True)
+    ]
+
+
+def test_prime_rl_losses_of_several_channels(tmp_path: Path) -> None:
+    """The mask is that of all channels; what cross-entropy alone trains, the student did not write."""
+    new = {"losses": channels([0, 0, 1, 0, 0, 1], [0, 1, 0, 1, 0, 0]), "export_step": 20, "step": 57}
+    row = {**prime_rl_row(loss_mask=[False, True, True, True, False, True]), **new}
+    for name in ("rl_weights", "ce_weights", "ref_kl_weights"):
+        del row[name]
+    other = {**row, "losses": channels([0] * 6, [0, 1, 1, 1, 0, 1])}
+    sft = {**prime_rl_row(), "training_mode": "sft"}
+    opd = {**prime_rl_row(), "training_mode": "opd"}
+    found = read_rollout_set([WRITERS["prime-rl"](tmp_path, [row, other, sft, opd])])
+    assert dict(found.skipped) == {"without a token of the student's": 8}  # two of each of four files
+    first, second = found.rollouts[:2]
+    assert (first.step, first.prompt_ids, first.response_ids) == (20, (3, 4), (5, 6, 7, 1))
+    assert first.response_mask == (1, 0, 0, 1)
+    np.testing.assert_array_equal(first.logprobs, [-0.5, np.nan, np.nan, np.nan])
+    assert (second.step, second.response_mask) == (7, (1, 1, 0, 1))
+
+
 def test_lm_eval(tmp_path: Path) -> None:
     found = read_rollout_set([WRITERS["lm-eval"](tmp_path)])
     assert dict(found.skipped) == {"of responses that are there already": 2}
@@ -282,6 +411,8 @@ BROKEN: dict[str, tuple[str, dict[str, Any], str]] = {
         "open-instruct", open_instruct_row(logprobs=[-1.0] * 4), "logprobs has 4 entries for 3 response_tokens",
     ),
     "prime-rl with a mask too short": ("prime-rl", prime_rl_row(loss_mask=[True]), "loss_mask has 1 entries for 6"),
+    "prime-rl with too few losses": ("prime-rl", prime_rl_row(losses=[{}]), "losses has 1 entries for 6 token_ids"),
+    "prime-rl with losses of another shape": ("prime-rl", prime_rl_row(losses=[{"rl": 1.0}] * 6), "losses holds"),
     "prime-rl with a negative id": ("prime-rl", prime_rl_row(token_ids=[3, -4, 5, 6, 7, 1]), "the negative id -4"),
     "lm-eval with arguments as a list": ("lm-eval", lm_eval_row(arguments=[["a", {}]]), "arguments is list; expected"),
     "lm-eval with a response too many": ("lm-eval", lm_eval_row(resps=[["7"], ["8"]]), "resps has 2 entries for 1"),

@@ -2,13 +2,15 @@
 
 Read in its evaluator and ``EvaluationTracker``. A document has a line for each filter of its answers, with the same
 responses; the first is read. ``target`` is the reference answer, of GSM8K what follows ``####``. A metric is the score
-where the document has one response. Tasks of log-likelihoods sample nothing.
+where the document has one response. Tasks of log-likelihoods sample nothing. With
+``think_end_token`` the responses lack all that stands before it; ``results_{date}.json`` says so.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError
@@ -25,6 +27,7 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
     requests, responses = _requests(place, row["arguments"]), fields.sequence(place, row, "resps")
     if len(requests) != len(responses):
         raise InputError(f"{place}: resps has {len(responses)} entries for {len(requests)} arguments")
+    answers = _answers(row.get("target"))
     several = len(responses) > 1 or any(len(texts) > 1 for texts in responses if isinstance(texts, list))
     for index, (request, texts) in enumerate(zip(requests, responses, strict=True)):
         if len(request) < 2 or not isinstance(request[1], Mapping):
@@ -33,7 +36,7 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise InputError(f"{place}: resps holds {type(texts).__name__}; expected lists of texts")
         prompt, messages = _prompt(place, request[0])
-        extra = {name: row[name] for name in KEPT if name in row}
+        extra = {name: row[name] for name in KEPT if name in row} | fields.several(answers)
         sampling = sampling_of(request[1])
         for number, text in enumerate(texts):
             yield Rollout(
@@ -43,7 +46,7 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
                 step=where.step,
                 prompt=prompt,
                 response=text,
-                answer=_answer(row.get("target")),
+                answer=answers[0] if answers else None,
                 score=None if several else _score(place, row),
                 token_source="retokenized",
                 sampling=sampling,
@@ -72,9 +75,8 @@ def _prompt(place: str, value: Any) -> tuple[str | None, list[Any] | None]:
     raise InputError(f"{place}: arg_0 is {type(value).__name__}; expected the prompt as text or as chat messages")
 
 
-def _answer(target: Any) -> str | None:
-    answer = fields.reference_answer(target)
-    return answer if answer is None else answer.rpartition("####")[2].strip()
+def _answers(target: Any) -> list[str]:
+    return [answer.rpartition("####")[2].strip() for answer in fields.reference_answers(target)]
 
 
 def _score(place: str, row: Mapping[str, Any]) -> float | None:
@@ -85,6 +87,24 @@ def _score(place: str, row: Mapping[str, Any]) -> float | None:
     return None if found is None else fields.number(place, row, found)
 
 
+def _without_thinking(path: Path) -> str | None:
+    """Whether the evaluation's results, of the same time where there are several, say that thinking was cut off."""
+    time = path.stem.rpartition("_")[2]
+    found = sorted(path.parent.glob("results_*.json"))
+    for file in [file for file in found if file.stem == f"results_{time}"] or found:
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))["config"]
+            given = config.get("model_args") or {}
+        except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError):
+            continue
+        if isinstance(given, str):
+            given = dict(pair.partition("=")[::2] for pair in given.split(","))
+        token = given.get("think_end_token") if isinstance(given, Mapping) else None
+        if token not in (None, "", "None"):
+            return "whose thinking lm-eval cut off (think_end_token), so that the context of the rest is not there"
+    return None
+
+
 SOURCE = Source(
     "lm-eval",
     "doc_id, arguments, resps",
@@ -92,4 +112,5 @@ SOURCE = Source(
     _rollouts,
     step_of=step_of_folder,
     same=lambda row: str(row["doc_id"]),
+    left_out=_without_thinking,
 )

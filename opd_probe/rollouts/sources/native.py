@@ -8,6 +8,7 @@ from typing import Any
 
 from opd_probe.errors import InputError
 from opd_probe.rollouts import fields
+from opd_probe.rollouts.chat import text_of
 from opd_probe.rollouts.prompts import check_messages
 from opd_probe.rollouts.sampling import sampling_of
 from opd_probe.rollouts.sources.source import Source, Where
@@ -60,6 +61,11 @@ def rollout_of(where: Where, row: Mapping[str, Any]) -> Rollout:
         raise InputError(f"{place}: token_source is {source!r}; expected sampled_ids or retokenized")
     response = fields.token_ids(place, row, "response_ids") if has_ids else ()
     step = fields.whole_number(place, row, "step")
+    answers = fields.reference_answers(row.get("answer"))
+    if row.get("answer") is not None and not answers:
+        raise InputError(
+            f"{place}: answer is {type(row['answer']).__name__}; expected text, a number or a list of them"
+        )
     return Rollout(
         id=fields.text_or_number(place, row, "id", whole=True) or where.name,
         prompt_ids=fields.token_ids(place, row, "prompt_ids") if has_ids else (),
@@ -69,14 +75,14 @@ def rollout_of(where: Where, row: Mapping[str, Any]) -> Rollout:
         step=where.step if step is None else step,
         prompt=fields.text(place, row, "prompt"),
         response=fields.text(place, row, "response"),
-        answer=fields.text_or_number(place, row, "answer"),
+        answer=answers[0] if answers else None,
         score=fields.number(place, row, "score"),
         logprobs=fields.logprobs(place, row, "logprobs", len(response)),
         finish_reason=fields.text(place, row, "finish_reason"),
         token_source="sampled_ids" if source == "sampled_ids" else "retokenized",
         sampler=fields.text(place, row, "sampler"),
         sampling=sampling_of(row),
-        extra=_extra(row),
+        extra={**_extra(row), **fields.several(answers)},
     )
 
 
@@ -85,8 +91,12 @@ def _text_row(place: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
     if "messages" in row:
         check_messages(place, row["messages"])
         messages = list(row["messages"])
-        if "response" not in row and messages[-1]["role"] == "assistant":
-            row = {**row, "response": messages[-1]["content"], "messages": messages[:-1]}
+        if messages[-1]["role"] == "assistant":
+            last = text_of(place, messages[-1])
+            if (
+                "response" not in row or row["response"] == last
+            ):  # else it is the beginning that the response goes on with
+                row = {**row, "response": last, "messages": messages[:-1]}
     if "response" not in row or not ("prompt" in row or row.get("messages")):
         raise InputError(
             f"{place}: no prompt_ids and response_ids; expected both, or prompt (or messages) and response as text"

@@ -16,16 +16,18 @@ from opd_probe.types import Rollout
 def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout]:
     place = where.place
     prompt = fields.needed_text(place, row, "prompt")
+    answers = fields.reference_answers(row.get("answer"))
     yield Rollout(
         id=where.name,
         prompt_ids=(),
         response_ids=(),
         step=where.step,
         response=fields.needed_text(place, row, "response"),
-        answer=fields.text_or_number(place, row, "answer"),
+        answer=answers[0] if answers else None,
         token_source="retokenized",
         extra={
             **fields.others(row, ("prompt", "response", "answer")),
+            **fields.several(answers),
             "messages": [{"role": "user", "content": prompt}],
         },
     )

@@ -29,18 +29,18 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
             yield Skipped("with tool calls but no log-probs to tell the tools' tokens by")
             return
         mask = tuple(int(value != 0.0) for value in logprobs)
-    answer = fields.reference_answer(row.get("ground_truth"))
+    answers = fields.reference_answers(row.get("ground_truth"))
     yield Rollout(
         id=where.name,
         prompt_ids=fields.token_ids(place, row, "prompt_tokens"),
         response_ids=response,
         response_mask=mask,
         step=fields.whole_number(place, row, "step"),
-        answer=answer,
+        answer=answers[0] if answers else None,
         score=fields.number(place, row, "reward"),
         logprobs=unmasked(logprobs, mask),
         finish_reason=fields.text(place, row, "finish_reason"),
-        extra=fields.others(row, (*USED, *(["ground_truth"] if answer is not None else []))),
+        extra={**fields.others(row, (*USED, *(["ground_truth"] if answers else []))), **fields.several(answers)},
     )
 
 

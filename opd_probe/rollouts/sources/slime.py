@@ -35,13 +35,14 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
         raise InputError(f"{place}: response_length is {length!r}; expected 0 to {len(tokens)}, the number of tokens")
     mask = fields.mask(place, row, "loss_mask", length, "response tokens")
     prompt, reward, label = row.get("prompt"), row.get("reward"), row.get("label")
-    answer = fields.reference_answer(label)
+    answers = fields.reference_answers(label)
     extra = {name: row[name] for name in KEPT if row.get(name) not in (None, False, {}, [])}
     if isinstance(prompt, (list, tuple)):
         extra["messages"] = list(prompt)
     if isinstance(reward, Mapping) and "meta_info" not in reward:
         extra["reward"] = reward
-    if label is not None and answer is None:
+    extra |= fields.several(answers)
+    if label is not None and not answers:
         extra["label"] = label
     teacher = _teacher_logprobs(place, row, len(tokens), length)
     if teacher is not None:
@@ -55,7 +56,7 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
         step=where.step if step is None else step,
         prompt=prompt if isinstance(prompt, str) and prompt else None,
         response=fields.text(place, row, "response") or None,
-        answer=answer,
+        answer=answers[0] if answers else None,
         score=fields.number(place, reward, "score")
         if isinstance(reward, Mapping)
         else fields.number(place, row, "reward"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ class Source:
         step_of: the step that a file's path says, for rows that say none.
         same: what is equal in rows of one file that hold the same responses; None: there are no such rows.
         logs_again: whether the trainer logs samples again at each later step that trains on them.
+        left_out: why none of a file's rollouts is one, as what lies beside it says; None: they are.
+        evaluated: steps at which what lies beside a file says that the trainer evaluated, and which kind of rollouts
+            were logged in the same place unmarked.
         steps_are: which checkpoint sampled the rollouts of a step, where it is not the one of that step.
     """
 
@@ -58,6 +62,8 @@ class Source:
     step_of: Callable[[Path], int | None] = lambda _: None
     same: Callable[[Mapping[str, Any]], Any] | None = None
     logs_again: bool = False
+    left_out: Callable[[Path], str | None] = lambda _: None
+    evaluated: Callable[[Path], frozenset[int]] = lambda _: frozenset()
     steps_are: str = ""
 
     def fits(self, row: Mapping[str, Any]) -> bool:
@@ -79,3 +85,32 @@ def step_of_folder(path: Path) -> int | None:
     """N of a file in ``checkpoint-N``, ``global_step_N``, ``step_N``, or a folder whose name ends in one of these."""
     found = re.search(r"(?:^|[^a-z])(?:checkpoint-|global_step_|step_)(\d+)$", path.resolve().parent.name)
     return int(found.group(1)) if found else None
+
+
+def evaluated_beside(folder: Path) -> frozenset[int]:
+    """Steps with an evaluation in the logs of a trainer's output folder: its last ``trainer_state.json``, and
+    ``logging.jsonl`` of ms-swift. What cannot be read says nothing."""
+    states = sorted([*folder.glob("trainer_state.json"), *folder.glob("checkpoint-*/trainer_state.json")])
+    entries: list[Any] = []
+    for path in states:
+        entries += _entries(path.read_text(encoding="utf-8", errors="replace"))
+    for path in folder.glob("logging.jsonl"):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            entries += _entries(line)
+    steps = set()
+    for entry in entries:
+        if isinstance(entry, Mapping) and any(str(name).startswith("eval_") for name in entry):
+            named = (entry.get(name) for name in ("step", "global_step", "global_step/max_steps"))
+            found = re.match(r"\d+", str(next((value for value in named if value is not None), "")))
+            steps |= {int(found.group())} if found else set()
+    return frozenset(steps)
+
+
+def _entries(text: str) -> list[Any]:
+    """The entries of a log: those of an object's ``log_history``, else the object."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    history = content.get("log_history") if isinstance(content, dict) else None
+    return history if isinstance(history, list) else [content]

@@ -1,7 +1,8 @@
 """ms-swift's ``completions.jsonl``: a table per line, a list for each column; under Ray a row per line. Text alone.
 
 Read in the ``log`` methods of its GRPO and GKD trainers. ``step`` holds text; prompts are decoded with their special
-tokens; columns of rewards bear the names of the reward functions.
+tokens; columns of rewards bear the names of the reward functions. The last table is written twice. Rows of an
+evaluation stand among those of training, unmarked; ``logging.jsonl`` beside them says at which steps.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from opd_probe.errors import InputError
 from opd_probe.rollouts import fields
 from opd_probe.rollouts.rows import absent
-from opd_probe.rollouts.sources.source import NEXT_STEP, Skipped, Source, Where
+from opd_probe.rollouts.sources.source import NEXT_STEP, Skipped, Source, Where, evaluated_beside
 from opd_probe.rollouts.sources.trl import logged
 from opd_probe.types import Rollout
 
@@ -52,12 +53,19 @@ def _with_step(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
     return dict(row)
 
 
+def _table(row: Mapping[str, Any]) -> Any:
+    """A table's content, since the last one is logged twice; rows by themselves may well be equal."""
+    return repr(row) if isinstance(row.get("step"), list) else object()
+
+
 SOURCE = Source(
     "ms-swift",
     "lists step, prompt, completion; or gen_step, prompt, completion",
     ("prompt", "completion"),
     _rollouts,
     _recognises,
+    same=_table,
     logs_again=True,
+    evaluated=lambda path: evaluated_beside(path.resolve().parent),
     steps_are=NEXT_STEP,
 )

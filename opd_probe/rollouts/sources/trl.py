@@ -2,7 +2,8 @@
 
 Read in the ``log`` methods of the distillation and GRPO trainers. GRPO writes prompts and completions as they came,
 chat messages where the data set has them, a column of each reward function, what rewards log beside it, and
-``advantage``; the distillation trainer decodes both without special tokens.
+``advantage``; the distillation trainer decodes both without special tokens. An evaluation at step N writes its samples,
+which are of checkpoint N, over those of the batch of step N, and they are logged again until the next batch is sampled.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from opd_probe.errors import InputError
 from opd_probe.rollouts import fields
 from opd_probe.rollouts.encoding import STRIPPED
 from opd_probe.rollouts.prompts import check_messages
-from opd_probe.rollouts.sources.source import NEXT_STEP, Skipped, Source, Where, step_of_file
+from opd_probe.rollouts.sources.source import NEXT_STEP, Skipped, Source, Where, evaluated_beside, step_of_file
 from opd_probe.types import Rollout
 
 USED = ("step", "prompt", "completion")
@@ -43,7 +44,8 @@ def logged(where: Where, row: Mapping[str, Any], marks: Mapping[str, Any]) -> Ro
     if not isinstance(prompt, str):
         check_messages(f"{place}: prompt", prompt)
         extra["messages"] = list(prompt)
-    answers = [answer for name in ANSWERS if (answer := fields.reference_answer(row.get(name))) is not None]
+    answers = next((found for name in ANSWERS if (found := fields.reference_answers(row.get(name)))), ())
+    extra |= fields.several(answers)
     rewards = [name for name, value in row.items() if name not in (*USED, *ANSWERS, *NO_REWARDS) and _is_number(value)]
     step = fields.whole_number(place, row, "step")
     return Rollout(
@@ -80,5 +82,6 @@ SOURCE = Source(
     _rollouts,
     step_of=step_of_file,
     logs_again=True,
+    evaluated=lambda path: evaluated_beside(path.resolve().parent.parent),
     steps_are=NEXT_STEP,
 )

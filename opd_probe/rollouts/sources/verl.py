@@ -17,9 +17,9 @@ from opd_probe.types import Rollout
 
 def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout]:
     place = where.place
-    answer = fields.reference_answer(row.get("gts"))
+    answers = fields.reference_answers(row.get("gts"))
     step = fields.whole_number(place, row, "step")
-    used = ("input", "output", "score", "step", *(["gts"] if answer is not None else []))
+    used = ("input", "output", "score", "step", *(["gts"] if answers else []))
     yield Rollout(
         id=where.name,
         prompt_ids=(),
@@ -27,10 +27,10 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout]:
         step=where.step if step is None else step,
         prompt=fields.needed_text(place, row, "input"),
         response=fields.needed_text(place, row, "output"),
-        answer=answer,
+        answer=answers[0] if answers else None,
         score=fields.number(place, row, "score"),
         token_source="retokenized",
-        extra={**fields.others(row, used), **STRIPPED},
+        extra={**fields.others(row, used), **fields.several(answers), **STRIPPED},
     )
 
 
