@@ -1,11 +1,13 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and files whose room on the disk is theirs."""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
@@ -25,3 +27,24 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the place itself may be what is wrong, and that error is the one to report
             temporary.unlink()
+
+
+def reserve(file: BinaryIO, size: int) -> None:
+    """Make a file ``size`` bytes long, all of which the disk has room for: a later write to a map of it, where a full
+    disk would end the process without a word, cannot fail.
+
+    Raises:
+        OSError: there is no room, or a limit on the size of files forbids it.
+    """
+    if size and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                raise
+    # Where the system knows no such request, what is written has its room.
+    block = bytes(1 << 20)
+    place = file.seek(0, os.SEEK_END)
+    while place < size:
+        place += file.write(block[: size - place])
+    file.flush()

@@ -20,7 +20,7 @@ from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import OpdProbeWarning, TraceError
 from opd_probe.jobs.memory import memory_advice
-from opd_probe.jobs.served import served_states, tokenizer_of_served, told_beside, warn_foreign
+from opd_probe.jobs.served import TOLD, served_states, tokenizer_of_served, told_beside, warn_foreign
 from opd_probe.models.digests import tokenizer_files_digest, weights_digest
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.model import ServedModel
@@ -197,7 +197,7 @@ class _Job:
         key = _digest({**fingerprint, "K": self.settings.k, "columns": [c.name for c in columns]})
         directory = None if path is None else path.with_name(f".{path.name}.partial")
         served = isinstance(engine, ServedReplay)
-        spool = TraceSpool(counts, columns, self.settings.k, directory, key, answers=served)
+        spool = TraceSpool(counts, columns, self.settings.k, directory, key, answers=TOLD if served else ())
         if isinstance(engine, ServedReplay):
             told = told_beside(path, fingerprint, self.settings.k, self.vocabulary.size)
             states = served_states(engine, spool, progress, told)
