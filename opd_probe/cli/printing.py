@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from opd_probe.plain import csv_cell, visible
+
 WIDE = 10_000
 """Columns of a table that does not go to a terminal, so that nothing is folded."""
 
@@ -55,7 +57,8 @@ def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(buffer, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: row.get(name) for name in names} | row.get("infinite", {}))
+        cells = {name: csv_cell(row.get(name)) for name in names}
+        writer.writerow(cells | row.get("infinite", {}))
     write(buffer.getvalue())
 
 
@@ -98,4 +101,4 @@ def _cell(row: Mapping[str, Any], name: str, intervals: bool) -> str:
         low, high = row.get(f"{name}_lo"), row.get(f"{name}_hi")
         known = intervals and low is not None and high is not None
         return f"{value:.4f} [{low:.3f}, {high:.3f}]" if known else f"{value:.4f}"
-    return str(value)
+    return visible(str(value))

@@ -64,7 +64,7 @@ def _depth(gathered: Gathered, bins: int) -> Result:
     """Quantiles of the sampled reward by position, and where its signal lies."""
     reward = curves(gathered, "reward by depth", lambda m: reward_by_depth(m.trace, bins=bins))
     signal = curves(gathered, "signal by depth", lambda m: signal_by_depth(m.trace, bins=bins, seed=m.settings.seed))
-    files = write(gathered, "depth", reward, [("", plots.plot_depth(reward, signal))])
+    files = write(gathered, "depth", reward, [("", lambda: plots.plot_depth(reward, signal))])
     files += (write_csv(signal, gathered.out / "depth-signal.csv"),)
     rows = [json_row(row) for row in records(reward)]
     return Result(rows, shown_columns(DEPTH_COLUMNS, rows), gathered.format, files)

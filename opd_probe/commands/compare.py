@@ -14,7 +14,7 @@ from opd_probe.options.request import DEFAULT_OUT
 from opd_probe.options.settings import parse_options
 from opd_probe.output import check_writable
 from opd_probe.progress import Progress
-from opd_probe.results.files import save_figure, write_csv
+from opd_probe.results.files import draw_figure, write_csv
 from opd_probe.results.tables import as_table, json_row, present
 from opd_probe.runs.stored import Measured, find_traces
 
@@ -47,11 +47,12 @@ def compare(
         rows += _rows(first, second)
     table = as_table(rows)
     names = _names(pairs)
-    figure = plots.plot_comparison(table.assign(pair=[_pair(row) for row in rows]), a=names[0], b=names[1])
-    files = (write_csv(table, directory / "compare.csv"), *save_figure(figure, directory / "compare"))
+    files = [write_csv(table, directory / "compare.csv")]
+    shown_pairs = table.assign(pair=[_pair(row) for row in rows])
+    files += draw_figure(lambda: plots.plot_comparison(shown_pairs, a=names[0], b=names[1]), directory / "compare")
     clean = [json_row(row) for row in rows]
     shown = COLUMNS if len(pairs) > 1 else COLUMNS[2:]
-    return Result(clean, present(shown, clean), format, files)
+    return Result(clean, present(shown, clean), format, tuple(files))
 
 
 def pair_up(a: Sequence[Measured], b: Sequence[Measured]) -> list[Pair]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,16 @@ from opd_probe.options.request import DEFAULT_OUT, Request
 from opd_probe.options.settings import parse_options
 from opd_probe.output import check_writable
 from opd_probe.progress import Progress
-from opd_probe.results.files import save_figure, write_csv
+from opd_probe.results.files import draw_figure, write_csv
 from opd_probe.results.measures import Gathered, in_order
 from opd_probe.results.tables import as_table, json_row, present
 from opd_probe.runs.stored import find_traces, warn_of_mixture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Drawing = tuple[str, Callable[[], "Figure"]]
+"""What is added to a table's name for a figure of it, and what draws it, once the table is written."""
 
 NAMES = ("run", "step", "teacher", "k", "states", "token_source")
 DRY_RUN_COLUMNS = (
@@ -66,11 +70,11 @@ def _refuse_inputs_beside_traces(request: Request) -> None:
             raise InputError(f"{option} and --traces: both are given; stored traces need none, so keep one of them")
 
 
-def by_k(rows: Sequence[dict[str, Any]], draw: Callable[[pd.DataFrame], Figure]) -> list[tuple[str, Figure]]:
+def by_k(rows: Sequence[dict[str, Any]], draw: Callable[[pd.DataFrame], Figure]) -> list[Drawing]:
     """One figure for each k, since curves of different k are different quantities."""
     table = as_table(rows)
     parts = [(k, part) for k, part in table.groupby("k", sort=True)]
-    return [("" if len(parts) == 1 else f"-k{k}", draw(part)) for k, part in parts]
+    return [("" if len(parts) == 1 else f"-k{k}", partial(draw, part)) for k, part in parts]
 
 
 def finish(
@@ -78,7 +82,7 @@ def finish(
     name: str,
     rows: list[dict[str, Any]],
     columns: Sequence[str],
-    figures: Sequence[tuple[str, Figure]],
+    figures: Iterable[Drawing],
 ) -> Result:
     """Write a command's table and figures, and hand back its rows."""
     files = write(gathered, name, as_table(rows), figures)
@@ -92,11 +96,9 @@ def shown_columns(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> tup
     return tuple(name for name in present(columns, rows) if not (sampled and name == "token_source"))
 
 
-def write(
-    gathered: Gathered, name: str, table: pd.DataFrame, figures: Sequence[tuple[str, Figure]]
-) -> tuple[Path, ...]:
-    """``OUT/<name>.csv``, and its figures beside it."""
+def write(gathered: Gathered, name: str, table: pd.DataFrame, figures: Iterable[Drawing]) -> tuple[Path, ...]:
+    """``OUT/<name>.csv``, and then its figures beside it: one that fails does not take the table along."""
     files = [write_csv(table, gathered.out / f"{name}.csv")]
-    for suffix, figure in figures:
-        files += save_figure(figure, gathered.out / f"{name}{suffix}")
+    for suffix, draw in figures:
+        files += draw_figure(draw, gathered.out / f"{name}{suffix}")
     return tuple(files)

@@ -25,6 +25,7 @@ from opd_probe.jobs.tracing import TraceRequest, shared_student
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.model import ServedModel
 from opd_probe.output import existing_directory
+from opd_probe.plain import visible
 from opd_probe.progress import Progress
 from opd_probe.runs.stored import Measured
 from opd_probe.trace import Trace, read_trace
@@ -111,9 +112,9 @@ class _Station:
                 traces[number] = self._made(student, request, fingerprints[number])
             else:
                 traces[number] = _with_labels(trace, request)
-        name, step = self.run.run.name, self.checkpoint.step
+        name, step = visible(self.run.run.name), self.checkpoint.step
         return [
-            Measured(name, step, teacher.name, self.states, trace, self.run.settings)
+            Measured(name, step, visible(teacher.name), self.states, trace, self.run.settings)
             for teacher, trace in zip(self.run.teachers, traces.values(), strict=True)
             if trace is not None
         ]

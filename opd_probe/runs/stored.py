@@ -10,6 +10,7 @@ from typing import Any
 from opd_probe.errors import InputError, MissingError, TraceError, warn
 from opd_probe.options.naming import user_path
 from opd_probe.options.settings import Options, Settings, settle
+from opd_probe.plain import visible
 from opd_probe.trace import Trace, read_trace
 
 
@@ -103,9 +104,9 @@ def _measured(trace: Trace, path: Path, settings: Settings) -> Measured:
     labels = trace.provenance.get("labels", {})
     student, teacher = trace.provenance.get("student", {}), trace.provenance.get("teacher", {})
     return Measured(
-        run=str(labels.get("run") or path.parent.name),
+        run=visible(str(labels.get("run") or path.parent.name)),
         step=labels.get("step", student.get("step")),
-        teacher=str(labels.get("teacher") or Path(str(teacher.get("path", "unknown"))).name),
+        teacher=visible(str(labels.get("teacher") or Path(str(teacher.get("path", "unknown"))).name)),
         states=str(labels.get("states", "unknown")),
         trace=trace,
         settings=settings,

@@ -44,8 +44,8 @@ def test_a_limit_on_the_size_of_files(workspace: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk(workspace: Path, tmp_path: Path) -> None:
-    """A disk of 275 kB, which takes the traces and the table, but not the figures."""
-    mount = f"mount -t tmpfs -o size=275k none {tmp_path}"
+    """A disk of 252 kB, which takes the traces and the table, but not the figures."""
+    mount = f"mount -t tmpfs -o size=252k none {tmp_path}"
     alone = "unshare --map-root-user --mount bash -c"
     if shell(f"{alone} {shlex.quote(mount)}", workspace).returncode:
         pytest.skip("this system lets nobody mount a small disk")
