@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,19 +16,48 @@ from typing import BinaryIO
 def whole_file(path: Path) -> Iterator[Path]:
     """Where to write so that the file takes the place of ``path`` when the block ends; of a failed one nothing is left.
 
-    Makes the folder that the file lies in.
+    Makes the folder that the file lies in, and removes what processes of this machine left unfinished there that were
+    killed.
 
     Raises:
         OSError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path.parent)
         yield temporary
         temporary.replace(path)
     finally:
         with suppress(OSError):  # the place itself may be what is wrong, and that error is the one to report
             temporary.unlink()
+
+
+def _machine() -> str:
+    """This machine's name, as far as it may stand in a file's: several may share a disk, and numbers of processes."""
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:32]
+
+
+def _remove_stale(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    ours = re.compile(rf"\..+\.{re.escape(_machine())}\.([1-9][0-9]*)\.tmp")
+    for entry in folder.iterdir():
+        match = ours.fullmatch(entry.name)
+        if match is None or _is_alive(int(match[1])):
+            continue
+        with suppress(OSError):
+            entry.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # asks, and sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def reserve(file: BinaryIO, size: int) -> None:

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from opd_probe.atomic import whole_file
 from opd_probe.errors import OutputError
+
+
+def output_path(text: str | Path) -> Path:
+    """The path that ``--out`` or ``out=`` names. A colon in it is a colon.
+
+    Raises:
+        OutputError: it is the address of something that is no disk, such as ``s3://bucket/out``.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(text)):
+        raise OutputError(f"output {text}: expected a path on a disk of this machine; copy results there afterwards")
+    return Path(text)
 
 
 def existing_directory(directory: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from opd_probe import plots
@@ -12,7 +11,7 @@ from opd_probe.curves.paired import compare as compare_traces
 from opd_probe.errors import InputError, OpdProbeError, warn
 from opd_probe.options.request import DEFAULT_OUT
 from opd_probe.options.settings import parse_options
-from opd_probe.output import check_writable
+from opd_probe.output import check_writable, output_path
 from opd_probe.progress import Progress
 from opd_probe.results.files import draw_figure, write_csv
 from opd_probe.results.tables import as_table, json_row, present
@@ -35,7 +34,7 @@ def compare(
     Raises:
         OpdProbeError: bad input, in one line; among it two runs without a common step or prompt.
     """
-    directory = Path(out or DEFAULT_OUT)
+    directory = output_path(out or DEFAULT_OUT)
     check_writable(directory)
     given = parse_options(options)
     sides = [find_traces([place], given, what=f"compare {name}") for name, place in (("A", a), ("B", b))]

@@ -12,7 +12,7 @@ from opd_probe.errors import InputError
 from opd_probe.metrics.variants import parse_variant
 from opd_probe.options.request import DEFAULT_OUT, Request
 from opd_probe.options.settings import parse_options
-from opd_probe.output import check_writable
+from opd_probe.output import check_writable, output_path
 from opd_probe.progress import Progress
 from opd_probe.results.files import draw_figure
 from opd_probe.results.kinds import KINDS, Tables
@@ -56,7 +56,7 @@ def figures(
     peers = [parse_variant(text) for text in variants]
     logs = log_files(training_logs)
     shares = {teacher: _share(teacher, text) for teacher, text in map(_pair, teacher_accuracies)}
-    out = Path(request.out or DEFAULT_OUT)
+    out = output_path(request.out or DEFAULT_OUT)
     check_writable(out)
     measured = in_order(find_traces(request.traces, parse_options(request.options)))
     warn_of_mixture(measured)

@@ -15,7 +15,7 @@ from opd_probe.errors import InputError
 from opd_probe.jobs.plan import make_plan
 from opd_probe.options.request import DEFAULT_OUT, Request
 from opd_probe.options.settings import parse_options
-from opd_probe.output import check_writable
+from opd_probe.output import check_writable, output_path
 from opd_probe.progress import Progress
 from opd_probe.results.files import draw_figure, write_csv
 from opd_probe.results.measures import Gathered, in_order
@@ -38,7 +38,7 @@ def gather(request: Request, progress: Progress) -> Gathered | Result:
     """The traces of a request: found, re-used or made. For a dry run, what making them would take."""
     if request.traces:
         _refuse_inputs_beside_traces(request)
-        out = Path(request.out or DEFAULT_OUT)
+        out = output_path(request.out or DEFAULT_OUT)
         check_writable(out)
         measured = find_traces(request.traces, parse_options(request.options))
         warn_of_mixture(measured)
