@@ -47,17 +47,17 @@ def align(
         raise InputError(f"--variant and --x {x}: other trainers' quantities are curves over steps; leave --x out")
     if variant is not None:
         return as_variant(request, progress, "align", variant)
-    gathered = gather(request, progress)
-    if isinstance(gathered, Result):
-        return gathered
-    if x == "step":
-        rows = summaries(gathered, whole=True)
-        return finish(gathered, "align", rows, ALIGN_COLUMNS, by_k(rows, plots.plot_alignment))
-    if x == "depth":
-        return _depth(gathered, bins)
-    rows = records(position_curves(gathered, bins))
-    draw = by_k(rows, lambda part: plots.plot_alignment(part, x="position"))
-    return finish(gathered, "align", rows, POSITION_COLUMNS, draw)
+    with gather(request, progress) as gathered:
+        if isinstance(gathered, Result):
+            return gathered
+        if x == "step":
+            rows = summaries(gathered, whole=True)
+            return finish(gathered, "align", rows, ALIGN_COLUMNS, by_k(rows, plots.plot_alignment))
+        if x == "depth":
+            return _depth(gathered, bins)
+        rows = records(position_curves(gathered, bins))
+        draw = by_k(rows, lambda part: plots.plot_alignment(part, x="position"))
+        return finish(gathered, "align", rows, POSITION_COLUMNS, draw)
 
 
 def _depth(gathered: Gathered, bins: int) -> Result:

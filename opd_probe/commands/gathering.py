@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from opd_probe.errors import InputError
 from opd_probe.jobs.plan import make_plan
 from opd_probe.options.request import DEFAULT_OUT, Request
 from opd_probe.options.settings import parse_options
-from opd_probe.output import check_writable, output_path
+from opd_probe.output import check_writable, claimed, output_path
 from opd_probe.progress import Progress
 from opd_probe.results.files import draw_figure, write_csv
 from opd_probe.results.measures import Gathered, in_order
@@ -34,27 +35,37 @@ DRY_RUN_COLUMNS = (
 )  # fmt: skip
 
 
-def gather(request: Request, progress: Progress) -> Gathered | Result:
-    """The traces of a request: found, re-used or made. For a dry run, what making them would take."""
+@contextmanager
+def gather(request: Request, progress: Progress) -> Iterator[Gathered | Result]:
+    """The traces of a request: found, re-used or made. For a dry run, what making them would take.
+
+    Where they are made the output belongs to this process until the block ends.
+
+    Raises:
+        OpdProbeError: bad input, in one line; among it that another process makes traces there.
+    """
     if request.traces:
         _refuse_inputs_beside_traces(request)
         out = output_path(request.out or DEFAULT_OUT)
         check_writable(out)
         measured = find_traces(request.traces, parse_options(request.options))
         warn_of_mixture(measured)
-        return Gathered(in_order(measured), out, request.format or "table", progress)
+        yield Gathered(in_order(measured), out, request.format or "table", progress)
+        return
     plan = make_plan(request)
     # Imported here because both import torch, which nobody should wait for who only reads traces.
     if plan.dry_run:
         from opd_probe.jobs.estimate import estimate
 
         rows = [json_row(row) for row in estimate(plan)]
-        return Result(rows, present(DRY_RUN_COLUMNS, rows), plan.format)
+        yield Result(rows, present(DRY_RUN_COLUMNS, rows), plan.format)
+        return
     from opd_probe.jobs.pipeline import measure
 
-    measured = measure(plan, progress)
-    warn_of_mixture(measured)
-    return Gathered(in_order(measured), plan.out, plan.format, progress)
+    with claimed(plan.out):
+        measured = measure(plan, progress)
+        warn_of_mixture(measured)
+        yield Gathered(in_order(measured), plan.out, plan.format, progress)
 
 
 def _refuse_inputs_beside_traces(request: Request) -> None:

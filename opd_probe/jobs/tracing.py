@@ -20,7 +20,7 @@ from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import OpdProbeWarning, TraceError
 from opd_probe.jobs.memory import memory_advice
-from opd_probe.jobs.served import TOLD, served_states, tokenizer_of_served, told_beside, warn_foreign
+from opd_probe.jobs.served import TOLD, foreign_warnings, served_states, tokenizer_of_served, told_beside
 from opd_probe.models.digests import tokenizer_files_digest, weights_digest
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.model import ServedModel
@@ -28,6 +28,7 @@ from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, spe
 from opd_probe.rollouts.files import prompt_key, rollouts_digest
 from opd_probe.rollouts.grading import grade
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts
+from opd_probe.runs.stored import warn_of
 from opd_probe.trace import Trace, TraceSpool, read_trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, array_columns
 from opd_probe.types import Rollout
@@ -88,6 +89,8 @@ class TraceRequest:
         found = _reusable(self.path, fingerprint, self.settings)
         if found is not None and self.labels:
             found.provenance["labels"] = {**found.provenance.get("labels", {}), **self.labels}
+        if found is not None:
+            warn_of(found)
         return found
 
     def make(
@@ -205,24 +208,23 @@ class _Job:
             states = engine.states(spool.done, progress)
         for index, values in states:
             spool.put(index, values)
-        if isinstance(teacher, ServedModel):
-            warn_foreign(spool, teacher.name)
-        self._warn_outside(spool, labels)
-        table = rollout_table(self._rows(counts))
-        return spool.finish(table, self._provenance(fingerprint, labels), path)
+        told = foreign_warnings(spool, teacher.name) if isinstance(teacher, ServedModel) else []
+        provenance = self._provenance(fingerprint, labels) | {"warnings": [*told, *self._outside_warnings(spool)]}
+        trace = spool.finish(rollout_table(self._rows(counts)), provenance, path)
+        warn_of(trace)
+        return trace
 
-    def _warn_outside(self, spool: TraceSpool, labels: Mapping[str, Any]) -> None:
-        where = f"run {labels['run']}, step {labels.get('step')}: " if "run" in labels else ""
+    def _outside_warnings(self, spool: TraceSpool) -> list[str]:
+        found = []
         for side, model in zip(("student", "teacher"), self.models, strict=True):
             outside = spool.arrays[f"{side}_mass_outside"]
             mean = float(np.mean(outside)) if len(outside) else 0.0
             if mean > OUTSIDE_WARNING:
-                warnings.warn(
-                    f"{where}{mean:.1%} of the probability of the {side} {model.name} lies outside the shared "
-                    "vocabulary (mean over states); it is left out of every metric",
-                    OpdProbeWarning,
-                    stacklevel=4,
+                found.append(
+                    f"{mean:.1%} of the probability of the {side} {model.name} lies outside the shared vocabulary "
+                    "(mean over states); it is left out of every metric"
                 )
+        return found
 
     def _rows(self, counts: Sequence[int]) -> list[dict[str, Any]]:
         rows = []

@@ -29,7 +29,11 @@ def render_tokens(page: Mapping[str, Any]) -> str:
     page = {name: _visible(value) for name, value in page.items() if name != "data"}
     data = {**data, "labels": _visible(data["labels"])}
     return template.render(
-        **page, style=Markup(_source("tokens.css")), script=Markup(_source("tokens.js")), embedded=embed(data)
+        **page,
+        data=data,
+        style=Markup(_source("tokens.css")),
+        script=Markup(_source("tokens.js")),
+        embedded=embed(data),
     )
 
 

@@ -42,6 +42,14 @@ def token_source_of(trace: Trace) -> str:
     return str(found.pop()) if len(found) == 1 else "mixed" if found else "sampled_ids"
 
 
+def warn_of(trace: Trace) -> None:
+    """Say what belongs to a trace and is said whenever it is used."""
+    labels = trace.provenance.get("labels", {})
+    where = f"run {labels['run']}, step {labels.get('step')}: " if "run" in labels else ""
+    for text in trace.warnings:
+        warn(f"{where}{text}")
+
+
 def warn_of_mixture(measured: Sequence[Measured]) -> None:
     """Say when traces of sampled ids and of text that was tokenised again stand side by side."""
     text = [one for one in measured if one.token_source != "sampled_ids"]
@@ -86,6 +94,8 @@ def find_traces(arguments: Sequence[str], given: Options, *, what: str = "--trac
             "which stores them under its --out"
         )
     _refuse_twins(list(found.items()))
+    for measured in found.values():
+        warn_of(measured.trace)
     return list(found.values())
 
 

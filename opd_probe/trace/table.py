@@ -77,6 +77,11 @@ class Trace:
         return int(self.provenance["vocabulary"]["size"])
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever uses the trace should know, as it was said when the trace was made."""
+        return tuple(str(text) for text in self.provenance.get("warnings") or ())
+
+    @property
     def path(self) -> Path | None:
         """The file that the trace is read from, or None for a trace in memory."""
         return self._path
