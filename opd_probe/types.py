@@ -74,6 +74,7 @@ class Rollout:
         finish_reason: ``"stop"`` (EOS was sampled), ``"length"``, or None when unknown.
         token_source: whether the ids are what was sampled.
         sampler: what sampled it, with its version (``"vllm 0.32.0"``); None when unknown.
+        sampling: how, as far as is known: ``temperature``, ``top_p``, ``top_k``, ``min_p``, ….
         extra: other fields of its row; ``messages`` among them are the chat messages that its prompt was made of.
     """
 
@@ -91,4 +92,5 @@ class Rollout:
     finish_reason: str | None = None
     token_source: TokenSource = "sampled_ids"
     sampler: str | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -24,9 +24,10 @@ def log_softmax(logits: ArrayLike, temperature: float = 1.0) -> FloatArray:
 
 
 def top_k(logits: ArrayLike, k: int) -> list[int]:
-    """The k ids with the largest logits in rank order; among equal logits the lower id comes first."""
+    """The k ids with the largest logits in rank order, ties by id; fewer where the rest is −inf."""
     values = [float(value) for value in np.asarray(logits)]
-    return sorted(range(len(values)), key=lambda token: (-values[token], token))[:k]
+    possible = [token for token, value in enumerate(values) if value > -math.inf]
+    return sorted(possible, key=lambda token: (-values[token], token))[:k]
 
 
 def entropy(log_p: FloatArray) -> float:
@@ -52,7 +53,7 @@ def renormalise(log_p: FloatArray, support: list[int]) -> FloatArray:
 
 
 def renormalised_kl(log_p: FloatArray, log_q: FloatArray, support: list[int]) -> float:
-    if not support:
+    if not support or max(log_p[support]) == -math.inf or max(log_q[support]) == -math.inf:
         return NAN
     return kl(renormalise(log_p, support), renormalise(log_q, support))
 
@@ -104,6 +105,7 @@ def state(
         row["extreme_advantage_gap"] = float(p[extreme] - q[extreme])
     else:
         row["overlap_advantage"] = row["extreme_advantage_gap"] = NAN
+    row["overlap_advantage_beyond_one"] = row["overlap_advantage"] if len(overlap) > 1 else NAN
 
     supports = {
         "student": student_top,

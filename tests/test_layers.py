@@ -37,6 +37,7 @@ LAYERS = {
     "atomic": 0,
     "plain": 0,
     "progress": 0,
+    "digits": 0,
 }
 """The height of every package. A module imports from below, or from its own package."""
 
@@ -56,6 +57,7 @@ FORBIDDEN = {
     "types": {"torch", "transformers", "numpy", "pandas", "pyarrow"},
     "errors": {"torch", "transformers", "numpy", "pandas", "pyarrow"},
     "progress": {"torch", "transformers", "numpy", "pandas", "pyarrow"},
+    "digits": {"torch", "transformers", "numpy", "pandas", "pyarrow"},
     "output": {"torch", "transformers", "numpy", "pandas", "pyarrow", "matplotlib"},
     "options": {"torch", "transformers", "pandas", "matplotlib"},
     "runs": {"torch", "transformers", "matplotlib"},

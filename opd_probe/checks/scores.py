@@ -9,6 +9,7 @@ import numpy as np
 from opd_probe.checks.evidence import Evidence, Floats, Skip, reward, teacher_scores
 from opd_probe.checks.registry import Verdict, grade, register
 from opd_probe.checks.stored import stored_teacher
+from opd_probe.curves.sampling import SAMPLER_LIMIT
 
 TYPICAL_LIMIT = 0.05
 """Median |Δ| in nats above which two paths do not score the same thing; between bf16 and float32 weights of the lab's
@@ -16,9 +17,6 @@ teacher it stays below a tenth of it."""
 
 TAIL_LIMIT = 0.25
 """99th percentile of |Δ| in nats above which single tokens are off; there it stays below 0.15."""
-
-SAMPLER_LIMIT = 0.05
-"""Mean |Δ| in nats between the sampler's log-probabilities and the replayed ones."""
 
 NOISE_SHARE = 0.1
 """Noise worth a warning, as a share of the signal."""

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from opd_probe.digits import with_interval
 from opd_probe.plain import csv_cell, visible
 
 WIDE = 10_000
@@ -91,6 +92,12 @@ def _render_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], wid
     return [line.rstrip() for line in buffer.getvalue().splitlines()]
 
 
+def _end(row: Mapping[str, Any], name: str) -> float | None:
+    """An end of an interval, which may be infinite."""
+    infinite = row.get("infinite", {}).get(name)
+    return row.get(name) if infinite is None else float(infinite)
+
+
 def _cell(row: Mapping[str, Any], name: str, intervals: bool) -> str:
     value = row.get(name)
     if name in row.get("infinite", {}):
@@ -98,7 +105,6 @@ def _cell(row: Mapping[str, Any], name: str, intervals: bool) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        low, high = row.get(f"{name}_lo"), row.get(f"{name}_hi")
-        known = intervals and low is not None and high is not None
-        return f"{value:.4f} [{low:.3f}, {high:.3f}]" if known else f"{value:.4f}"
+        ends = (_end(row, f"{name}{end}") if intervals else None for end in ("_lo", "_hi"))
+        return with_interval(value, *ends)
     return visible(str(value))

@@ -8,6 +8,7 @@ from typing import Any
 from opd_probe import plots
 from opd_probe.commands.result import Result
 from opd_probe.curves.paired import compare as compare_traces
+from opd_probe.curves.sampling import AS_SCORED, sampling_label
 from opd_probe.errors import InputError, OpdProbeError, warn
 from opd_probe.options.request import DEFAULT_OUT
 from opd_probe.options.settings import parse_options
@@ -101,7 +102,8 @@ def _rows(a: Measured, b: Measured) -> list[dict[str, Any]]:
     except OpdProbeError as error:
         where = " and ".join(str(side.trace.path) for side in (a, b))
         raise InputError(f"{where}: {error}") from None
-    names = {f"{name}_{side}": value for side, one in (("a", a), ("b", b)) for name, value in one.key.items()}
+    keys = [{**one.key, "sampling": sampling_label(one.trace)} for one in (a, b)]
+    names = {f"{name}_{side}": value for side, key in zip("ab", keys, strict=True) for name, value in key.items()}
     return [{**names, **row} for row in table.to_dict("records")]  # type: ignore[dict-item]
 
 
@@ -134,4 +136,7 @@ def _names(pairs: Sequence[Pair]) -> list[str]:
     for side in range(2):
         if any(pair[side].token_source != "sampled_ids" for pair in pairs):
             names[side] += " (re-tokenised text)"
+        labels = dict.fromkeys(sampling_label(pair[side].trace) for pair in pairs)
+        off = [str(label) for label in labels if label not in (None, AS_SCORED)]
+        names[side] += f" ({'; '.join(off)})" if off else ""
     return names

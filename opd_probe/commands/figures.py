@@ -20,7 +20,7 @@ from opd_probe.results.measures import Gathered, in_order
 from opd_probe.results.peers import draw_variant, file_name, variant_rows
 from opd_probe.results.tables import as_table
 from opd_probe.runs.logs import log_files
-from opd_probe.runs.stored import find_traces, warn_of_mixture
+from opd_probe.runs.stored import find_traces, warn_of_states
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def figures(
     out = output_path(request.out or DEFAULT_OUT)
     check_writable(out)
     measured = in_order(find_traces(request.traces, parse_options(request.options)))
-    warn_of_mixture(measured)
+    warn_of_states(measured)
     _refuse_unknown_teachers(shares, [one.teacher for one in measured])
     gathered = Gathered(measured, out, request.format or "table", progress)
     tables = Tables(gathered, logs, shares, group_seeds)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from opd_probe.commands.result import Result
+from opd_probe.curves.sampling import AS_SCORED
 from opd_probe.errors import InputError
 from opd_probe.jobs.plan import make_plan
 from opd_probe.options.request import DEFAULT_OUT, Request
@@ -21,7 +22,7 @@ from opd_probe.progress import Progress
 from opd_probe.results.files import draw_figure, write_csv
 from opd_probe.results.measures import Gathered, in_order
 from opd_probe.results.tables import as_table, json_row, present
-from opd_probe.runs.stored import find_traces, warn_of_mixture
+from opd_probe.runs.stored import find_traces, warn_of_states
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 Drawing = tuple[str, Callable[[], "Figure"]]
 """What is added to a table's name for a figure of it, and what draws it, once the table is written."""
 
-NAMES = ("run", "step", "teacher", "k", "states", "token_source")
+NAMES = ("run", "step", "teacher", "k", "states", "token_source", "sampling")
 DRY_RUN_COLUMNS = (
     "run", "step", "teacher", "states", "states_are", "tokens", "bytes", "seconds",
 )  # fmt: skip
@@ -49,7 +50,7 @@ def gather(request: Request, progress: Progress) -> Iterator[Gathered | Result]:
         out = output_path(request.out or DEFAULT_OUT)
         check_writable(out)
         measured = find_traces(request.traces, parse_options(request.options))
-        warn_of_mixture(measured)
+        warn_of_states(measured)
         yield Gathered(in_order(measured), out, request.format or "table", progress)
         return
     plan = make_plan(request)
@@ -64,7 +65,7 @@ def gather(request: Request, progress: Progress) -> Iterator[Gathered | Result]:
 
     with claimed(plan.out):
         measured = measure(plan, progress)
-        warn_of_mixture(measured)
+        warn_of_states(measured)
         yield Gathered(in_order(measured), plan.out, plan.format, progress)
 
 
@@ -102,9 +103,10 @@ def finish(
 
 
 def shown_columns(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    """Columns for a table, that of the tokens' source only where it is not what one expects."""
-    sampled = all(row.get("token_source") in (None, "sampled_ids") for row in rows)
-    return tuple(name for name in present(columns, rows) if not (sampled and name == "token_source"))
+    """Columns for a table, the tokens' source and sampling only where they are not what one expects."""
+    expected = {"token_source": (None, "sampled_ids"), "sampling": (None, AS_SCORED)}
+    usual = {name for name, values in expected.items() if all(row.get(name) in values for row in rows)}
+    return tuple(name for name in present(columns, rows) if name not in usual)
 
 
 def write(gathered: Gathered, name: str, table: pd.DataFrame, figures: Iterable[Drawing]) -> tuple[Path, ...]:

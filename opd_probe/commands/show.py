@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from opd_probe.curves import summarize
 from opd_probe.options.settings import parse_options, settle
 from opd_probe.results.tables import json_row
-from opd_probe.runs.stored import token_source_of, warn_of
+from opd_probe.runs.stored import measured_of, warn_of, warn_of_states
 from opd_probe.trace import read_trace
 
 
@@ -24,5 +25,7 @@ def show(trace: str, *, k: int | None = None, average: str | None = None) -> dic
     settings = settle(parse_options({"k": k, "average": average}), None, where=trace)
     used = settings.k if k is not None else min(settings.k, stored.K)
     row = summarize(stored, used, average=settings.average, seed=settings.seed)
-    source = token_source_of(stored)
-    return {"path": str(trace), "token_source": source, "provenance": stored.provenance, "summary": json_row(row)}
+    measured = measured_of(stored, Path(trace), settings)
+    warn_of_states([measured])
+    said = {name: value for name, value in measured.labels.items() if name != "states"}
+    return {"path": str(trace), **said, "provenance": stored.provenance, "summary": json_row(row)}

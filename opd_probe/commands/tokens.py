@@ -33,7 +33,7 @@ from opd_probe.results.responses import Responses, read_responses
 from opd_probe.results.states import describe_state
 from opd_probe.results.tables import json_row
 from opd_probe.results.tokens_page import build_page
-from opd_probe.runs.stored import Measured, find_traces
+from opd_probe.runs.stored import Measured, find_traces, warn_of_states
 
 MAX_ROLLOUTS = 12
 TOP = 20
@@ -91,6 +91,7 @@ def tokens(
     given = parse_options(options)
     measured = _one_trace(trace, given, "tokens TRACE")
     earlier = None if against is None else _one_trace(against, given, "--against")
+    warn_of_states([measured, *([] if earlier is None else [earlier])])
     settings = measured.settings
     stored = measured.trace
     depth = min(one.trace.K for one in (measured, earlier) if one is not None)
@@ -168,8 +169,7 @@ def _names(measured: Measured) -> dict[str, Any]:
     return {
         "path": str(measured.trace.path),
         **measured.key,
-        "states": measured.states,
-        "token_source": measured.token_source,
+        **measured.labels,
     }
 
 

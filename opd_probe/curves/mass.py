@@ -14,7 +14,7 @@ from opd_probe.curves.intervals import Floats, ends, warn_few_prompts
 from opd_probe.metrics import METRICS
 from opd_probe.metrics.overlap import STUDENT, TEACHER, overlap_advantage
 from opd_probe.metrics.states import BLOCK_STATES, keep_freed_memory
-from opd_probe.metrics.view import TopView, running_sums, shared_ids
+from opd_probe.metrics.view import TopView, comparable_ids, listed, running_sums, shared_ids
 from opd_probe.trace import Trace
 from opd_probe.trace.schema import TOP_COLUMNS
 
@@ -51,7 +51,8 @@ def mass_curve(
     Returns:
         One row per k: ``k`` and, for ``student_topk_mass``, ``teacher_topk_mass``, ``student_overlap_mass``,
         ``teacher_overlap_mass``, ``overlap_ratio`` and ``overlap_advantage``, the mean over states with ``_lo``,
-        ``_hi`` and ``_n``: the values of :func:`opd_probe.summarize` at each k, from one pass over the trace.
+        ``_hi`` and ``_n``: the values of :func:`opd_probe.summarize` at each k, from one pass over the trace; with
+        ``n_empty_overlap``, ``n_single_overlap`` and ``n_short_lists`` at each k as there.
 
     Raises:
         InputError: an unknown average.
@@ -61,9 +62,15 @@ def mass_curve(
     check_average(average)
     depth = trace.K
     sums = RolloutSums.empty(trace.rollouts.num_rows, 1, len(QUANTITIES) * depth)
+    counts = dict.fromkeys(("n_empty_overlap", "n_single_overlap", "n_short_lists"), np.zeros(depth, dtype=np.int64))
     keep_freed_memory()
     for block in trace.blocks(TOP_COLUMNS, BLOCK_STATES):
-        sums.add(block["rollout"], *by_rank(block))
+        values = by_rank(block)
+        sums.add(block["rollout"], *values)
+        shared = np.rint(values[QUANTITIES.index("overlap_ratio")] * np.arange(1, depth + 1))
+        whole = listed(block, "student", depth) & listed(block, "teacher", depth)
+        for name, found in zip(counts, (shared == 0, shared == 1, ~whole), strict=True):
+            counts[name] = counts[name] + found.sum(0)
     codes, n_clusters = clusters_of(trace)
     if resamples:
         warn_few_prompts(prompts_with_states(trace))
@@ -75,7 +82,7 @@ def mass_curve(
         cells = slice(index * depth, (index + 1) * depth)
         table |= {name: mean[cells], f"{name}_lo": lo[cells], f"{name}_hi": hi[cells]}
         table[f"{name}_n"] = defined[cells].astype(np.int64)
-    return pd.DataFrame(table)
+    return pd.DataFrame(table | counts)
 
 
 def by_rank(block: Mapping[str, NDArray[Any]]) -> tuple[Floats, ...]:
@@ -89,7 +96,8 @@ def by_rank(block: Mapping[str, NDArray[Any]]) -> tuple[Floats, ...]:
     known = all(np.isfinite(block[name]).all() for name in LOGPROBS)
     own_p, own_q, other_q, other_p = (np.asarray(block[name], dtype=np.float64, order="F") for name in LOGPROBS)
     p, q, q_other, p_other = (np.exp(logs) for logs in (own_p, own_q, other_q, other_p))
-    entering = shared_ids(block["student_top_ids"], block["teacher_top_ids"], entering=True)
+    masks = [listed(block, side, block["student_top_ids"].shape[1]) for side in ("student", "teacher")]
+    entering = shared_ids(*comparable_ids(block, *masks), entering=True)
     first, second = (mask.astype(np.float64) for mask in entering)
 
     def running(own: Floats, other: Floats) -> Floats:
@@ -107,7 +115,7 @@ def by_rank(block: Mapping[str, NDArray[Any]]) -> tuple[Floats, ...]:
     p_overlap, q_overlap = running(p, p_other), running(q, q_other)
     advantage = _advantage(size, p_overlap, q_overlap, running(own_terms, other_terms), block)
     ratio = size / np.arange(1, size.shape[1] + 1)
-    ended = block["teacher_top_ids"] < 0
+    ended = (block["teacher_top_ids"] < 0) & masks[1]
     if ended.any():  # what a served teacher's list does not reach
         for values in (p_overlap, q_overlap, ratio, advantage):
             values[ended] = np.nan

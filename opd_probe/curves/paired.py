@@ -12,7 +12,9 @@ import numpy as np
 from opd_probe.curves.accumulate import RolloutSums, check_average
 from opd_probe.curves.bootstrap import RESAMPLES, Resampling, percentile_interval
 from opd_probe.curves.intervals import Estimate, Floats, Ints, difference, interval, warn_few_prompts
+from opd_probe.curves.remarks import difference_remark
 from opd_probe.curves.rollouts import ROLLOUT_QUANTITIES, Auroc, rollout_sums, rollout_values
+from opd_probe.curves.sampling import sampling_label, sampling_remark
 from opd_probe.curves.tokens import same_states
 from opd_probe.curves.whole import whole_sums
 from opd_probe.errors import InputError, OpdProbeWarning
@@ -84,6 +86,9 @@ def compare(
             row: dict[str, Any] = {"metric": name, "unit": unit, "k": k}
             row |= {column: values[index] for column, values in zip(columns, found, strict=True)}
             rows.append(row | {"n_a": int(first.defined[index]), "n_b": int(second.defined[index])})
+    remark = difference_remark({row["metric"]: row for row in rows})
+    if remark is not None:
+        warnings.warn(remark, OpdProbeWarning, stacklevel=2)
     counts = {"n_prompts": len(common), "n_prompts_only_a": only[0], "n_prompts_only_b": only[1]}
     return pd.DataFrame(rows).assign(**counts)
 
@@ -98,6 +103,9 @@ def _warn_of_mixture(a: Trace, b: Trace) -> None:
             OpdProbeWarning,
             stacklevel=3,
         )
+    remark = sampling_remark([("A", sampling_label(a)), ("B", sampling_label(b))])
+    if remark is not None:
+        warnings.warn(f"compare: {remark}", OpdProbeWarning, stacklevel=3)
 
 
 def _common_prompts(a: Trace, b: Trace) -> tuple[list[str], tuple[int, int]]:

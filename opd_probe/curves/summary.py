@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,12 @@ import numpy as np
 from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of, prompts_with_states
 from opd_probe.curves.bootstrap import RESAMPLES
 from opd_probe.curves.intervals import Floats, Ints, ends, warn_few_prompts
+from opd_probe.curves.remarks import list_remarks
 from opd_probe.curves.rollouts import rollout_values, summarise_rollouts
+from opd_probe.errors import OpdProbeWarning
 from opd_probe.metrics import METRICS
 from opd_probe.metrics.states import check_k, metric_blocks, metric_names
+from opd_probe.metrics.view import TopView
 from opd_probe.trace import Trace
 
 
@@ -38,15 +42,31 @@ def summarize(
 
     Returns:
         ``k``, ``n_prompts``, ``n_rollouts`` (with states), ``n_skipped``, ``n_states``, ``n_empty_overlap``,
-        ``n_outside_vocabulary`` (states whose sampled token lies outside the shared vocabulary); for each
-        metric ``<name>``, ``<name>_lo``, ``<name>_hi`` and ``<name>_n`` (states where it is defined); for
-        ``<side>_k_for_<share>`` instead ``_median``, ``_p90``, ``_share_beyond`` (states that need more than
-        K) and ``_n``; and per rollout ``sequence_mean_reward``, ``response_length``, ``truncation_rate``,
+        ``n_single_overlap`` (states whose overlap is one token), ``n_short_lists`` (states where a model gives fewer
+        than k ids a probability above 0), ``n_outside_vocabulary`` (states whose sampled token lies outside the shared
+        vocabulary); for each metric ``<name>``, ``<name>_lo``, ``<name>_hi`` and ``<name>_n`` (states where it is
+        defined); for ``<side>_k_for_<share>`` instead ``_median``, ``_p90``, ``_share_beyond`` (states that need more
+        than K) and ``_n``; and per rollout ``sequence_mean_reward``, ``response_length``, ``truncation_rate``,
         ``accuracy`` and ``reward_auroc`` likewise. What is undefined or unknown is NaN.
 
     Raises:
         InputError, TraceError: a k, an average or a metric that cannot be used.
     """
+    row = summary_row(trace, k, average=average, resamples=resamples, metrics=metrics)
+    for remark in list_remarks([row]):
+        warnings.warn(remark, OpdProbeWarning, stacklevel=2)
+    return row
+
+
+def summary_row(
+    trace: Trace,
+    k: int,
+    *,
+    average: str = "token",
+    resamples: int = RESAMPLES,
+    metrics: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """:func:`summarize` without its remarks, which a command makes on all of its rows together."""
     k = check_k(trace, k)
     check_average(average)
     names = metric_names(metrics)
@@ -56,10 +76,13 @@ def summarize(
     n_rollouts = trace.rollouts.num_rows
     sums = RolloutSums.empty(n_rollouts, 1, len(means) + len(internal))
     histograms = {name: np.zeros(trace.K + 2, dtype=np.int64) for name in counted}
-    empty = outside = 0
+    empty = single = short = outside = 0
     for block, values in metric_blocks(trace, k, [*means, *internal, *counted]):
         sums.add_metrics(block["rollout"], block, values, [*means, *internal], k)
-        empty += int((values["overlap_ratio"] == 0).sum())
+        shared = values["overlap_ratio"] * k
+        empty += int((shared == 0).sum())
+        single += int((np.rint(shared) == 1).sum())
+        short += int(TopView(block, k).short_lists.sum())
         told = block["token_id"] >= 0  # a trace of top-k tensors may not say what was sampled
         outside += int((told & np.isnan(block["student_logprob"])).sum())
         for name in counted:
@@ -79,6 +102,8 @@ def summarize(
         "n_skipped": int(n_rollouts - used.sum()),
         "n_states": trace.n_states,
         "n_empty_overlap": empty,
+        "n_single_overlap": single,
+        "n_short_lists": short,
         "n_outside_vocabulary": outside,
     }
     defined = sums.count[:, 0].sum(0)

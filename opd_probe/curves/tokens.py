@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from opd_probe.curves.accumulate import RolloutSums
 from opd_probe.curves.intervals import Floats, Ints
 from opd_probe.metrics import METRICS
+from opd_probe.metrics.overlap import IDS
 from opd_probe.metrics.states import BLOCK_STATES, check_k
 from opd_probe.metrics.view import TopView
 from opd_probe.trace import Trace
@@ -128,10 +129,15 @@ def survey(
 def _count(found: Survey, view: TopView, reward: Floats) -> None:
     block = view.block
     ids, other = block["student_top_ids"], block["teacher_top_ids"]
-    only = TopView(block, ids.shape[1]).teacher_only  # tokens of the teacher's list that the student's lacks
+    whole = TopView(block, ids.shape[1])
     lists = (
-        (ids, "student_top_logprobs", "teacher_logprobs_at_student_top", np.ones(ids.shape, dtype=bool)),
-        (other, "student_logprobs_at_teacher_top", "teacher_top_logprobs", only),
+        (ids, "student_top_logprobs", "teacher_logprobs_at_student_top", whole.student_listed),
+        (
+            other,
+            "student_logprobs_at_teacher_top",
+            "teacher_top_logprobs",
+            whole.teacher_only,
+        ),  # what the student's lacks
     )
     for tokens, p, q, chosen in lists:
         terms = kl_terms(block[p], block[q])
@@ -248,13 +254,13 @@ def overlap_change(earlier: Trace, later: Trace, k: int) -> OverlapChange:
     if not same_states(earlier, later):
         counts = TokenCounts()
         for name, trace in (("earlier", earlier), ("later", later)):
-            for block in trace.blocks(["student_top_ids", "teacher_top_ids"], BLOCK_STATES):
+            for block in trace.blocks(IDS, BLOCK_STATES):
                 counts.add(name, overlap_tokens(TopView(block, k))[1])
         size = max(len(counts.of(name)) for name in ("earlier", "later"))
         rates = [counts.of(name, size) / max(m, 1) for name, m in zip(("earlier", "later"), n, strict=True)]
         return OverlapChange(False, np.maximum(rates[1] - rates[0], 0), np.maximum(rates[0] - rates[1], 0), n)
     counts = TokenCounts()
-    for before, after in _together(earlier, later, ["student_top_ids", "teacher_top_ids"]):
+    for before, after in _together(earlier, later, IDS):
         keys = []
         for side in (before, after):
             rows, ids = overlap_tokens(TopView(side, k))

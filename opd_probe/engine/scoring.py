@@ -47,8 +47,8 @@ class VocabularyMap:
         return torch.where(within, self._columns[token_ids.clamp(max=self._columns.shape[0] - 1)], -1)
 
     def ids(self, columns: Tensor) -> Tensor:
-        """The token id of each column."""
-        return columns if self._is_prefix else self._ids[columns]
+        """The token id of each column; −1, where a list has ended, stays."""
+        return columns if self._is_prefix else self._ids[columns.clamp(min=0)].masked_fill_(columns < 0, -1)
 
 
 class StateScorer:

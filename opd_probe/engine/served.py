@@ -26,10 +26,8 @@ from opd_probe.stats.projection import OutputProjection, mass_outside
 from opd_probe.stats.scratch import Scratch
 from opd_probe.stats.single import single_statistics
 from opd_probe.stats.threads import fitting_threads
+from opd_probe.stats.topk import NO_ID, NO_PROBABILITY
 from opd_probe.types import Rollout
-
-NO_ID = -1
-"""In place of an id in a top list that is shorter than K, at its end."""
 
 UNKNOWN = ("teacher_entropy", "reverse_kl", "forward_kl", "jsd", "teacher_mass_outside")
 """Columns of a trace that a served teacher leaves unknown: NaN at every state."""
@@ -92,8 +90,10 @@ class ServedReplay:
     """One student and a served teacher over one list of rollouts: first the server's answers, then the student.
 
     Every state's teacher columns hold what the server told, on ids of the shared vocabulary: others are taken out of
-    its lists, which end earlier then (:data:`NO_ID`, NaN). ``teacher_logprobs_at_student_top`` is known at the ids of
-    the teacher's list and at the sampled token, and NaN elsewhere; the columns of :data:`UNKNOWN` are NaN.
+    its lists, which end earlier then (:data:`opd_probe.stats.topk.NO_ID`, NaN). Ids of probability 0 are taken out too
+    (−inf in place of NaN: the list is whole). ``teacher_logprobs_at_student_top`` is known at the ids of the teacher's
+    list, at the sampled token, and beside a whole list everywhere, and NaN elsewhere; the columns of :data:`UNKNOWN`
+    are NaN.
 
     Args:
         student: a loaded model, or a :class:`StoredModel` of these rollouts.
@@ -165,14 +165,17 @@ class ServedReplay:
                 progress(told, total)
 
     def _on_shared(self, answer: Answer, sequence: StateSequence) -> Columns:
-        """What was told, without ids that the student does not share."""
-        shared = np.isin(answer.top_ids, self.shared_ids)
+        """What was told, without ids of probability 0 and without those that the student does not share."""
         ids, logprobs = answer.top_ids, answer.top_logprobs
-        if not shared.all():
-            order = np.argsort(~shared, axis=1, kind="stable")
-            kept = np.take_along_axis(shared, order, 1)
+        possible = logprobs > logprobs.max(1, keepdims=True, initial=-np.inf) - NO_PROBABILITY
+        wanted = np.isin(ids, self.shared_ids) & possible
+        if not wanted.all():
+            order = np.argsort(~wanted, axis=1, kind="stable")
+            kept = np.take_along_axis(wanted, order, 1)
             ids = np.where(kept, np.take_along_axis(ids, order, 1), NO_ID).astype(np.int32)
-            logprobs = np.where(kept, np.take_along_axis(logprobs, order, 1), np.nan).astype(np.float32)
+            # Behind an id of probability 0 there is no other; behind a foreign one nothing is known.
+            ended = np.where(possible.all(1, keepdims=True), np.nan, -np.inf)
+            logprobs = np.where(kept, np.take_along_axis(logprobs, order, 1), ended).astype(np.float32)
         sampled = np.where(np.isin(sequence.token_ids, self.shared_ids), answer.logprob, np.nan)
         return {
             "teacher_top_ids": ids,
@@ -274,13 +277,15 @@ class _StudentScorer:
         check_rest(rest, "student")
         ids = self.vocabulary.ids(statistics.top_ids).to(torch.int32).cpu().numpy()
         unknown = np.full(len(tokens), np.nan, dtype=np.float32)
+        at_teacher = statistics.logprobs_at.cpu().numpy()
+        at_teacher[np.isneginf(teacher["teacher_top_logprobs"])] = -np.inf  # no id there
         return {
             **teacher,
             **dict.fromkeys(UNKNOWN, unknown),
             "token_id": tokens.astype(np.int32),
             "student_top_ids": ids,
             "student_top_logprobs": statistics.top_logprobs.cpu().numpy(),
-            "student_logprobs_at_teacher_top": statistics.logprobs_at.cpu().numpy(),
+            "student_logprobs_at_teacher_top": at_teacher,
             "student_logprob": statistics.logprob.cpu().numpy(),
             "student_entropy": statistics.entropy.cpu().numpy(),
             "student_mass_outside": mass_outside(rest, statistics.log_partition).cpu().numpy(),
@@ -289,13 +294,16 @@ class _StudentScorer:
 
 
 def known_at(
-    ids: NDArray[np.int32], tokens: NDArray[np.int64], teacher: Mapping[str, NDArray[np.generic]]
+    ids: NDArray[np.int32], tokens: NDArray[np.int64], teacher: Mapping[str, NDArray[Any]]
 ) -> NDArray[np.float32]:
-    """The teacher's log-probabilities at ids [n, K], as far as it told them: of its own list and the sampled token."""
-    found = np.full(ids.shape, np.nan, dtype=np.float32)
+    """The teacher's log-probabilities at ids [n, K], as far as it told them: of its own list and the sampled token, and
+    −inf at what a whole list does not hold and where there is no id."""
+    listed, values = teacher["teacher_top_ids"], teacher["teacher_top_logprobs"]
+    whole = np.isneginf(values[:, -1:])
+    found = np.where(whole | (ids < 0), np.float32(-np.inf), np.float32(np.nan))
     sampled = ids == tokens[:, None]
     found[sampled] = np.broadcast_to(teacher["teacher_logprob"][:, None], ids.shape)[sampled]
-    listed, values = teacher["teacher_top_ids"], teacher["teacher_top_logprobs"]
+    listed = np.where(listed < 0, NO_ID - 1, listed)  # equal to no id, nor to the end of the other list
     for rank in range(listed.shape[1]):
         same = ids == listed[:, rank, None]
         found[same] = np.broadcast_to(values[:, rank, None], ids.shape)[same]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from opd_probe.curves import summarize
+from opd_probe.curves.summary import summary_row
 from opd_probe.errors import InputError, warn
 from opd_probe.jobs.sampling import check_pair, draw, step_name
 from opd_probe.jobs.served import settings_for
@@ -129,7 +129,7 @@ class Probe:
 
     def values(self, trace: Trace) -> dict[str, float]:
         """The known quantities of :data:`LOGGED` and ``n_states``. What is undefined or infinite is left out."""
-        row = summarize(trace, self.settings.k, average=self.settings.average, resamples=0)
+        row = summary_row(trace, self.settings.k, average=self.settings.average, resamples=0)
         return {name: float(row[name]) for name in (*LOGGED, "n_states") if np.isfinite(row.get(name, np.nan))}
 
 

@@ -17,9 +17,13 @@ from torch import Tensor
 
 from opd_probe.curves import summarize, summarize_variant
 from opd_probe.engine.provenance import software
+from opd_probe.engine.scoring import default_chunk
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.metrics import METRICS
 from opd_probe.metrics.variants import Variant
+from opd_probe.stats.rounding import is_narrow, rounding, rounding_words
+from opd_probe.stats.single import single_statistics
+from opd_probe.stats.topk import NO_ID, NO_PROBABILITY
 from opd_probe.trace import Trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, STATE_COLUMNS
 from opd_probe.types import StateOrigin
@@ -52,8 +56,9 @@ def overlap_metrics(
 
     Args:
         student_topk_ids, teacher_topk_ids: int [B, T, K], distinct within a state; on any device, padded or nested.
+            An id whose log-prob is −inf (probability 0) is in no list, whatever it is.
         student_topk_logprobs, teacher_topk_logprobs: [B, T, K] in nats, each model's own, not renormalised. They need
-            not be sorted.
+            not be sorted. Both lists come from one selection, :func:`top_lists`.
         response_mask: [B, T], 1 at tokens that the student generated, else 0.
         k: the size of both top sets; None: K.
         metrics: names from :data:`opd_probe.metrics.METRICS`; None for all of them, and those by rollout.
@@ -62,9 +67,9 @@ def overlap_metrics(
         known: what else the loop holds, see :func:`topk_trace`.
 
     Returns:
-        ``<metric>`` for each metric that is defined on some state, ``n_states``, ``n_empty_overlap``, and
-        ``<metric>_n`` for each metric that is not defined on all states: the number of those where it is. Of a variant
-        every quantity has its ``_n``.
+        ``<metric>`` for each metric that is defined on some state, ``n_states``, ``n_empty_overlap``,
+        ``n_single_overlap``, ``n_short_lists``, and ``<metric>_n`` for each metric that is not defined on all states:
+        the number of those where it is. Of a variant every quantity has its ``_n``.
 
     Raises:
         InputError: tensors that do not fit each other, ids twice in one state, a list of probabilities that are unknown
@@ -81,12 +86,48 @@ def overlap_metrics(
             return _of_variant(trace, variant, trace.K if k is None else k)
         row = summarize(trace, trace.K if k is None else k, resamples=0, metrics=metrics)
     names = [name for name, one in METRICS.items() if one.summary == "mean" and name in row]
-    found: dict[str, float] = {"n_states": float(row["n_states"]), "n_empty_overlap": float(row["n_empty_overlap"])}
+    found = {name: float(row[name]) for name in ("n_states", "n_empty_overlap", "n_single_overlap", "n_short_lists")}
     for name in (*names, *(name for name in _BY_ROLLOUT if metrics is None and row.get(f"{name}_n", 0))):
         count, every = row[f"{name}_n"], name not in METRICS or row[f"{name}_n"] == row["n_states"]
         found |= {} if math.isnan(row[name]) else {name: float(row[name])}
         found |= {} if every else {f"{name}_n": float(count)}
     return found
+
+
+def top_lists(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k most probable ids of each state and their log-probabilities, selected as a trace's lists are.
+
+    ``torch.topk`` breaks ties as it likes, another way for another k: in bfloat16, where ids tie at rank 16 in most
+    states, its top 64 does not begin with its top 16, and a model overlaps itself by less than 1. Here the lower id
+    wins, and lists of one model are the same ones whatever k is.
+
+    Args:
+        logits: [..., V], in any floating type; −inf for ids of probability 0.
+        k: 1 <= k <= V.
+
+    Returns:
+        int64 [..., k] in rank order and float32 [..., k], in nats; −1 and −inf where fewer than k ids have a
+        probability above 0.
+
+    Raises:
+        InputError: not a floating tensor with V ids, or a k that it has not.
+        LogitError: a logit is NaN or +inf, or a state has no finite one.
+    """
+    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim == 0:
+        raise InputError("top_lists: expected a floating tensor of logits [..., V]")
+    width = logits.shape[-1]
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= width:
+        raise InputError(f"top_lists: k = {k!r}; expected a whole number from 1 to {width}, the ids that there are")
+    rows = logits.detach().reshape(-1, width)
+    ids = torch.empty(len(rows), k, dtype=torch.int64, device=rows.device)
+    logprobs = torch.empty(len(rows), k, device=rows.device)
+    step = default_chunk(width, rows.device)
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step].float()
+        nothing = torch.full((len(part), 1), NO_ID, device=rows.device)
+        found = single_statistics(part, nothing[:, 0], nothing, k, side="model")
+        ids[start : start + step], logprobs[start : start + step] = found.top_ids, found.top_logprobs
+    return ids.view(*logits.shape[:-1], k), logprobs.view(*logits.shape[:-1], k)
 
 
 def _of_variant(trace: Trace, variant: str | Variant, k: int) -> dict[str, float]:
@@ -155,6 +196,7 @@ def topk_trace(
         "student_logprobs_at_teacher_top": _completed(theirs, ours),
         **{name: batch.scalar(name, given) for name, given in scalars.items() if given is not None},
     })  # fmt: skip
+    batch.warn_of_rounding()
     seen = 1 + max(int(arrays[name].max()) for name in ("student_top_ids", "teacher_top_ids", "token_id"))
     labels = {"run": run, "step": step, "teacher": teacher, "states": states}
     provenance = {
@@ -193,6 +235,7 @@ class _Batch:
                 f"student_topk_ids: shape {tuple(ids.shape)}; expected [B, T, K] beside a response_mask of {shape}"
             )
         self.depth = ids.shape[2]
+        self.rounded: list[tuple[str, Tensor]] = []
 
     @property
     def positions(self) -> Tensor:
@@ -200,31 +243,59 @@ class _Batch:
         return torch.arange(self.mask.shape[1]).expand(self.mask.shape)[self.mask.cpu()]
 
     def scalar(self, name: str, given: Tensor) -> Tensor:
-        """[B, T] as [n]."""
+        """[B, T] as [n]; numpy, which comes next, has no type as narrow as bfloat16."""
         flat = self._flat(name, given, tuple(self.mask.shape))
-        return _token_ids(name, flat) if name == "token_id" else flat
+        if name == "token_id":
+            return _token_ids(name, flat)
+        return flat.float() if is_narrow(flat) else flat
 
     def _flat(self, name: str, given: Tensor, shape: tuple[int, ...]) -> Tensor:
         given = _dense(name, given)
         if tuple(given.shape) != shape:
             raise InputError(f"{name}: shape {tuple(given.shape)}; expected {shape} as the other tensors")
-        return given[self.mask.to(given.device)].cpu()
+        flat = given[self.mask.to(given.device)].cpu()
+        if is_narrow(flat):
+            self.rounded.append((name, flat))
+        return flat
+
+    def warn_of_rounding(self) -> None:
+        """Say which tensors are in a narrow type, and by how much the values at hand may be off for it."""
+        if not self.rounded:
+            return
+        names = ", ".join(name for name, _ in self.rounded)
+        worst = max((flat for _, flat in self.rounded), key=rounding)
+        warnings.warn(
+            f"{names}: {rounding_words(worst)}: ids tie and move across rank k, and whatever is made of small "
+            "differences is off by as much; take log-probs of logits in float32, and both lists with one selection "
+            "(top_lists)",
+            OpdProbeWarning,
+            stacklevel=4,
+        )
 
     def side(self, name: str, ids: Tensor, own: Tensor, other: Tensor | None) -> _Side:
         """One model's list in rank order, ties to the lower id."""
         shape = (*self.mask.shape, self.depth)
-        flat = _token_ids(f"{name}_topk_ids", self._flat(f"{name}_topk_ids", ids, shape))
         logprobs = _logprobs(f"{name}_topk_logprobs", self._flat(f"{name}_topk_logprobs", own, shape))
         if bool(torch.isnan(logprobs).any()):
             raise InputError(f"{name}_topk_logprobs: NaN at an unmasked token; expected the model's own log-probs")
+        # An id of probability 0 is in no list, whichever id a selection named there.
+        absent = logprobs <= logprobs.amax(1, keepdim=True) - NO_PROBABILITY
+        if bool(absent.all(1).any()):
+            raise InputError(f"{name}_topk_logprobs: only −inf at an unmasked token; expected a probability above 0")
+        logprobs = logprobs.masked_fill(absent, -torch.inf)
+        flat = self._flat(f"{name}_topk_ids", ids, shape)
+        flat = _token_ids(f"{name}_topk_ids", flat.masked_fill(absent, 0)).masked_fill(absent, NO_ID)
         others = f"the other model's at {name}_topk_ids"
         rest = None if other is None else _logprobs(others, self._flat(others, other, shape))
         order = flat.argsort(dim=1, stable=True)
         ascending = flat.gather(1, order)
-        if bool((ascending[:, 1:] == ascending[:, :-1]).any()):
+        if bool(((ascending[:, 1:] == ascending[:, :-1]) & (ascending[:, 1:] != NO_ID)).any()):
             raise InputError(f"{name}_topk_ids: one id twice in a state; expected {self.depth} different ids")
         order = order.gather(1, logprobs.gather(1, order).argsort(dim=1, descending=True, stable=True))
-        return flat.gather(1, order), logprobs.gather(1, order), None if rest is None else rest.gather(1, order)
+        flat, logprobs = flat.gather(1, order), logprobs.gather(1, order)
+        if rest is not None:
+            rest = rest.gather(1, order).masked_fill(flat == NO_ID, -torch.inf)
+        return flat, logprobs, rest
 
     def rollouts(self, scores: Any, prompt_ids: Sequence[Any] | None) -> Any:
         """The rollout table: a response without an unmasked token is a skipped one."""
@@ -278,13 +349,16 @@ def _score(given: Any) -> float:
 
 
 def _completed(own: _Side, other: _Side) -> Tensor:
-    """The other model's log-probs at this one's top ids: as given, else those in its own list, NaN elsewhere."""
+    """The other model's log-probs at this one's top ids: as given, else those in its own list. Elsewhere NaN, or −inf
+    where the other list names every id of probability above 0, and where there is no id."""
     if own[2] is not None:
         return own[2]
     ids, order = other[0].sort(dim=1)
-    place = torch.searchsorted(ids, own[0]).clamp_(max=ids.shape[1] - 1)
+    place = torch.searchsorted(ids, own[0].contiguous()).clamp_(max=ids.shape[1] - 1)
     found = other[1].gather(1, order).gather(1, place)
-    return found.masked_fill(ids.gather(1, place) != own[0], torch.nan)
+    found = found.masked_fill(ids.gather(1, place) != own[0], torch.nan)
+    whole = torch.isneginf(other[1][:, -1:])
+    return found.masked_fill((whole & found.isnan()) | (own[0] == NO_ID), -torch.inf)
 
 
 def _arrays(columns: dict[str, Tensor]) -> dict[str, Array]:

@@ -121,8 +121,8 @@ def served_states(
 def foreign_warnings(spool: TraceSpool, name: str) -> list[str]:
     """What is to be said when the teacher's lists hold ids that the student does not share: its tokenizer may be
     another."""
-    ids = spool.arrays["teacher_top_ids"]
-    foreign = float(np.mean(ids < 0)) if ids.size else 0.0
+    told = spool.arrays["teacher_top_logprobs"]
+    foreign = float(np.mean(np.isnan(told))) if told.size else 0.0
     if foreign <= FOREIGN_WARNING:
         return []
     return [

@@ -27,6 +27,7 @@ from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, special_ids, template_digest
 from opd_probe.rollouts.files import prompt_key, rollouts_digest
 from opd_probe.rollouts.grading import grade
+from opd_probe.rollouts.sampling import sampling_words
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts
 from opd_probe.runs.stored import warn_of
 from opd_probe.trace import Trace, TraceSpool, read_trace, rollout_table
@@ -243,6 +244,7 @@ class _Job:
                     "answer": rollout.answer,
                     "score": self._score(rollout),
                     "token_source": rollout.token_source,
+                    "sampling": sampling_words(rollout.sampling),
                     "skipped": skip_reason(rollout),
                 }
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -75,6 +76,13 @@ class MeasureRecipe:
     pair: tuple[str, str] | None = None
 
 
+def _summary(trace: Any, k: int, **options: Any) -> dict[str, Any]:
+    """A summary whose remarks nobody reads: a run of the lab measures hundreds, and its rows hold what they count."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "at .* states", opd_probe.OpdProbeWarning)
+        return opd_probe.summarize(trace, k, **options)
+
+
 def evaluation_rollouts(
     model: LabModel, count: int, seed: int, prompts: PromptRecipe = _PLAIN, samples: int = 1
 ) -> list[dict[str, Any]]:
@@ -141,7 +149,7 @@ def measure(student: LabModel, teacher: LabModel, count: int, seed: int, k: int 
         ``n_rollouts``, and each of :data:`REPORTED` as ``<name>``, ``<name>_lo`` and ``<name>_hi``.
     """
     trace = opd_probe.replay(student, teacher, evaluation_rollouts(student, count, seed), k=k)
-    row = opd_probe.summarize(trace, k=k)
+    row = _summary(trace, k=k)
     kept = {f"{name}{end}": float(row[f"{name}{end}"]) for name in REPORTED for end in ("", "_lo", "_hi")}
     return {"n_rollouts": int(row["n_rollouts"]), **kept}
 
@@ -168,7 +176,7 @@ def measure_checkpoint(
     rollouts = evaluation_rollouts(student, count, seed, prompts, recipe.samples)
     trace = opd_probe.replay(student, teacher, rollouts, k=recipe.depth)
     result: dict[str, Any] = {
-        "summary": {str(k): opd_probe.summarize(trace, k=k) for k in recipe.ks},
+        "summary": {str(k): _summary(trace, k=k) for k in recipe.ks},
         "positions": _records(opd_probe.position_curve(trace, 16, bins=MAX_NEW_TOKENS, metrics=POSITION_METRICS)),
         "mass": _records(opd_probe.mass_curve(trace)) if recipe.depth > max(recipe.ks) else [],
         "rollouts": [
@@ -182,12 +190,12 @@ def measure_checkpoint(
     if prompts.pool:
         fresh = evaluation_rollouts(student, count, seed, PromptRecipe(prompts.frame), recipe.samples)
         result["held_out"] = held_out(fresh)
-        summary = opd_probe.summarize(opd_probe.replay(student, teacher, fresh, k=16), k=16, metrics=())
+        summary = _summary(opd_probe.replay(student, teacher, fresh, k=16), k=16, metrics=())
         for row in result["summary"].values():
             row |= {name: value for name, value in summary.items() if name.startswith("accuracy")}
     if pair is not None:
         between = opd_probe.replay(*pair, rollouts, k=max(recipe.ks))
-        result["pair"] = opd_probe.summarize(between, k=max(recipe.ks))
+        result["pair"] = _summary(between, k=max(recipe.ks))
     return result
 
 

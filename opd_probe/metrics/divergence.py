@@ -86,7 +86,7 @@ def topk_reverse_kl_overlap(view: TopView) -> Floats:
     selected=_untold,
 )
 def topk_reverse_kl_non_overlap(view: TopView) -> Floats:
-    support = np.concatenate([~view.in_overlap, view.teacher_only], axis=1)
+    support = np.concatenate([view.student_only, view.teacher_only], axis=1)
     return renormalised_kl(*view.union_logprobs, support)
 
 
@@ -99,5 +99,5 @@ def topk_reverse_kl_non_overlap(view: TopView) -> Floats:
     selected=_untold,
 )
 def topk_reverse_kl_union(view: TopView) -> Floats:
-    support = np.concatenate([np.ones_like(view.in_overlap), view.teacher_only], axis=1)
+    support = np.concatenate([view.student_listed, view.teacher_only], axis=1)
     return renormalised_kl(*view.union_logprobs, support)

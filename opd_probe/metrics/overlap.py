@@ -9,7 +9,8 @@ import numpy as np
 from opd_probe.metrics.registry import register
 from opd_probe.metrics.view import Floats, TopView
 
-IDS = ("student_top_ids", "teacher_top_ids")
+IDS = ("student_top_ids", "student_top_logprobs", "teacher_top_ids", "teacher_top_logprobs")
+"""What says which tokens are in the lists: an id of probability 0 is in none."""
 STUDENT = ("student_top_logprobs", "teacher_logprobs_at_student_top")
 TEACHER = ("teacher_top_logprobs", "student_logprobs_at_teacher_top")
 
@@ -39,11 +40,23 @@ def overlap_advantage(view: TopView) -> Floats:
 
 
 @register(
+    "overlap_advantage_beyond_one",
+    unit="nats",
+    source="Eq. 7",
+    definition="the same where |O| ≥ 2; null on an overlap of one token, where Eq. 7 is 0 whatever the models say",
+    needs=IDS + STUDENT,
+    range=(-math.inf, 0.0),
+)
+def overlap_advantage_beyond_one(view: TopView) -> Floats:
+    return np.where(view.overlap_size > 1, overlap_advantage(view), np.nan)
+
+
+@register(
     "student_overlap_mass",
     unit="probability",
     source="Eq. 9",
     definition="sum of p over S_p ∩ S_q, not renormalised; 0 on an empty overlap",
-    needs=(*IDS, "student_top_logprobs"),
+    needs=IDS,
 )
 def student_overlap_mass(view: TopView) -> Floats:
     return _mass_on_overlap(view, view.student_probabilities)

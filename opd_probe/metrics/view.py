@@ -16,8 +16,10 @@ Bools = NDArray[np.bool_]
 class TopView:
     """A block of n states of a trace, seen at k.
 
-    Top lists are in rank order, so that the top-k of a trace is its first k entries. Everything is float64, and laid
-    out rank by rank: arithmetic over ranks then runs along memory for all states at once, several times as fast.
+    Top lists are in rank order, so that the top-k of a trace is its first k entries. An entry whose own log-probability
+    is −inf stands behind the end of its list: no id of probability above 0 was left. One of NaN is not known, as where
+    a served teacher's list ends. Everything is float64, and laid out rank by rank: arithmetic over ranks then runs
+    along memory for all states at once, several times as fast.
 
     Args:
         block: arrays by column name, as a trace yields them.
@@ -76,18 +78,44 @@ class TopView:
         return self._running[side]
 
     @cached_property
+    def student_listed(self) -> Bools:
+        """Which ranks of the student's list hold a token, [n, k]: all of them, or those before its end."""
+        return listed(self.block, "student", self.k)
+
+    @cached_property
+    def teacher_listed(self) -> Bools:
+        """Which ranks of the teacher's list hold a token or may do so, [n, k]."""
+        return listed(self.block, "teacher", self.k)
+
+    @property
+    def short_lists(self) -> Bools:
+        """Where one of the models gives fewer than k ids a probability above 0, [n]."""
+        short: Bools = ~(self.student_listed[:, -1] & self.teacher_listed[:, -1])
+        return short
+
+    @cached_property
     def _shared(self) -> tuple[Bools, Bools]:
-        return shared_ids(self.block["student_top_ids"][:, : self.k], self.block["teacher_top_ids"][:, : self.k])
+        return shared_ids(*comparable_ids(self.block, self.student_listed, self.teacher_listed))
 
     @property
     def in_overlap(self) -> Bools:
-        """Which tokens of S_p are in S_q too, [n, k]."""
+        """Which ranks of the student's list hold a token of S_p ∩ S_q, [n, k]."""
         return self._shared[0]
+
+    @property
+    def teacher_in_overlap(self) -> Bools:
+        """Which ranks of the teacher's list hold a token of S_p ∩ S_q, [n, k]."""
+        return self._shared[1]
+
+    @cached_property
+    def student_only(self) -> Bools:
+        """Which ranks of the student's list hold a token that is not in S_q, [n, k]."""
+        return self.student_listed & ~self.in_overlap
 
     @cached_property
     def teacher_only(self) -> Bools:
-        """Which tokens of S_q are not in S_p, [n, k]."""
-        return ~self._shared[1]
+        """Which ranks of the teacher's list hold a token that is not in S_p, [n, k]."""
+        return self.teacher_listed & ~self.teacher_in_overlap
 
     @cached_property
     def overlap_size(self) -> Floats:
@@ -96,8 +124,8 @@ class TopView:
         return self.where_told(size)
 
     def where_told(self, values: Floats) -> Floats:
-        """Values of states, [n], and NaN where the teacher's list ends before k: a served teacher's may."""
-        ended = self.block["teacher_top_ids"][:, self.k - 1] < 0
+        """Values of states, [n], and NaN where the teacher did not tell k tokens: a served one may not."""
+        ended = (self.block["teacher_top_ids"][:, self.k - 1] < 0) & self.teacher_listed[:, -1]
         return np.where(ended, np.nan, values) if ended.any() else values
 
     @cached_property
@@ -130,6 +158,24 @@ class TopView:
         p = np.concatenate([self.student_logprobs, self.student_logprobs_on_teacher], axis=1)
         q = np.concatenate([self.teacher_logprobs_on_student, self.teacher_logprobs], axis=1)
         return p, q
+
+
+def listed(block: Mapping[str, NDArray[Any]], side: str, k: int) -> Bools:
+    """Which of the first k ranks of a model's list hold a token, or an unknown one, [n, k]; the rest have
+    probability 0."""
+    own = block[f"{side}_top_logprobs"]
+    if not np.isneginf(own[:, k - 1]).any():  # in rank order, so that nothing before has ended either
+        return np.ones((k, len(own)), dtype=bool).T
+    return np.asarray(~np.isneginf(own[:, :k]), order="F")
+
+
+def comparable_ids(block: Mapping[str, NDArray[Any]], student: Bools, teacher: Bools) -> tuple[NDArray[Any], ...]:
+    """The student's and the teacher's ids at the ranks of two masks, with what is equal to no other id off them."""
+    found = []
+    for side, mask, nothing in (("student", student, -2), ("teacher", teacher, -3)):
+        ids = block[f"{side}_top_ids"][:, : mask.shape[1]]
+        found.append(ids if mask.all() else np.where(mask, ids, nothing))
+    return tuple(found)
 
 
 def shared_ids(left: NDArray[Any], right: NDArray[Any], *, entering: bool = False) -> tuple[Bools, Bools]:

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from opd_probe.errors import InputError, LogitError, OutOfMemoryError
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.outline import Outline
 from opd_probe.models.samplers import sampler_version
+from opd_probe.models.served.dialects import Drawn
+from opd_probe.models.served.drafts import Drafts
 from opd_probe.stats.projection import OutputProjection
 from opd_probe.stats.scratch import Scratch
 from opd_probe.stats.threads import fitting_threads
@@ -55,6 +58,8 @@ def sample_rollouts(
     batch_tokens: int = BATCH_TOKENS,
     step: int | None = None,
     progress: Progress | None = None,
+    drafts: Path | None = None,
+    key: str = "",
 ) -> list[Rollout]:
     """Sample responses, whatever the checkpoint's generation_config says: no top-k, no top-p, no penalties.
 
@@ -70,6 +75,9 @@ def sample_rollouts(
         temperature: samples from softmax(logits / temperature).
         batch_tokens: bound on prompt and response tokens in a batch; does not change the draws.
         step: recorded in every rollout.
+        drafts: the file that keeps responses as they end, for a later call with the same ``key``, which draws the
+            others alone; None: none. The caller removes it.
+        key: all that decides the draws.
 
     Returns:
         Rollouts by prompt, then sample: ``id`` is ``<prompt id>/<sample>``; EOS, when sampled, is the last
@@ -79,7 +87,8 @@ def sample_rollouts(
         InputError: a prompt without ids or too long for the model, or settings that cannot be used.
     """
     check_sampling(student, prompts, num_rollouts, max_new_tokens, temperature)
-    drafts = [
+    kept = Drafts(drafts, key)
+    wanted = [
         _Draft(index, sample, _uniforms(seed, prompt.id, sample, max_new_tokens))
         for index, prompt in enumerate(prompts)
         for sample in range(num_rollouts)
@@ -88,14 +97,18 @@ def sample_rollouts(
     sampler = _Sampler(student, prompts, allowed_ids, max_new_tokens, temperature)
     done = 0
 
-    def finished(count: int) -> None:
+    def finished(ended: Sequence[_Draft]) -> None:
         nonlocal done
-        done += count
+        done += len(ended)
+        for one in ended:
+            reason = "stop" if one.stopped else "length"
+            kept.keep(f"{prompts[one.prompt].id}/{one.sample}", Drawn(one.ids, one.logprobs, reason))
         if progress is not None:
-            progress(done, len(drafts))
+            progress(done, len(wanted))
 
-    finished(0)
-    for batch in _batches(drafts, lengths, max_new_tokens, batch_tokens):
+    finished(_take_kept(wanted, kept, prompts))
+    todo = [draft for draft in wanted if not draft.ids]
+    for batch in _batches(todo, lengths, max_new_tokens, batch_tokens):
         try:
             with fitting_threads(student.output_layer.weight):
                 sampler.run(batch, finished)
@@ -103,9 +116,22 @@ def sample_rollouts(
             raise OutOfMemoryError("out of memory while sampling; lower --batch-tokens or --max-new-tokens") from None
     made_by = sampler_version("transformers")
     return [
-        make_rollout(student, prompts[d.prompt], d.sample, d.ids, d.logprobs, sampler=made_by, step=step)
-        for d in drafts
+        make_rollout(
+            student, prompts[d.prompt], d.sample, d.ids, d.logprobs, sampler=made_by, temperature=temperature, step=step
+        )
+        for d in wanted
     ]
+
+
+def _take_kept(wanted: Sequence[_Draft], kept: Drafts, prompts: Sequence[Prompt]) -> list[_Draft]:
+    """Fill what is known already; those that are filled."""
+    filled = []
+    for draft in wanted:
+        known = kept.known.get(f"{prompts[draft.prompt].id}/{draft.sample}")
+        if known is not None:
+            draft.ids, draft.logprobs, draft.stopped = known.ids, known.logprobs, known.reason == "stop"
+            filled.append(draft)
+    return filled
 
 
 def check_sampling(
@@ -187,8 +213,8 @@ class _Sampler:
         self.scratch = Scratch()
 
     @torch.inference_mode()
-    def run(self, batch: list[_Draft], finished: Callable[[int], None]) -> None:
-        """Fill the drafts of one batch; ``finished`` hears how many came to their end."""
+    def run(self, batch: list[_Draft], finished: Callable[[Sequence[_Draft]], None]) -> None:
+        """Fill the drafts of one batch; ``finished`` hears which came to their end."""
         cache, hidden, mask = self._prefill(batch)
         eos = set(self.student.eos_ids)
         uniforms = torch.from_numpy(np.stack([draft.uniforms for draft in batch])).to(hidden.device)
@@ -200,10 +226,10 @@ class _Sampler:
                 draft.stopped = token in eos
             keep = [index for index, draft in enumerate(batch) if not draft.stopped]
             if not keep or t + 1 == self.max_new_tokens:
-                finished(len(batch))
+                finished(batch)
                 return
             if len(keep) < len(batch):
-                finished(len(batch) - len(keep))
+                finished([draft for draft in batch if draft.stopped])
                 kept = torch.tensor(keep)  # on the CPU, which indexes a cache on whatever devices its layers are
                 cache.batch_select_indices(kept)
                 tokens, uniforms = tokens[kept], uniforms[kept]
@@ -286,6 +312,7 @@ def make_rollout(
     logprobs: Sequence[float],
     *,
     sampler: str,
+    temperature: float,
     step: int | None,
 ) -> Rollout:
     """The rollout of sampled ids, EOS included when it was sampled."""
@@ -304,5 +331,6 @@ def make_rollout(
         logprobs=tuple(logprobs),
         finish_reason="stop" if ids[-1] in student.eos_ids else "length",
         sampler=sampler,
+        sampling={"temperature": float(temperature)},
         extra=prompt.carried,
     )

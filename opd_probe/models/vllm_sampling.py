@@ -73,7 +73,9 @@ def sample_with_vllm(
     for (prompt, sample), output in zip(wanted, outputs, strict=True):
         ids = [int(token) for token in output.token_ids]
         logprobs = [float(entry[token].logprob) for token, entry in zip(ids, output.logprobs, strict=True)]
-        rollout = make_rollout(student, prompt, sample, ids, logprobs, sampler=made_by, step=step)
+        rollout = make_rollout(
+            student, prompt, sample, ids, logprobs, sampler=made_by, temperature=temperature, step=step
+        )
         _check_whole(rollout, output.finish_reason, max_new_tokens, student.name)
         rollouts.append(rollout)
     return rollouts

@@ -62,7 +62,7 @@ def number(value: Any) -> str:
         return value
     if isinstance(value, int):
         return f"{value:,}"
-    text = f"{value:.3g}" if value == 0 or 1e-4 <= abs(value) < 1e5 else f"{value:.1e}"
+    text = "0" if value == 0 else f"{value:.3g}" if 1e-4 <= abs(value) < 1e5 else f"{value:.1e}"
     return text.replace("e-0", "e-").replace("e+0", "e+").replace("-", "−")
 
 

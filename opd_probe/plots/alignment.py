@@ -35,6 +35,7 @@ from opd_probe.plots.tables import (
     metric_columns,
     numbers,
     single_k,
+    single_overlap_note,
     states_phrase,
     without_sparse_bins,
 )
@@ -145,7 +146,8 @@ def _over_positions(table: pd.DataFrame, panels: list[Panel], columns: int, titl
             for ax, name, one in zip(axes, names, series, strict=False):
                 _head_column(ax, name, one.style.color)
         rows = len(panels) if several else -(-len(panels) // per_row)
-        note = seed_note(series, lines=False) or interval_note(table, [m for p in panels for m in p.metrics])
+        metrics = [metric for panel in panels for metric in panel.metrics]
+        note = seed_note(series, lines=False) or interval_note(table, metrics)
         if len(steps) > 3 and "Bands" in note:
             note += " Only the first and the last step have one drawn."
         if len(steps) > _NAMED_STEPS:
@@ -153,7 +155,8 @@ def _over_positions(table: pd.DataFrame, panels: list[Panel], columns: int, titl
         finish(
             figure,
             title=f"{title} by position at {states_phrase(table)}",
-            note=f"Each point is the mean of one bin of positions{sparse}. {note}",
+            note=f"Each point is the mean of one bin of positions{sparse}. {note} "
+            f"{single_overlap_note(table, metrics)}".strip(),
             rows=rows,
             row_height=1.27 if several else 1.62,
             fixed=step_entries(steps, house.MUTED if several else series[0].style.color),

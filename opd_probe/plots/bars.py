@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 import opd_probe.plots.style as house
+from opd_probe.digits import digits, true_minus
 from opd_probe.errors import InputError
 from opd_probe.plots.labels import METRICS, Label
 from opd_probe.plots.layout import finish, grid
@@ -146,7 +147,10 @@ def _draw_bar(ax: Axes, bar: Bar, metric: str) -> float:
         ends.set_gid(f"interval:{metric}:{bar.group}:{bar.model}")
         reach += [lows[0], highs[0]]
     right = float(max(0.0, *reach))
-    value = ax.annotate(f"{mean:.2f}".replace("-", "−"), (right, bar.place), xytext=(4, 0), textcoords="offset points")
+    spread = (finite.min(), finite.max()) if len(seeds) > 1 else (lows[0], highs[0])
+    known = np.isfinite(spread).all()
+    shown = true_minus(digits(mean, *map(float, spread))[0] if known else digits(mean)[0])
+    value = ax.annotate(shown, (right, bar.place), xytext=(4, 0), textcoords="offset points")
     value.set(va="center", fontsize=house.SMALL_SIZE, color=house.INK, gid="value")
     return right
 

@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 import opd_probe.plots.style as house
+from opd_probe.curves.remarks import difference_remark
+from opd_probe.digits import digits, true_minus
 from opd_probe.errors import InputError
 from opd_probe.plots.labels import METRICS, Label
 from opd_probe.plots.layout import Entry, finish
@@ -123,16 +125,16 @@ def _plain(name: str) -> Label:
 
 
 def _value(row: pd.Series) -> str:
-    """The difference with its interval, to two digits of the interval's width."""
-    lo, hi, value = row["difference_lo"], row["difference_hi"], row["difference"]
-    known = np.isfinite(lo) and np.isfinite(hi)
-    width = hi - lo if known and hi > lo else abs(value)
-    digits = min(6, max(0, 1 - math.floor(math.log10(width)))) if width > 0 else 0
+    """The difference with its interval, with a sign each."""
+    lo, hi, value = (float(row[f"difference{end}"]) for end in ("_lo", "_hi", ""))
+    known = math.isfinite(lo) and math.isfinite(hi)
+    first, *ends = (_signed(text) for text in (digits(value, lo, hi) if known else digits(value)))
+    return first + (f" [{', '.join(ends)}]" if ends else "")
 
-    def number(one: float) -> str:
-        return f"{one:+.{digits}f}".replace("-", "−") if one else "0"
 
-    return number(value) + (f" [{number(lo)}, {number(hi)}]" if known else "")
+def _signed(text: str) -> str:
+    """A number with its sign, a true minus; 0 has none."""
+    return text if text == "0" else true_minus(text if text.startswith("-") else f"+{text}")
 
 
 def _note(table: pd.DataFrame, missing: Sequence[str], drawn: Sequence[str]) -> str:
@@ -141,4 +143,9 @@ def _note(table: pd.DataFrame, missing: Sequence[str], drawn: Sequence[str]) -> 
     note = f"Bars: 95 % interval of the difference, the same prompts on both sides{count}."
     note += " Filled: the interval leaves 0 out."
     note += f" In figures: {drawn[-1]}." if len(drawn) > 1 else ""
+    for pair in drawn:
+        rows = {row["metric"]: row for row in table[table["pair"] == pair].to_dict("records")}
+        if difference_remark(rows) is not None:  # type: ignore[arg-type]
+            where = f" at {pair}" if len(drawn) > 1 else ""
+            note += f" Overlaps of one token, which count 0, decide over the overlap advantage{where}."
     return note + (f" Unknown or undefined on a side: {', '.join(missing)}." if missing else "")

@@ -47,6 +47,9 @@ PEERS: dict[str, Label] = {
 METRICS: dict[str, Label] = {
     "overlap_ratio": Label("Overlap ratio (k = {k})", "share of k", "shared part of the two top-k sets"),
     "overlap_advantage": Label("Overlap advantage (k = {k})", "nats", "0: same shape on the overlap"),
+    "overlap_advantage_beyond_one": Label(
+        "Overlap advantage, |O| ≥ 2 (k = {k})", "nats", "without overlaps of one token"
+    ),
     "entropy_gap": Label("Entropy gap", "nats", "mean |teacher − student| per state"),
     "student_entropy": Label("Student entropy", "nats"),
     "teacher_entropy": Label("Teacher entropy", "nats"),

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 import opd_probe.plots.style as house
+from opd_probe.digits import digits, with_interval
 from opd_probe.errors import InputError
 from opd_probe.plots.layout import Entry, finish, grid, panels_per_row
 from opd_probe.plots.panels import not_available, subtitle
@@ -118,9 +119,10 @@ def _auroc_phrase(one: Series, table: pd.DataFrame | None) -> str:
     if not np.isfinite(values).any():
         return "AUROC unknown: one class only"
     if len(values) > 1:
-        return f"AUROC {' · '.join(f'{value:.2f}' if np.isfinite(value) else '–' for value in values)} (one per seed)"
-    known = np.isfinite(lows[0]) and np.isfinite(highs[0])
-    return f"AUROC {values[0]:.2f}" + (f" [{lows[0]:.2f}, {highs[0]:.2f}]" if known else "")
+        ends = float(np.nanmin(values)), float(np.nanmax(values))
+        shown = (digits(float(value), *ends)[0] if np.isfinite(value) else "–" for value in values)
+        return f"AUROC {' · '.join(shown)} (one per seed)"
+    return f"AUROC {with_interval(*(float(value[0]) for value in (values, lows, highs)))}"
 
 
 def _note(series: list[Series], unknown: int) -> str:

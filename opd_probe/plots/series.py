@@ -11,7 +11,7 @@ import pandas as pd
 
 from opd_probe.plain import visible
 from opd_probe.plots.style import SeriesStyle, series_style
-from opd_probe.plots.tables import kinds_of_states, numbers, text_phrase
+from opd_probe.plots.tables import kinds_of_states, numbers, sampling_phrase, text_phrase
 
 _LONGEST = 46
 
@@ -53,6 +53,7 @@ def split_runs(table: pd.DataFrame) -> list[Series]:
     runs = list(dict.fromkeys(run for run, _ in pairs))
     mixed = len(kinds_of_states(table)) > 1
     of_text = text_phrase(table).startswith("some")
+    sampled = sampling_phrase(table).startswith("some")
     teachers = {run: [t for r, t in pairs if r == run] for run in runs}
     labels: list[str] = []
     parts: list[pd.DataFrame] = []
@@ -61,6 +62,7 @@ def split_runs(table: pd.DataFrame) -> list[Series]:
         parts.append(rows)
         label = visible(run if len(teachers[run]) == 1 else f"{run} ← {teacher}")
         notes = [f"{', '.join(kinds_of_states(rows))} states" if mixed else "", text_phrase(rows) if of_text else ""]
+        notes.append(sampling_phrase(rows) if sampled else "")
         labels.append(f"{label} ({'; '.join(filter(None, notes))})" if any(notes) else label)
     return [
         Series(run, teacher, label, series_style(index, runs.index(run)), rows)
@@ -92,7 +94,7 @@ def mean_over_seeds(seeds: Mapping[str, pd.DataFrame], keys: Sequence[str]) -> p
     values = [c for c in numeric if c not in (*keys, "seed") and not (c.endswith(("_lo", "_hi")))]
     grouped = table.groupby(list(keys), dropna=False)[values]
     means = grouped.mean().where(grouped.count() == len(seeds))[grouped.size() == len(seeds)].reset_index()
-    carried = ("run", "teacher", "states", "token_source")
+    carried = ("run", "teacher", "states", "token_source", "sampling")
     return means.assign(**{c: table[c].iloc[0] for c in carried if c in table.columns})
 
 

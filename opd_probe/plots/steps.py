@@ -25,7 +25,15 @@ from opd_probe.plots.panels import (
 )
 from opd_probe.plots.references import Reference, draw_references
 from opd_probe.plots.series import Series, seed_note, split_series
-from opd_probe.plots.tables import Floats, check_unique, interval_note, metric_columns, numbers, single_k
+from opd_probe.plots.tables import (
+    Floats,
+    check_unique,
+    interval_note,
+    metric_columns,
+    numbers,
+    single_k,
+    single_overlap_note,
+)
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,9 @@ def step_note(series: Sequence[Series], metrics: Sequence[str]) -> str:
         parts.append(interval_note(pd.concat(alone), metrics, "Bands" if lines else "Bars"))
     if any(metric.endswith("_overlap_mass") for metric in metrics):
         parts.append("Grey: overlap mass of 97-99 %.")
-    return " ".join(parts)
+    every = [rows for one in series for rows in (one.seeds.values() if one.seeds else [one.rows])]
+    parts.append(single_overlap_note(pd.concat(every), metrics))
+    return " ".join(part for part in parts if part)
 
 
 def draw_step_panel(

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from opd_probe.curves.remarks import single_overlap_decides
+from opd_probe.curves.sampling import AS_SCORED
 from opd_probe.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -94,13 +96,34 @@ def without_sparse_bins(table: pd.DataFrame) -> pd.DataFrame:
 def states_phrase(table: pd.DataFrame) -> str:
     """Whose states the rows describe, in words. A table that does not say has states of unknown origin.
 
-    Where a column ``token_source`` says that ids were made from text afterwards, so do the words.
+    Where a column ``token_source`` says that ids were made from text afterwards, or ``sampling`` that responses were
+    sampled otherwise than they are scored, so do the words; states of such responses are not on-policy.
     """
+    sampling = sampling_phrase(table)
     words = " and ".join(STATES[kind] for kind in kinds_of_states(table))
-    text = text_phrase(table)
-    if not text:
+    if sampling and not sampling.startswith("some"):
+        words = words.replace(" (on-policy)", "")
+    notes = ", ".join(note for note in (text_phrase(table), sampling) if note)
+    if not notes:
         return words
-    return f"{words[:-1]}, {text})" if words.endswith(")") else f"{words} ({text})"
+    return f"{words[:-1]}, {notes})" if words.endswith(")") else f"{words} ({notes})"
+
+
+def sampling_phrase(table: pd.DataFrame) -> str:
+    """That responses were sampled otherwise than they are scored, in words; "" where none was, or nothing is known."""
+    if "sampling" not in table.columns:
+        return ""
+    if "n_states" in table.columns:
+        table = table[table["n_states"].notna()]  # rows of traces; those of a training log know nothing of it
+    labels = list(dict.fromkeys(label for label in table["sampling"].dropna() if label))
+    off = [str(label) for label in labels if label != AS_SCORED]
+    if not off:
+        return ""
+    whole = not table["sampling"].isna().any() and len(off) == len(labels)
+    how = f"sampled at {off[0]}" if off[0].startswith("temperature") else off[0]
+    if len(off) > 1:
+        return f"{'' if whole else 'some of them '}sampled in {len(off)} ways, none as scored"
+    return how if whole else f"some of them {how}"
 
 
 def text_phrase(table: pd.DataFrame) -> str:
@@ -120,6 +143,16 @@ def kinds_of_states(table: pd.DataFrame) -> list[str]:
     if strange:
         raise InputError(f"column 'states' of the table: expected {', '.join(STATES)}, got {strange[0]!r}")
     return [kind for kind in STATES if kind in found]
+
+
+def single_overlap_note(table: pd.DataFrame, metrics: Iterable[str]) -> str:
+    """The sentence that says where overlaps of one token decide over the overlap advantage that is drawn; "" where they
+    do not."""
+    if "overlap_advantage" not in metrics:
+        return ""
+    decided = sum(single_overlap_decides(row) for row in table.to_dict("records"))  # type: ignore[arg-type]
+    points = "the only point" if len(table) == 1 else f"{decided} of {len(table)} points"
+    return f"Overlaps of one token, which count 0, decide over the overlap advantage at {points}." if decided else ""
 
 
 def interval_note(table: pd.DataFrame, metrics: Iterable[str], mark: str = "Bands") -> str:

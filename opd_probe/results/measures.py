@@ -9,7 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from opd_probe.curves import diagnose, mass_curve, position_curve, summarize
+from opd_probe.curves import diagnose, mass_curve, position_curve
+from opd_probe.curves.remarks import list_remarks
+from opd_probe.curves.summary import summary_row
+from opd_probe.errors import warn
 from opd_probe.progress import Progress
 from opd_probe.results.tables import as_table, sort_key
 from opd_probe.runs.stored import Measured
@@ -47,14 +50,16 @@ def summaries(gathered: Gathered, *, whole: bool = False) -> list[dict[str, Any]
     gathered.progress.begin("summarise")
     for done, measured in enumerate(gathered.measured):
         gathered.progress.update(done, len(gathered.measured))
-        row = summarize(measured.trace, measured.settings.k, **interval_options(measured))
+        row = summary_row(measured.trace, measured.settings.k, average=measured.settings.average)
         if whole:
             row |= diagnose(measured.trace, seed=measured.settings.seed)
         k = row.pop("k")
         # The teacher's own accuracy is not part of a trace: null here, see opd_probe.gap_recovery.
         recovery = {"gap_recovery": NAN, "gap_recovery_lo": NAN, "gap_recovery_hi": NAN, "gap_recovery_n": 0}
-        names = {**measured.key, "k": k, "states": measured.states, "token_source": measured.token_source}
+        names = {**measured.key, "k": k, **measured.labels}
         rows.append({**names, **row, **recovery})
+    for remark in list_remarks(rows):
+        warn(remark)
     return rows
 
 
@@ -66,8 +71,7 @@ def curves(
     gathered.progress.begin(task)
     for done, measured in enumerate(gathered.measured):
         gathered.progress.update(done, len(gathered.measured))
-        names = {**measured.key, **({"k": measured.settings.k} if k else {}), "states": measured.states}
-        names["token_source"] = measured.token_source
+        names = {**measured.key, **({"k": measured.settings.k} if k else {}), **measured.labels}
         part = curve(measured)
         for place, (name, value) in enumerate(names.items()):
             part.insert(place, name, value)

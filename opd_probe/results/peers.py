@@ -16,7 +16,7 @@ from opd_probe.runs.log_files import Names
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMES = ("run", "step", "teacher", "variant", "k", "states", "token_source", "n_states")
+NAMES = ("run", "step", "teacher", "variant", "k", "states", "token_source", "sampling", "n_states")
 
 _ABOUT: dict[str, tuple[str, Callable[[Quantity], bool]]] = {
     "overlap": ("Top-k overlap", lambda _: True),
@@ -36,7 +36,7 @@ def variant_rows(gathered: Gathered, variant: Variant, command: str) -> list[dic
         gathered.progress.update(done, len(gathered.measured))
         row = summarize_variant(measured.trace, variant, measured.settings.k, **interval_options(measured))
         row = {name: value for name, value in row.items() if not any(_is_of(name, one) for one in left_out)}
-        rows.append({**measured.key, "states": measured.states, "token_source": measured.token_source, **row})
+        rows.append({**measured.key, **measured.labels, **row})
     return rows
 
 

@@ -39,19 +39,18 @@ def top_lists(rows: Mapping[str, Any], k: int) -> tuple[list[list[dict[str, Any]
         (rows["teacher_top_logprobs"], rows["student_logprobs_at_teacher_top"]),
     )
     view = TopView(rows, k)
+    held = ((view.in_overlap, view.student_listed), (view.teacher_in_overlap, view.teacher_listed))
     both = []
-    for own, ((own_logs, other_logs), shared) in enumerate(
-        zip(logs, (view.in_overlap, ~view.teacher_only), strict=True)
-    ):
+    for own, ((own_logs, other_logs), (shared, there)) in enumerate(zip(logs, held, strict=True)):
         p, q = (np.exp(np.asarray(values, dtype=np.float64)[:, :k]) for values in (own_logs, other_logs))
         both.append(
             [
                 [
                     {"id": int(i), "own": _known(a), "other": _known(b), "shared": bool(s)}
-                    for i, a, b, s in zip(*line, strict=True)
-                    if i >= 0  # behind the end of a served teacher's list
+                    for i, a, b, s, listed in zip(*line, strict=True)
+                    if listed and i >= 0  # else behind the end of a list
                 ]
-                for line in zip(ids[own].tolist(), p.tolist(), q.tolist(), shared.tolist(), strict=True)
+                for line in zip(ids[own].tolist(), p.tolist(), q.tolist(), shared.tolist(), there.tolist(), strict=True)
             ]
         )
     return both[0], both[1]

@@ -10,6 +10,7 @@ import numpy as np
 
 from opd_probe.curves.intervals import Floats
 from opd_probe.curves.tokens import OverlapChange, Survey
+from opd_probe.digits import digits, true_minus
 from opd_probe.metrics.context import CORRECT_FROM
 from opd_probe.models.decoding import Decoder
 from opd_probe.pages import render_tokens
@@ -88,6 +89,7 @@ def _facts(document: Mapping[str, Any], responses: Responses) -> list[tuple[str,
         ("States", f"{trace['n_states']:,} in {len(responses.table):,} responses"),
         ("Sampled by", states.get(trace["states"], "unknown")),
         ("Token ids", "as sampled" if trace["token_source"] == "sampled_ids" else "re-tokenised text, not as sampled"),
+        ("Sampling", str(trace["sampling"] or "unknown")),
         ("k", f"{trace['k']} (trace: {trace['K']})"),
         ("Tokenizer", str(trace["tokenizer"] or "none: ids are shown")),
     ]
@@ -105,8 +107,11 @@ def _cards(summary: Mapping[str, Any], k: int) -> list[dict[str, Any]]:
     for name in names:
         label, value = LABELS[name], summary[name]
         lo, hi = summary[f"{name}_lo"], summary[f"{name}_hi"]
-        interval = f"{label.unit}, 95 %: {lo:.3g} to {hi:.3g}".replace("-", "−") if lo is not None else label.unit
-        cards.append({"name": label.title.format(k=k), "value": value, "note": interval})
+        note = label.unit
+        if value is not None and lo is not None and hi is not None:
+            value, *ends = map(true_minus, digits(value, lo, hi))
+            note = f"{label.unit}, 95 %: {' to '.join(ends)}"
+        cards.append({"name": label.title.format(k=k), "value": value, "note": note})
     return cards
 
 

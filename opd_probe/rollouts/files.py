@@ -74,6 +74,7 @@ def _row(rollout: Rollout) -> dict[str, Any]:
     if not row["response_ids"] or _plain_messages(extra.get("messages")):
         row["messages"] = extra.pop("messages", None)
     row["extra"] = json.dumps(extra, sort_keys=True, default=str) if extra else None
+    row["sampling"] = dict(rollout.sampling) or None
     return row
 
 
@@ -97,7 +98,8 @@ def rollouts_digest(rollouts: Iterable[Rollout]) -> str:
     digest = hashlib.sha256()
     for rollout in rollouts:
         row = _row(rollout)
-        del row["sampler"]  # what a trace says of states does not depend on it, nor on what is carried along
+        # What a trace says of states does not depend on how they came about, nor on what is carried along.
+        del row["sampler"], row["sampling"]
         row["extra"] = None
         if row["response_ids"]:
             row["messages"] = None

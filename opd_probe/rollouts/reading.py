@@ -12,6 +12,7 @@ from typing import Any
 
 from opd_probe.errors import InputError, MissingError
 from opd_probe.rollouts.rows import Row, absent, read_rows
+from opd_probe.rollouts.sampling import sampling_of
 from opd_probe.rollouts.sources import Skipped, Source, Where, accepted, recognise, source_named
 from opd_probe.types import Rollout
 
@@ -124,7 +125,8 @@ def checked_set(rollouts: Iterable[tuple[str, Rollout]], what: str) -> list[Roll
         if rollout.id in seen:
             raise InputError(f"{place}: id {rollout.id!r} stands already at {seen[rollout.id]}; ids must be unique")
         seen[rollout.id] = place
-        kept.append(rollout)
+        told = rollout.sampling or sampling_of(rollout.extra)
+        kept.append(rollout if told == rollout.sampling else replace(rollout, sampling=told))
     if len({rollout.token_source for rollout in kept}) > 1:
         raise InputError(
             f"{what}: holds sampled ids and text to be re-tokenised, which are never pooled; make two files of it"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from opd_probe.curves.sampling import sampling_label, sampling_remark
 from opd_probe.errors import InputError, MissingError, TraceError, warn
 from opd_probe.options.naming import user_path
 from opd_probe.options.settings import Options, Settings, settle
@@ -35,6 +36,11 @@ class Measured:
         """See :func:`token_source_of`."""
         return token_source_of(self.trace)
 
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The columns that say what a row's states are: whose, of what ids, and how they were sampled."""
+        return {"states": self.states, "token_source": self.token_source, "sampling": sampling_label(self.trace)}
+
 
 def token_source_of(trace: Trace) -> str:
     """Whether a trace's ids are what was sampled: a :data:`~opd_probe.types.TokenSource`, or ``"mixed"``."""
@@ -50,8 +56,12 @@ def warn_of(trace: Trace) -> None:
         warn(f"{where}{text}")
 
 
-def warn_of_mixture(measured: Sequence[Measured]) -> None:
-    """Say when traces of sampled ids and of text that was tokenised again stand side by side."""
+def warn_of_states(measured: Sequence[Measured]) -> None:
+    """Say when traces of sampled ids and of text that was tokenised again stand side by side, and when responses were
+    sampled otherwise than they are scored."""
+    remark = sampling_remark([(_name(one), sampling_label(one.trace)) for one in measured])
+    if remark is not None:
+        warn(remark)
     text = [one for one in measured if one.token_source != "sampled_ids"]
     if text and len(text) < len(measured):
         names = ", ".join(dict.fromkeys(one.run for one in text))
@@ -59,6 +69,10 @@ def warn_of_mixture(measured: Sequence[Measured]) -> None:
             f"{len(text)} of {len(measured)} traces are of re-tokenised text (of {names}), the others of sampled ids; "
             "they stand side by side, but a difference between them may come from that alone"
         )
+
+
+def _name(measured: Measured) -> str:
+    return measured.run if measured.step is None else f"{measured.run} step {measured.step}"
 
 
 def find_traces(arguments: Sequence[str], given: Options, *, what: str = "--traces") -> list[Measured]:
@@ -79,7 +93,7 @@ def find_traces(arguments: Sequence[str], given: Options, *, what: str = "--trac
         if not path.exists():
             raise MissingError(f"{what} {argument}: no such path; expected a trace or a directory with traces")
         if path.is_file():
-            found.setdefault(path.resolve(), _measured(read_trace(path), path, settings))
+            found.setdefault(path.resolve(), measured_of(read_trace(path), path, settings))
             continue
         within = path / "traces" if (path / "traces").is_dir() else path
         for file in sorted(within.rglob("*.parquet")):
@@ -87,7 +101,7 @@ def find_traces(arguments: Sequence[str], given: Options, *, what: str = "--trac
                 continue
             trace = _trace_or_none(file)
             if trace is not None:
-                found[file.resolve()] = _measured(trace, file, settings)
+                found[file.resolve()] = measured_of(trace, file, settings)
     if not found:
         raise InputError(
             f"{what} {' '.join(arguments)}: no trace in it; make traces with opd-probe overlap --ckpts, "
@@ -110,7 +124,8 @@ def _trace_or_none(path: Path) -> Trace | None:
         return None
 
 
-def _measured(trace: Trace, path: Path, settings: Settings) -> Measured:
+def measured_of(trace: Trace, path: Path, settings: Settings) -> Measured:
+    """A stored trace under the names that its replay recorded, or its place."""
     labels = trace.provenance.get("labels", {})
     student, teacher = trace.provenance.get("student", {}), trace.provenance.get("teacher", {})
     return Measured(

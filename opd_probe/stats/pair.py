@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from opd_probe.errors import LogitError
-from opd_probe.stats.topk import block_maxima, exact_topk
+from opd_probe.stats.topk import block_maxima, top_list
 
 _REST_APART = 1e-7
 """Mass below the maximum, in multiples of the maximum's, up to which it is summed apart: sums that run along a row one
@@ -32,7 +32,8 @@ class PairStatistics:
     """What a trace stores of T states; ids are indices into the logits' last axis.
 
     Shapes are [T] or [T, K]. Log-probabilities, entropies and divergences are float32, in nats: rounded once, from
-    float64. Log-partition functions are float64.
+    float64. Log-partition functions are float64. A top list with fewer than K ids of probability above 0 ends with
+    ids of −1, where both log-probabilities are −inf.
     ``student_logprob`` and ``teacher_logprob`` are NaN where ``token_ids`` was negative.
     """
 
@@ -100,8 +101,7 @@ def pair_statistics(
     moments[2:] /= moments[[0, 1, 0, 1]]
     shift = student.log_z - teacher.log_z
     reverse, forward = _not_negative(moments[4] - shift), _not_negative(shift - moments[5])
-    sampled = token_ids.clamp(min=0).unsqueeze(1)
-    outside = token_ids < 0
+    sampled, outside = token_ids.unsqueeze(1), token_ids < 0
     return PairStatistics(
         student_top_ids=student.top_ids,
         student_top_logprobs=student.logprobs(student.top_ids),
@@ -138,14 +138,14 @@ class Side:
     maximum: Tensor
     """float32 [T, 1]."""
     top_ids: Tensor
-    """int64 [T, k]."""
+    """int64 [T, k]; −1 where no id of probability above 0 is left."""
     log_z: Tensor
     """float64 [T]: log Σ e^a, a = (logit − maximum) / temperature; once :meth:`set_mass` was called."""
 
     def __init__(self, name: str, logits: Tensor, maxima: Tensor, k: int, temperature: float) -> None:
         self.logits, self.temperature = logits, temperature
         self.maximum = row_maximum(maxima, name)
-        self.top_ids = exact_topk(logits, k, maxima)
+        self.top_ids = top_list(logits, k, maxima)
 
     def set_mass(self, mass: Tensor) -> None:
         """Take Σ e^a, float64 [T], for the partition function, and look again at what little lies beside a 1."""
@@ -160,9 +160,9 @@ class Side:
         return shifted(self.logits[rows], self.maximum[rows], self.temperature)
 
     def logprobs(self, ids: Tensor) -> Tensor:
-        """Log-probabilities of ids [T, m], float32 [T, m]."""
-        a = shifted(torch.gather(self.logits, 1, ids), self.maximum, self.temperature)
-        return (a - self.log_z.unsqueeze(1)).float()
+        """Log-probabilities of ids [T, m], float32 [T, m]; −inf in place of an id (−1)."""
+        a = shifted(torch.gather(self.logits, 1, ids.clamp(min=0)), self.maximum, self.temperature)
+        return (a - self.log_z.unsqueeze(1)).float().masked_fill_(ids < 0, -torch.inf)
 
     def log_partition(self) -> Tensor:
         """log Σ exp(logit / temperature), float64 [T]."""

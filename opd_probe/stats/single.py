@@ -18,7 +18,8 @@ class SingleStatistics:
     """What a trace stores of one model at T states; ids are indices into the logits' last axis. float32, in nats.
 
     Attributes:
-        top_ids, top_logprobs: [T, K], its most probable ids in rank order.
+        top_ids, top_logprobs: [T, K], its most probable ids in rank order; −1 and −inf at the end of a list with fewer
+            than K ids of probability above 0.
         logprobs_at: [T, m], at the ids that were asked for; NaN where there was none.
         logprob: [T], of the sampled token; NaN where it is outside.
         entropy: [T].
@@ -58,7 +59,7 @@ def single_statistics(
     one.set_mass(mass)
 
     def logprobs(wanted: Tensor) -> Tensor:
-        return one.logprobs(wanted.clamp(min=0)).masked_fill(wanted < 0, torch.nan)
+        return one.logprobs(wanted).masked_fill_(wanted < 0, torch.nan)
 
     return SingleStatistics(
         top_ids=one.top_ids,

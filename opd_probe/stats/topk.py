@@ -10,6 +10,14 @@ BLOCK = 64
 
 _LOW = 0xFFFFFFFF
 
+NO_ID = -1
+"""In place of an id at the end of a top list, where no id of probability above 0 is left."""
+
+NO_PROBABILITY = 1e4
+"""An id whose logit lies this far below the largest of its state has probability 0: −inf, or what is written in its
+place to ban an id (the smallest float16, −65,504; −1e9; the smallest float32). Logits of models are a few dozen apart,
+at a temperature of 0.01 a few thousand. The rule looks at logits before the division by a temperature, as ranks do."""
+
 
 def _sort_keys(values: Tensor, ids: Tensor) -> Tensor:
     """int64 keys whose descending order is (value descending, id ascending); no two keys are equal.
@@ -38,6 +46,21 @@ def _top_ids(values: Tensor, ids: Tensor, k: int) -> Tensor:
         keys = torch.topk(_sort_keys(values[rows], ids[rows]), k, dim=-1, sorted=True).values
         result[rows] = _LOW - (keys & _LOW)
     return result
+
+
+def top_list(logits: Tensor, k: int, maxima: Tensor) -> Tensor:
+    """The k most probable ids in rank order, as :func:`exact_topk`, without ids of probability 0.
+
+    Args:
+        logits: float32 [T, V] without NaN or +inf, some finite in each row.
+        maxima: what :func:`block_maxima` gave for them.
+
+    Returns:
+        int64 [T, k]; :data:`NO_ID` at the end of a row with fewer than k ids above :data:`NO_PROBABILITY`.
+    """
+    ids = exact_topk(logits, k, maxima)
+    below = torch.gather(logits, 1, ids) - maxima.amax(-1, keepdim=True)
+    return ids.masked_fill_(below <= -NO_PROBABILITY, NO_ID)
 
 
 def block_maxima(logits: Tensor) -> Tensor:

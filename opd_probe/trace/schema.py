@@ -47,8 +47,9 @@ STATE_COLUMNS: tuple[Column, ...] = (
         "int32",
         "top",
         "",
-        "[0, V)",
-        "the student's K most probable tokens in rank order; ties go to the lower id",
+        "[-1, V)",
+        "the student's K most probable tokens in rank order; ties go to the lower id; -1 where no token of probability "
+        "above 0 is left",
     ),
     Column(
         "student_top_logprobs",
@@ -56,7 +57,7 @@ STATE_COLUMNS: tuple[Column, ...] = (
         "top",
         "nats",
         "[-inf, 0]",
-        "the student's log-probabilities of student_top_ids",
+        "the student's log-probabilities of student_top_ids; -inf where no token is left",
     ),
     Column(
         "teacher_logprobs_at_student_top",
@@ -64,7 +65,8 @@ STATE_COLUMNS: tuple[Column, ...] = (
         "top",
         "nats",
         "[-inf, 0]",
-        "the teacher's log-probabilities of student_top_ids; NaN where the teacher did not tell",
+        "the teacher's log-probabilities of student_top_ids; NaN where the teacher did not tell, -inf where no token "
+        "is left",
     ),
     Column(
         "teacher_top_ids",
@@ -72,8 +74,8 @@ STATE_COLUMNS: tuple[Column, ...] = (
         "top",
         "",
         "[-1, V)",
-        "the teacher's K most probable tokens in rank order; ties go to the lower id; -1 where a served teacher's list "
-        "has ended",
+        "the teacher's K most probable tokens in rank order; ties go to the lower id; -1 where no token of probability "
+        "above 0 is left, or a served teacher told no more",
     ),
     Column(
         "teacher_top_logprobs",
@@ -81,7 +83,8 @@ STATE_COLUMNS: tuple[Column, ...] = (
         "top",
         "nats",
         "[-inf, 0]",
-        "the teacher's log-probabilities of teacher_top_ids; NaN where the list has ended",
+        "the teacher's log-probabilities of teacher_top_ids; -inf where no token is left, NaN where a served teacher "
+        "told no more",
     ),
     Column(
         "student_logprobs_at_teacher_top",
@@ -89,7 +92,8 @@ STATE_COLUMNS: tuple[Column, ...] = (
         "top",
         "nats",
         "[-inf, 0]",
-        "the student's log-probabilities of teacher_top_ids; NaN where the list has ended",
+        "the student's log-probabilities of teacher_top_ids; -inf where no token is left, NaN where a served teacher "
+        "told no more",
     ),
     Column(
         "student_logprob",
@@ -201,6 +205,15 @@ ROLLOUT_COLUMNS: tuple[Column, ...] = (
         "",
         "sampled_ids, retokenized",
         "whether the ids are what was sampled or were made from text",
+    ),
+    Column(
+        "sampling",
+        "string",
+        "state",
+        "",
+        "",
+        "temperature and truncation that it was sampled with, as far as its file says",
+        optional=True,
     ),
     Column("skipped", "string", "state", "", "", "why the rollout has no states; null when it has"),
 )

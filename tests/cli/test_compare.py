@@ -35,6 +35,7 @@ def place(traces: Path, run: str, step: int | None = None) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:.* prompts:opd_probe.OpdProbeWarning")
+@pytest.mark.filterwarnings("ignore:compare. at .* the overlap at k = 4 is one token:opd_probe.OpdProbeWarning")
 def test_two_traces(call: Caller, traces: Path, tmp_path: Path) -> None:
     a, b = place(traces, "good", 5), place(traces, "good", 100)
     done = call("compare", a, b, "--k", "4", "--out", tmp_path, "--format", "json")

@@ -61,6 +61,7 @@ def test_chosen_figures_of_seeds_with_the_teachers_accuracy(call: Caller, traced
 
 
 @pytest.mark.filterwarnings("ignore:.*intervals resample prompts:opd_probe.OpdProbeWarning")
+@pytest.mark.filterwarnings("ignore:reward_auroc:opd_probe.OpdProbeWarning")
 def test_seeds_are_grouped_only_when_asked(traced: Path) -> None:
     from opd_probe.options.settings import Options
     from opd_probe.progress import Silent

@@ -20,8 +20,8 @@ def test_a_table_shows_intervals_infinities_and_gaps(capsys: pytest.CaptureFixtu
     printing.print_rows(ROWS, ("run", "step", "x", "kl"), "table")
     head, first, second = capsys.readouterr().out.splitlines()
     assert head.split() == ["run", "step", "x", "kl"]
-    assert first.split(maxsplit=2) == ["a", "5", "0.2500 [0.125, 0.500]     inf"]
-    assert second.split() == ["b", "-", "-", "1.0000"]
+    assert first.split(maxsplit=2) == ["a", "5", "0.25 [0.12, 0.50]    inf"]
+    assert second.split() == ["b", "-", "-", "1.000"]
 
 
 def test_csv_and_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,6 +57,7 @@ def row_of(trace: Trace, rollout: str, position: int) -> int:
     return int(rows[trace.column("position")[rows] == position][0])
 
 
+@pytest.mark.filterwarnings("ignore:at .* the overlap at k = 4 is one token:opd_probe.OpdProbeWarning")
 def test_lists_and_states_are_those_of_the_trace(call: Caller, traces: Path, tmp_path: Path) -> None:
     path = trace_of(traces, "own")
     found = document(call, path, "--out", tmp_path, "--top", "5", "--states", "3")

@@ -109,7 +109,7 @@ def reference_quantities(trace: Trace, at: int, k: int) -> dict[str, float]:
             "teacher_top_logprobs",
         )
     )
-    overlap = [rank for rank, token in enumerate(ids_p) if token in ids_q]
+    overlap = [rank for rank, token in enumerate(ids_p) if token in ids_q and token >= 0]
     left, right = np.array(log_p, dtype=np.float64), np.array(log_q, dtype=np.float64)
     with np.errstate(invalid="ignore"):
         kl = reference.renormalised_kl(left, right, overlap)

@@ -243,6 +243,7 @@ def test_quantiles_from_counts_against_numpy(q: float) -> None:
 
 
 @FEW
+@pytest.mark.filterwarnings("ignore:.*one token:opd_probe.OpdProbeWarning")
 def test_all_wrong_on_both_sides_is_a_difference_that_may_be_other_than_0() -> None:
     """Of other rollouts the next prompt may differ; of the same ones it cannot, whatever the teachers are."""
     rollouts = [{"prompt_id": f"p{index:02d}", "n_states": 3, "score": 0.0} for index in range(12)]

@@ -108,3 +108,51 @@ def test_bad_input(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         opd_probe.trace_logits(**(arguments | change))
     assert "\n" not in str(caught.value)
+
+
+NARROW = (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("kind", NARROW)
+def test_narrow_logits_are_float32_ones_and_one_line_says_by_how_much_they_are_off(kind: torch.dtype) -> None:
+    student, teacher, tokens = random_pair(9, 700)
+    exact = torch.from_numpy(student) + 20.0
+    given = exact.to(kind)
+    with pytest.warns(opd_probe.OpdProbeWarning) as said:
+        found = opd_probe.trace_logits(given, torch.from_numpy(teacher), torch.from_numpy(tokens), 16)
+    assert len(said) == 1
+    top = exact.topk(16).values
+    worst = float((top.to(kind).float() - top).abs().max())
+    size = float(str(said[0].message).split("rounded by up to ")[1].split()[0])
+    assert str(said[0].message).startswith(f"student_logits in {str(kind)[6:]}, ")
+    assert worst <= size <= 4 * worst
+    wanted = opd_probe.trace_logits(given.float(), teacher, tokens, 16)
+    for name in wanted.columns:
+        np.testing.assert_array_equal(found.column(name), wanted.column(name), err_msg=name)
+    assert [found.provenance[side]["dtype"] for side in ("student", "teacher")] == [str(kind)[6:], "float32"]
+
+
+@pytest.mark.filterwarnings("ignore:student_logits in:opd_probe.OpdProbeWarning")
+@pytest.mark.parametrize("kind", NARROW)
+@pytest.mark.parametrize("width", [300, 20_000])
+def test_ties_fall_the_same_way_whatever_k_is(kind: torch.dtype, width: int) -> None:
+    """The top 16 is where the top 64 begins, and a model has all of it in common with itself."""
+    logits = (torch.randn(40, width, generator=torch.Generator().manual_seed(0)) * 2 + 10).to(kind)
+    tokens = torch.zeros(40, dtype=torch.int64)
+    deep, shallow = (opd_probe.trace_logits(logits, logits, tokens, k) for k in (64, 16))
+    assert (logits.float().sort(-1).values[:, -16] == logits.float().sort(-1).values[:, -17]).any()  # ties there
+    np.testing.assert_array_equal(deep.column("student_top_ids")[:, :16], shallow.column("student_top_ids"))
+    for trace in (deep, shallow):
+        row = opd_probe.summarize(trace, 16, resamples=0)
+        assert (row["overlap_ratio"], row["overlap_advantage"], row["reverse_kl"]) == (1.0, 0.0, 0.0)
+    for row in range(40):
+        assert shallow.column("student_top_ids")[row].tolist() == reference.top_k(logits[row].float(), 16)
+
+
+def test_a_list_of_rows_is_a_matrix() -> None:
+    student, teacher, tokens = random_pair(4, 30)
+    rows = [torch.from_numpy(row) for row in student]
+    found, wanted = (opd_probe.trace_logits(x, teacher, tokens, 5) for x in (rows, student))
+    np.testing.assert_array_equal(found.column("reverse_kl"), wanted.column("reverse_kl"))
+    with pytest.raises(InputError, match=r"student_logits: expected numbers \[T, V\]"):
+        opd_probe.trace_logits([["a"]], teacher[:1], tokens[:1], 1)

@@ -177,6 +177,7 @@ def test_tensorboards_event_files_are_a_training_log(watched: Training, tmp_path
         read_log(broken)
 
 
+@pytest.mark.filterwarnings("ignore:at .* the overlap at k = .* is one token:opd_probe.OpdProbeWarning")
 def test_a_served_teacher_and_what_it_does_not_tell(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "student", cases.student(), tiny_tokenizer(cases.WIDTH, chat_template=CHAT_TEMPLATE))
     save_checkpoint(tmp_path / "teacher", cases.teacher())
@@ -195,6 +196,7 @@ def test_a_served_teacher_and_what_it_does_not_tell(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "served" / "opd-probe.yaml").read_text())["teacher"] == server.url
 
 
+@pytest.mark.filterwarnings("ignore:at .* the overlap at k = .* is one token:opd_probe.OpdProbeWarning")
 def test_mixed_precision_and_an_adapter(models: Path, tmp_path: Path) -> None:
     """The forward is wrapped, and the base model's modules sit in an adapter's."""
     adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")

@@ -14,7 +14,7 @@ from torch import Tensor
 import opd_probe
 from opd_probe.commands.tokens import tokens
 from opd_probe.errors import InputError
-from opd_probe.integrations.verl import overlap_metrics, topk_trace
+from opd_probe.integrations.verl import overlap_metrics, top_lists, topk_trace
 from opd_probe.progress import Silent
 from tests import reference
 from tests.samples import random_pair
@@ -142,6 +142,53 @@ def test_what_lists_alone_do_not_tell(batch: dict[str, Any], tmp_path: Path) -> 
         tokens(str(tmp_path / "trace.parquet"), Silent(), options={}, out=str(tmp_path))
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_a_batch_in_a_narrow_type(batch: dict[str, Any], kind: torch.dtype) -> None:
+    """Every tensor of a loop that runs in bfloat16; the numbers are those of what the rounded values say."""
+    batch.pop("logits")
+    narrow = {name: x.to(kind) if x.is_floating_point() else x for name, x in batch.items()}
+    narrow["response_mask"] = MASK.to(kind)
+    with pytest.warns(opd_probe.OpdProbeWarning, match="rounded by up to") as said:
+        found = overlap_metrics(**narrow, scores=torch.ones(B, dtype=kind))
+    assert len(said) == 1
+    assert all(name in str(said[0].message) for name in ("teacher_topk_logprobs", "student_entropy", "reverse_kl"))
+    wide = {name: x.float() if x.is_floating_point() else x for name, x in narrow.items()}
+    assert found == overlap_metrics(**wide, scores=[1.0] * B)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
+def test_lists_of_one_selection(kind: torch.dtype) -> None:
+    logits = (torch.randn(2, 30, 5000, generator=torch.Generator().manual_seed(1)) * 2).to(kind)
+    logits[0, 3, 7:] = -torch.inf
+    ids, logprobs = top_lists(logits, 64)
+    short_ids, short_logprobs = top_lists(logits, 16)
+    assert torch.equal(ids[..., :16], short_ids)
+    assert torch.equal(logprobs[..., :16], short_logprobs)
+    for row in ((0, 3), (1, 29)):
+        wanted = reference.top_k(logits[row].float(), 16)
+        assert short_ids[row].tolist() == wanted + [-1] * (16 - len(wanted))
+        exact = reference.log_softmax(logits[row].double())[wanted]
+        np.testing.assert_allclose(short_logprobs[row][: len(wanted)], exact, atol=1e-6)
+    found = overlap_metrics(short_ids, short_logprobs, ids[..., :16], logprobs[..., :16], torch.ones(2, 30))
+    assert found["overlap_ratio"] == pytest.approx((59 * 16 + 7) / (60 * 16))
+    assert (found["overlap_advantage"], found["n_short_lists"]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("logits", "k", "message"),
+    [
+        (torch.zeros(2, 5, dtype=torch.int64), 2, "expected a floating tensor"),
+        ([[0.0]], 1, "expected a floating tensor"),
+        (torch.zeros(2, 5), 6, "k = 6; expected a whole number from 1 to 5"),
+        (torch.full((2, 5), torch.nan), 2, "the model's logits are NaN at a state"),
+        (torch.full((2, 5), -torch.inf), 2, "-inf everywhere"),
+    ],
+)
+def test_logits_without_lists(logits: Any, k: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        top_lists(logits, k)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -152,6 +199,10 @@ def test_what_lists_alone_do_not_tell(batch: dict[str, Any], tmp_path: Path) -> 
         ({"teacher_topk_ids": torch.zeros(B, T, K, dtype=torch.int64)}, "teacher_topk_ids: one id twice in a state"),
         ({"student_topk_ids": torch.full((B, T, K), -1)}, "student_topk_ids: expected token ids"),
         ({"student_topk_logprobs": torch.full((B, T, K), torch.nan)}, "student_topk_logprobs: NaN"),
+        (
+            {"student_topk_logprobs": torch.full((B, T, K), -torch.inf)},
+            "student_topk_logprobs: only −inf at an unmasked",
+        ),
         ({"student_topk_logprobs": torch.zeros(B, T, K)}, "student_topk_logprobs: probabilities of a state sum to 8;"),
         ({"student_logprobs_at_teacher_top": torch.full((B, T, K), 9.0)}, "at teacher_topk_ids: probabilities of a"),
         ({"response_mask": torch.where(MASK > 0, 5, -100)}, "response_mask: expected 0 and 1, got 5"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from opd_probe.engine.served import TOLD, UNKNOWN, ServedReplay
 from opd_probe.engine.settings import ReplaySettings
 from opd_probe.errors import InputError, OpdProbeWarning, ServerError, VocabularyError
 from opd_probe.models.loading import LoadedModel, load_model
+from opd_probe.models.served.dialects import Told
 from opd_probe.models.served.endpoint import parse_endpoint
 from opd_probe.models.served.model import connect
+from opd_probe.rollouts.files import rollouts_from_dicts
 from opd_probe.trace import Trace
 from tests.models.served import cases
 from tests.models.served.recorded_server import Exchanges, Fault, Served, serving
@@ -254,3 +256,44 @@ def test_no_password_in_an_error(source: str, call: Callable[[str], Any], monkey
     with pytest.raises(opd_probe.OpdProbeError) as caught:
         call(source)
     assert "hunter2" not in str(caught.value)
+
+
+def given() -> list[opd_probe.Rollout]:
+    return rollouts_from_dicts(cases.rollouts())
+
+
+class Cut:
+    """A server whose sampler cut its distributions to three ids: the rest of its lists is of probability 0."""
+
+    name, max_positions = "cut", None
+
+    def __init__(self, local: Trace) -> None:
+        self.local = local
+
+    def scores(self, sequences: Sequence[Any], k: int) -> Iterator[tuple[int, Told]]:
+        for number, (ids, _) in enumerate(sequences):
+            index = next(i for i, one in enumerate(given()) if [*one.prompt_ids, *one.response_ids] == list(ids))
+            rows = slice(*self.local.rollout_offsets[index : index + 2])
+            logprobs = self.local.column("teacher_top_logprobs")[rows].copy()
+            logprobs[:, 3:] = -np.inf
+            top = self.local.column("teacher_top_ids")[rows]
+            assert k == top.shape[1]
+            yield number, Told(top, logprobs, self.local.column("teacher_logprob")[rows])
+
+
+def test_ids_of_probability_0_end_a_servers_list(student: LoadedModel, local: Trace) -> None:
+    ids = np.arange(student.width)
+    engine = ServedReplay(student, Cut(local), given(), ids, ReplaySettings(k=cases.K))
+    told = dict(engine.answers(np.zeros(len(given()), dtype=bool)))
+    for index, columns in engine.states(np.zeros(len(given()), dtype=bool), told.__getitem__, lambda *_: None):
+        rows = slice(*local.rollout_offsets[index : index + 2])
+        top = local.column("teacher_top_ids")[rows]
+        np.testing.assert_array_equal(columns["teacher_top_ids"][:, :3], top[:, :3])
+        assert (columns["teacher_top_ids"][:, 3:] == -1).all()
+        for name in ("teacher_top_logprobs", "student_logprobs_at_teacher_top"):
+            assert (columns[name][:, 3:] == -np.inf).all(), name
+        at = columns["teacher_logprobs_at_student_top"]  # a whole list tells of every id
+        shared = (columns["student_top_ids"][:, :, None] == top[:, None, :3]).any(2)
+        sampled = columns["student_top_ids"] == columns["token_id"][:, None]
+        assert np.isfinite(at[shared]).all()
+        assert (at[~shared & ~sampled] == -np.inf).all()

@@ -28,6 +28,8 @@ from opd_probe.lab.task import RESPONSE_LENGTH, VOCABULARY, PromptRecipe, grade
 TINY = ModelRecipe(hidden_size=32, layers=2, heads=1, intermediate_size=48)
 COUNT = 20
 
+pytestmark = pytest.mark.filterwarnings("ignore:at .* the overlap at k = .* is one token:opd_probe.OpdProbeWarning")
+
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[LabModel, LabModel]:

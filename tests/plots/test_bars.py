@@ -33,7 +33,7 @@ def test_a_bar_is_the_mean_and_each_seed_a_dot() -> None:
             np.testing.assert_array_equal(dots.get_xdata(), rows[metric])
     assert note(figure) == "Bars: mean over 3 seeds; dots: the seeds."
     values = [t.get_text() for t in panel(figure, "Gap recovery").texts if t.get_gid() == "value"]
-    assert values == ["−0.29", "0.71", "−0.09", "0.91"]
+    assert values == ["−0.290", "0.710", "−0.090", "0.910"]
 
 
 def test_names_groups_and_order() -> None:

@@ -56,7 +56,7 @@ def test_the_two_classes_survive_grey() -> None:
 
 def test_auroc_is_that_of_the_table() -> None:
     figure = plot_rewards(TABLE, AUROC)
-    assert remarks(panel(figure, "good")) == "AUROC 0.81 · 0.79 (one per seed)\n134 correct, 266 incorrect"
+    assert remarks(panel(figure, "good")) == "AUROC 0.810 · 0.790 (one per seed)\n134 correct, 266 incorrect"
     assert remarks(panel(figure, "failing")).startswith("AUROC 0.50 [0.40, 0.60]")
     unknown = plot_rewards(TABLE, AUROC.assign(reward_auroc=np.nan))
     assert remarks(panel(unknown, "good")).startswith("AUROC unknown: one class only")

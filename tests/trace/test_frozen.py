@@ -19,6 +19,8 @@ NAMES = sorted(path.stem for path in FROZEN.glob("*.parquet"))
 VARIANTS = ("verl", "fireworks", "thunlp")
 AVERAGES = ("token", "rollout")
 
+pytestmark = pytest.mark.filterwarnings("ignore:at .* the overlap at k = .* is one token:opd_probe.OpdProbeWarning")
+
 
 def numbers(values: Any) -> np.ndarray[Any, Any]:
     """Float64 of what JSON holds: null is NaN, infinities are text."""

@@ -84,22 +84,22 @@ def _parts(view: TopView, support: str, weights: str) -> dict[str, Parts]:
     """Lists: the student's tokens, or for ``only_tch`` the teacher's; both unions have the teacher's beside them."""
     student = (view.student_logprobs, view.teacher_logprobs_on_student)
     teacher = (view.student_logprobs_on_teacher, view.teacher_logprobs)
-    shared, in_student = view.in_overlap, ~view.teacher_only
+    shared, in_student = view.in_overlap, view.teacher_in_overlap
     parts = {"val-topk/overlap_ratio": per_state(view.overlap_size / view.k)}
     if support in _BOTH:
-        masks = (np.ones_like(shared) if support == "union" else ~shared, ~in_student)
+        masks = (view.student_listed if support == "union" else view.student_only, view.teacher_only)
         logs = [np.concatenate(pair, axis=1) for pair in zip(student, teacher, strict=True)]
         reward = _reward(logs[0], logs[1], np.concatenate(masks, axis=1), weights, support == "union")
         own, other = reward[:, : view.k], reward[:, view.k :]
-        parts |= _on_overlap(own, student, shared) | _group("only_stu", own, student, ~shared)
-        return parts | _group("only_tch", other, teacher, ~in_student)
+        parts |= _on_overlap(own, student, shared) | _group("only_stu", own, student, view.student_only)
+        return parts | _group("only_tch", other, teacher, view.teacher_only)
     if support == "only_tch":
-        reward = _reward(*teacher, np.ones_like(in_student), weights, True)
-        parts["val-topk/adv_only_tch"] = per_token(reward, ~in_student)
+        reward = _reward(*teacher, view.teacher_listed, weights, True)
+        parts["val-topk/adv_only_tch"] = per_token(reward, view.teacher_only)
         return parts | _on_overlap(reward, teacher, in_student)
-    mask = shared if support == "intersection" else np.ones_like(shared)
+    mask = shared if support == "intersection" else view.student_listed
     reward = _reward(*student, mask, weights, True)
-    parts["val-topk/adv_only_stu"] = per_token(reward, ~shared)
+    parts["val-topk/adv_only_stu"] = per_token(reward, view.student_only)
     return parts | _on_overlap(reward, student, shared)
 
 

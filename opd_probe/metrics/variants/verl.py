@@ -55,7 +55,7 @@ def verl(log_prob_min_clamp: float = -math.inf, loss_max_clamp: float = math.inf
         ]
 
     def function(view: TopView) -> Mapping[str, Parts]:
-        log_p, log_q, shared = view.student_logprobs_on_teacher, view.teacher_logprobs, ~view.teacher_only
+        log_p, log_q, shared = view.student_logprobs_on_teacher, view.teacher_logprobs, view.teacher_in_overlap
         found = {"overlap_ratio": view.overlap_size / view.k}
         found |= {"student_mass": np.exp(log_p).sum(1), "teacher_mass": np.exp(log_q).sum(1)}
         log_p, log_q = np.maximum(log_p, log_prob_min_clamp), np.maximum(log_q, log_prob_min_clamp)

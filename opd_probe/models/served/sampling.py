@@ -126,7 +126,9 @@ def sample_from_server(
 
     def take(request: _Request, drawn: Drawn) -> None:
         prompt, sample, made_by = request.prompt, request.sample, served.made_by
-        rollout = make_rollout(student, prompt, sample, drawn.ids, drawn.logprobs, sampler=made_by, step=step)
+        rollout = make_rollout(
+            student, prompt, sample, drawn.ids, drawn.logprobs, sampler=made_by, temperature=temperature, step=step
+        )
         _check_drawn(served, rollout, drawn, allowed_ids, max_new_tokens)
         kept.keep(rollout.id, drawn)
         told = temperature == 1.0 and all(map(math.isfinite, drawn.logprobs))

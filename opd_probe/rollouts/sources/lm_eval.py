@@ -13,6 +13,7 @@ from typing import Any
 
 from opd_probe.errors import InputError
 from opd_probe.rollouts import fields
+from opd_probe.rollouts.sampling import sampling_of
 from opd_probe.rollouts.sources.source import Skipped, Source, Where, step_of_folder
 from opd_probe.types import Rollout
 
@@ -33,6 +34,7 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
             raise InputError(f"{place}: resps holds {type(texts).__name__}; expected lists of texts")
         prompt, messages = _prompt(place, request[0])
         extra = {name: row[name] for name in KEPT if name in row}
+        sampling = sampling_of(request[1])
         for number, text in enumerate(texts):
             yield Rollout(
                 id=f"{where.name}/{index}/{number}" if several else where.name,
@@ -44,6 +46,7 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
                 answer=_answer(row.get("target")),
                 score=None if several else _score(place, row),
                 token_source="retokenized",
+                sampling=sampling,
                 extra=extra if messages is None else {**extra, "messages": messages},
             )
 

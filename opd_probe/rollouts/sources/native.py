@@ -9,6 +9,7 @@ from typing import Any
 from opd_probe.errors import InputError
 from opd_probe.rollouts import fields
 from opd_probe.rollouts.prompts import check_messages
+from opd_probe.rollouts.sampling import sampling_of
 from opd_probe.rollouts.sources.source import Source, Where
 from opd_probe.types import Rollout
 
@@ -28,6 +29,7 @@ FIELDS = (
     "score",
     "token_source",
     "sampler",
+    "sampling",
     "extra",
 )
 
@@ -73,6 +75,7 @@ def rollout_of(where: Where, row: Mapping[str, Any]) -> Rollout:
         finish_reason=fields.text(place, row, "finish_reason"),
         token_source="sampled_ids" if source == "sampled_ids" else "retokenized",
         sampler=fields.text(place, row, "sampler"),
+        sampling=sampling_of(row),
         extra=_extra(row),
     )
 
