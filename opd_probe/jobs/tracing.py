@@ -15,12 +15,12 @@ import numpy as np
 from opd_probe.engine.provenance import float32_precision, reduced_matmul_precision, software
 from opd_probe.engine.replay import Progress, Replay
 from opd_probe.engine.sequences import skip_reason
-from opd_probe.engine.served import ServedReplay
+from opd_probe.engine.served import TOLD, ServedReplay
 from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import OpdProbeWarning, TraceError
 from opd_probe.jobs.memory import memory_advice
-from opd_probe.jobs.served import TOLD, foreign_warnings, served_states, tokenizer_of_served, told_beside
+from opd_probe.jobs.served import foreign_warnings, served_states, tokenizer_of_served, told_beside
 from opd_probe.models.digests import tokenizer_files_digest, weights_digest
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.model import ServedModel
@@ -209,8 +209,8 @@ class _Job:
             states = engine.states(spool.done, progress)
         for index, values in states:
             spool.put(index, values)
-        told = foreign_warnings(spool, teacher.name) if isinstance(teacher, ServedModel) else []
-        provenance = self._provenance(fingerprint, labels) | {"warnings": [*told, *self._outside_warnings(spool)]}
+        foreign = foreign_warnings(spool, teacher.name) if isinstance(teacher, ServedModel) else []
+        provenance = self._provenance(fingerprint, labels) | {"warnings": [*foreign, *self._outside_warnings(spool)]}
         trace = spool.finish(rollout_table(self._rows(counts)), provenance, path)
         warn_of(trace)
         return trace

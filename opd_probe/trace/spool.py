@@ -84,7 +84,7 @@ class TraceSpool:
         lost = set()
         pairs = ((self.done, self._done_digests, names), (self.answered, self._answered_digests, self._answers))
         for flags, digests, columns in pairs:
-            for rollout in np.flatnonzero(flags.view(np.uint8)):
+            for rollout in np.flatnonzero(flags.view(np.uint8)).tolist():
                 flags[rollout] = self._digest(rollout, columns) == digests[rollout]
                 if not flags[rollout]:
                     lost.add(rollout)
@@ -94,7 +94,7 @@ class TraceSpool:
     def _digest(self, rollout: int, columns: Sequence[str]) -> int:
         digest = 0
         for name in columns:
-            digest = zlib.crc32(self.arrays[name][self._rows(rollout)], digest)
+            digest = zlib.crc32(self.arrays[name][self._rows(rollout)].data, digest)
         return digest
 
     def put(self, rollout: int, values: Mapping[str, Array]) -> None:
