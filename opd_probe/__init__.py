@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         plot_mass,
         plot_overlap,
         plot_overview,
+        plot_reference,
         plot_rewards,
     )
     from opd_probe.runs.discovery import find_checkpoints
@@ -75,6 +76,7 @@ _HOME = {
     "plot_mass": "opd_probe.plots",
     "plot_overlap": "opd_probe.plots",
     "plot_overview": "opd_probe.plots",
+    "plot_reference": "opd_probe.plots",
     "plot_rewards": "opd_probe.plots",
     "position_curve": "opd_probe.curves",
     "read_trace": "opd_probe.trace",
@@ -113,6 +115,7 @@ __all__ = [
     "plot_mass",
     "plot_overlap",
     "plot_overview",
+    "plot_reference",
     "plot_rewards",
     "position_curve",
     "read_trace",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 TokenSource = Literal["sampled_ids", "retokenized"]
 """Whether a rollout's ids are what was sampled, or were made from text afterwards."""
@@ -12,6 +12,14 @@ TokenSource = Literal["sampled_ids", "retokenized"]
 StateOrigin = Literal["own", "fixed", "unknown"]
 """Whose states a row describes: the checkpoint's ``own`` samples (on-policy), one ``fixed`` set shared by all
 checkpoints, or ``unknown``."""
+
+
+LengthRule = Literal["prefix", "whole", "server"]
+"""Whose length decides the rotary factors of a model that has several (longrope, dynamic scaling)."""
+
+LENGTH_RULES: tuple[LengthRule, ...] = get_args(LengthRule)
+"""The prefix that a token is predicted from, as in ``generate``; the whole rollout, as in a trainer's forward; the
+longest that the model takes, at every prefix, as in a vLLM server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +31,7 @@ class Checkpoint:
         run: the name of the run it belongs to.
         step: the optimiser step, or None when unknown.
         format: the name of the checkpoint format that recognised it (``"huggingface"``, ``"peft"``, ``"verl-fsdp"``,
-            ``"verl-lora"``, ``"dcp"``, ``"hub"``).
+            ``"verl-lora"``, ``"dcp"``, ``"safetensors"``, ``"hub"``).
         revision: the hub revision, for a hub id.
         base: for an adapter, the model that it changes; for weights that were saved without a configuration, the model
             that has it (a path or a hub id).

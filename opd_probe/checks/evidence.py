@@ -61,6 +61,7 @@ class Side:
     eos_ids: tuple[int, ...]
     generation_eos: tuple[int, ...]
     served: bool = False
+    placeholder_ids: tuple[int, ...] = ()
 
     @property
     def pad_id(self) -> int | None:

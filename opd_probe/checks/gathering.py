@@ -90,7 +90,11 @@ def side_of(model: LoadedModel | ServedModel) -> Side:
         known = eos_ids_of(None, model.tokenizer)
         return Side(model.name, model.tokenizer, None, model.max_positions, known, (), served=True)
     generation = eos_ids_of(getattr(model.model, "generation_config", None), None)
-    return Side(model.name, model.tokenizer, model.width, model.max_positions, model.eos_ids, generation)
+    known = model.eos_ids
+    return Side(
+        model.name, model.tokenizer, model.width, model.max_positions, known, generation,
+        placeholder_ids=model.placeholder_ids,
+    )  # fmt: skip
 
 
 def _run_student(

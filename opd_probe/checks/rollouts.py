@@ -66,7 +66,7 @@ def _too_long(evidence: Evidence, index: int) -> bool:
 
 @register(
     "lengths",
-    measures="positions of the longest prompt and response against max_position_embeddings of both models",
+    measures="positions of the longest prompt and response against those that both models were built for",
     rule="fail: a sequence that is longer than either allows; beyond, positions extrapolate silently, or a server cuts",
     advice="sample with a lower --max-new-tokens, or take a teacher with as many positions",
     known_from="many trainers",

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from opd_probe.checks.evidence import Evidence, Side, Skip, reward
+from opd_probe.checks.evidence import Evidence, Side, Skip, reward, share
 from opd_probe.checks.registry import Verdict, register
 from opd_probe.models.vocabulary import differing_ids, special_ids
 
 OUTSIDE_LIMIT = 0.01
 """Mean probability outside the shared vocabulary from which it is worth a warning; trainers' issues name 1 %."""
+
+PIECES = 3
+"""Tokens that are shown from where two tokenizers part."""
 
 ENDING_FLOOR = float(np.log(0.05))
 """Mean r at EOS, in nats, below which the teacher gives it less than a twentieth of the student's probability."""
@@ -41,6 +46,57 @@ def tokenizers(evidence: Evidence) -> Verdict:
     token, left, right = differing[0]
     figure = f"{len(differing):,} ids differ, the first is {token}: {left!r} (student), {right!r} (teacher)"
     return Verdict("fail" if evidence.vocabulary is None else "warn", figure, values)
+
+
+@register(
+    "pieces",
+    measures="share of prompts and responses, as text, of which both tokenizers make the same ids, and the first piece "
+    "where they part",
+    rule="warn: below 1: ids may mean the same in both, but a text is normalised or split another way, so that the "
+    "teacher never saw it in the student's pieces",
+    advice="use one tokenizer directory for both; where trainers re-tokenise text, take the ids that were sampled",
+    known_from="many trainers",
+)
+def pieces(evidence: Evidence) -> Verdict:
+    first, second = evidence.student.tokenizer, evidence.teacher.tokenizer
+    if first is None or second is None:
+        raise Skip(f"the {'student' if first is None else 'teacher'} has no tokenizer")
+    texts = [str(first.decode(list(ids))) for r in evidence.rollouts for ids in (r.prompt_ids, r.response_ids)]
+    split = [
+        tuple(tokenizer(text, add_special_tokens=False)["input_ids"] for tokenizer in (first, second)) for text in texts
+    ]
+    differing = [pair for pair in split if pair[0] != pair[1]]
+    equal = share(len(texts) - len(differing), len(texts))
+    values: dict[str, Any] = {"share_equal": equal, "n": len(texts)}
+    if not differing:
+        return Verdict("ok", f"both make the same ids of {len(texts)} texts", values)
+    left, right = differing[0]
+    place = next(
+        (n for n, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1]), min(map(len, (left, right)))
+    )
+    shown = [_piece(tokenizer, ids[place : place + PIECES]) for tokenizer, ids in ((first, left), (second, right))]
+    values |= {"student_piece": shown[0], "teacher_piece": shown[1], "differing_parts": _differing(first, second)}
+    parts = values["differing_parts"]
+    by = f", by their {' and '.join(parts)}" if parts else ""
+    figure = (
+        f"{len(differing)} of {len(texts)} texts become other ids{by}; the first part at token {place}: {shown[0]} "
+        f"(student), {shown[1]} (teacher)"
+    )
+    return Verdict("warn", figure, values)
+
+
+def _piece(tokenizer: Any, ids: Sequence[int]) -> str:
+    return " ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(list(ids))) or "nothing"
+
+
+def _differing(first: Any, second: Any) -> list[str]:
+    """The stages of two tokenizers that are set differently, in words."""
+    inner = [getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (first, second)]
+    stages = [json.loads(one.to_str()) for one in inner if one is not None]
+    if len(stages) < len(inner):  # of the older kind, which does not tell
+        return []
+    names = {"normalizer": "normalizer", "pre_tokenizer": "pre-tokenizer", "model": "model"}
+    return [name for field, name in names.items() if stages[0].get(field) != stages[1].get(field)]
 
 
 @register(

@@ -31,6 +31,7 @@ def doctor(
     rollouts: options.Rollouts = None,
     prompts: options.Prompts = None,
     tokenizer: options.Tokenizer = None,
+    template: options.Template = None,
     teacher_tokenizer: options.TeacherTokenizer = None,
     teacher_weights: Annotated[
         str | None,
@@ -42,7 +43,19 @@ def doctor(
             show_default=False,
         ),
     ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference",
+            metavar="MODEL",
+            help="The model that a quantised teacher was made of: one more line says what quantising it cost, with a "
+            "table and a figure in --out.",
+            rich_help_panel="Input",
+            show_default=False,
+        ),
+    ] = None,
     base: options.Base = None,
+    step_pattern: options.StepPattern = None,
     step_offset: options.StepOffset = None,
     allow_special_mismatch: options.AllowSpecialMismatch = None,
     teacher_template: options.TeacherTemplate = None,
@@ -74,12 +87,13 @@ def doctor(
             rich_help_panel="Result",
         ),
     ] = 10_000,
+    out: options.Out = None,
     format: options.FormatOption = None,
 ) -> None:
     """Check a pair and a handful of rollouts for the mistakes that ruin a distillation, before any long job.
 
     One line for each check: ok, warn, fail, or skip when it cannot be made; with the figure behind it and what to do.
-    Exit code 1 when one fails. Writes nothing.
+    Exit code 1 when one fails. Writes nothing but what --reference asks for.
 
     Example: opd-probe doctor --student runs/a/checkpoint-100 --teacher big-model --rollouts rollouts.jsonl
     """
@@ -92,8 +106,10 @@ def doctor(
         rollouts=rollouts,
         prompts=prompts,
         tokenizer=tokenizer,
+        template=template,
         teacher_tokenizer=teacher_tokenizer,
         base=base,
+        step_pattern=step_pattern,
         step_offset=step_offset,
         allow_special_mismatch=allow_special_mismatch,
         teacher_template=teacher_template,
@@ -112,6 +128,7 @@ def doctor(
         sequential=sequential,
         batch_tokens=batch_tokens,
         k=k,
+        out=out,
         format=format,
     )
     result, failed = check_runs(
@@ -120,6 +137,7 @@ def doctor(
         teacher_weights=teacher_weights,
         max_rollouts=max_rollouts,
         repetition_length=repetition_length,
+        reference=reference,
     )
     finish(result)
     if failed:

@@ -34,6 +34,14 @@ class Dtype(StrEnum):
     float64 = "float64"
 
 
+class LengthFactors(StrEnum):
+    """Whose length decides the rotary factors of a model that has several."""
+
+    prefix = "prefix"
+    whole = "whole"
+    server = "server"
+
+
 class DeviceMap(StrEnum):
     """How models are spread over devices, as transformers names it."""
 
@@ -56,7 +64,7 @@ Ckpts = Annotated[
         "--ckpts",
         panel=_INPUT,
         metavar="PATH...",
-        help="Checkpoints or run directories (checkpoint-N, global_step_N, step_N), as many as follow: "
+        help="Checkpoints or run directories (checkpoint-N, global_step_N, epoch_N, …), as many as follow: "
         "--ckpts runs/*, also a quoted pattern, or hub ids; opd-probe ckpts lists what is there. A run directory may "
         "hold opd-probe.yaml.",
     ),
@@ -137,6 +145,16 @@ Tokenizer = Annotated[
     str | None,
     _option("--tokenizer", panel=_INPUT, metavar="PATH", help="The tokenizer, for checkpoints saved without one."),
 ]
+Template = Annotated[
+    str | None,
+    _option(
+        "--template",
+        panel=_INPUT,
+        metavar="PATH",
+        help="The chat template that makes the prompts of all checkpoints, in place of each one's own: a Jinja file, "
+        "or a model's.",
+    ),
+]
 TeacherTokenizer = Annotated[
     str | None,
     _option(
@@ -155,6 +173,16 @@ Base = Annotated[
         metavar="MODEL",
         help="The model under adapters, or the one with the configuration and tokenizer of weights that were saved "
         "without (default: as the adapter or the manifest says).",
+    ),
+]
+StepPattern = Annotated[
+    str | None,
+    _option(
+        "--step-pattern",
+        panel=_INPUT,
+        metavar="REGEX",
+        help="Where names of checkpoints do not say their step in a way that is known: a regular expression whose "
+        "group is the step (or, named epoch, the epoch).",
     ),
 ]
 K = Annotated[int | None, _option("--k", panel=_RESULT, metavar="N", help="Size of the top-k sets (default: 16).")]
@@ -261,6 +289,15 @@ StepOffset = Annotated[
         metavar="N",
         help="The checkpoint of step S gets the rollouts of step S + N: 1 for training rollouts of verl, TRL and "
         "ms-swift (default: 0).",
+    ),
+]
+LengthFactorsOption = Annotated[
+    LengthFactors | None,
+    _option(
+        "--length-factors",
+        panel=_REPLAY,
+        help="Whose length decides the rotary factors of a model that has several, as longrope and dynamic scaling: "
+        "the prefix's that a token is predicted from, the whole rollout's, or a server's longest (default: prefix).",
     ),
 ]
 AllowSpecialMismatch = Annotated[

@@ -13,6 +13,7 @@ import numpy as np
 
 from opd_probe.checks import CheckOptions, Finding, Pair, examine, gather
 from opd_probe.checks.evidence import REPETITION_LENGTH
+from opd_probe.commands.reference import check_reference
 from opd_probe.commands.result import Result
 from opd_probe.engine.replay import Progress as StatesDone
 from opd_probe.engine.settings import BATCH_TOKENS, ReplaySettings
@@ -22,13 +23,14 @@ from opd_probe.jobs.memory import memory_advice
 from opd_probe.jobs.plan import RunPlan, Teacher, model_path, plan_runs, result_format
 from opd_probe.jobs.pool import ModelPool
 from opd_probe.jobs.prompting import Prompter
+from opd_probe.jobs.rendering import student_tokenizer
 from opd_probe.jobs.replay import RolloutsSource, prompts_as_given, read_source
 from opd_probe.jobs.sampling import draw
 from opd_probe.jobs.served import served_model
 from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.models.served.model import ServedModel
-from opd_probe.options.request import Request
+from opd_probe.options.request import DEFAULT_OUT, Request
 from opd_probe.progress import Progress
 from opd_probe.results.tables import json_row, present
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts
@@ -139,11 +141,14 @@ def check_runs(
     teacher_weights: str | None = None,
     max_rollouts: int = HANDFUL,
     repetition_length: int = REPETITION_LENGTH,
+    reference: str | None = None,
 ) -> tuple[Result, bool]:
     """The checklist of every run of a request, at its last checkpoint that has rollouts, against each of its teachers.
 
     Args:
         teacher_weights: of served teachers.
+        reference: the model that the teachers were made of by quantising it: what that cost is one more line, with a
+            table and a figure in the request's ``out``.
 
     Returns:
         Rows, and whether a check failed.
@@ -152,6 +157,7 @@ def check_runs(
         OpdProbeError: bad input, in one line.
     """
     weights = model_path("--teacher-weights", teacher_weights)
+    reference = model_path("--reference", reference)
     plans = plan_runs(request)
     if weights is not None and not any(isinstance(t.checkpoint, ServedModel) for plan in plans for t in plan.teachers):
         raise InputError("--teacher-weights: no teacher is served; leave it out")
@@ -171,6 +177,8 @@ def check_runs(
         _check(options, max_rollouts)
         rollouts = _rollouts(plan, files, pool, max_rollouts, progress)
         rows += _rows(plan, weights, rollouts, options, pool, progress)
+        if reference is not None:
+            rows += _reference_rows(plan, reference, rollouts, Path(request.out or DEFAULT_OUT), progress)
     several = len({(row["run"], row["teacher"]) for row in rows}) > 1
     columns = (*(("run", "step", "teacher") if several else ()), *COLUMNS)
     format = result_format(request, plans)
@@ -199,6 +207,20 @@ def _rows(
         with memory_advice("checking"):
             findings = examine(gather(pair, rollouts, options, stage=stage))
         rows += [names | _row(finding) for finding in findings]
+    return rows
+
+
+def _reference_rows(
+    plan: RunPlan, reference: str, rollouts: Sequence[Rollout], out: Path, progress: Progress
+) -> list[dict[str, Any]]:
+    """What is between each teacher of a run and the model that it was made of."""
+    rows, prompter, (checkpoint,) = [], Prompter(), plan.run.checkpoints
+    for teacher in plan.teachers:
+        progress.begin(f"check {plan.run.name}: {teacher.name} against its reference")
+        prompts = prompter.read(plan, checkpoint, teacher, rollouts)
+        with memory_advice("checking"):
+            row = check_reference(plan, teacher, reference, rollouts, prompts, out, progress.update)
+        rows.append({"run": plan.run.name, "step": checkpoint.step, "teacher": teacher.name, **row})
     return rows
 
 
@@ -237,11 +259,17 @@ def _pair(
 ) -> Pair:
     """What a pool loads when it is asked for."""
     return Pair(
-        lambda: pool.student(plan, plan.run.checkpoints[-1]),
+        lambda: _templated(pool.student(plan, plan.run.checkpoints[-1]), plan),
         lambda: pool.teacher(plan, teacher.checkpoint),
         None if weights is None else lambda: pool.weights(plan, resolve_checkpoint(weights)),
         None if prompts is None else prompts.ids,
     )
+
+
+def _templated(student: LoadedModel, plan: RunPlan) -> LoadedModel:
+    """The student as its prompts are made."""
+    own = student_tokenizer(student.tokenizer, plan.settings)
+    return student if own is student.tokenizer else replace(student, tokenizer=own)
 
 
 def _rollouts(plan: RunPlan, files: Files, pool: ModelPool, count: int, progress: Progress) -> list[Rollout]:

@@ -22,7 +22,7 @@ from opd_probe.progress import Progress
 from opd_probe.results.files import draw_figure, write_csv
 from opd_probe.results.measures import Gathered, in_order
 from opd_probe.results.tables import as_table, json_row, present
-from opd_probe.runs.stored import find_traces, warn_of_states
+from opd_probe.runs.stored import find_traces, warn_of_prompts, warn_of_states
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Drawing = tuple[str, Callable[[], "Figure"]]
 """What is added to a table's name for a figure of it, and what draws it, once the table is written."""
 
-NAMES = ("run", "step", "teacher", "k", "states", "token_source", "sampling")
+NAMES = ("run", "step", "teacher", "k", "states", "token_source", "sampling", "quantised")
 DRY_RUN_COLUMNS = (
     "run", "step", "teacher", "states", "states_are", "tokens", "bytes", "seconds",
 )  # fmt: skip
@@ -51,6 +51,7 @@ def gather(request: Request, progress: Progress) -> Iterator[Gathered | Result]:
         check_writable(out)
         measured = find_traces(request.traces, parse_options(request.options))
         warn_of_states(measured)
+        warn_of_prompts(measured)
         yield Gathered(in_order(measured), out, request.format or "table", progress)
         return
     plan = make_plan(request)

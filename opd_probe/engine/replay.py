@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from opd_probe.engine.scoring import Columns, StateScorer, VocabularyMap, default_chunk, rows_of
 from opd_probe.engine.sequences import (
+    Ints,
     Members,
     StateSequence,
     build_sequences,
@@ -68,9 +69,27 @@ class ReplayModel(Protocol):
         """Where inputs go."""
         ...
 
-    def hidden(self, input_ids: Tensor, shared: int = 0) -> Tensor:
-        """Inputs of the output layer, [B, T - shared, d], for right-padded ids [B, T] whose first ``shared`` columns
-        hold the same in every row."""
+    @property
+    def length_factors(self) -> Any:
+        """What of it depends on the length of a call, with ``kind`` and ``boundary``; None: nothing."""
+        ...
+
+    @property
+    def placeholder_ids(self) -> Sequence[int]:
+        """Ids that stand for pieces of an image, a video or a sound."""
+        ...
+
+    def outputs(
+        self,
+        ids: Sequence[Ints],
+        index: Sequence[Ints],
+        shared: int = 0,
+        *,
+        wholes: Sequence[int] | None = None,
+        rule: Any = "prefix",
+    ) -> Tensor:
+        """Inputs of the output layer at ascending places of several sequences whose first ``shared`` tokens are the
+        same, [N, d], one sequence after another, under the factors that ``rule`` decides."""
         ...
 
 
@@ -179,8 +198,8 @@ class Replay:
     @torch.inference_mode()
     def _score(self, scorer: StateScorer, batch: Sequence[Members]) -> Columns:
         members, _ = batch[0]
-        student = state_hidden(self.student, *batch[0])
-        teacher = state_hidden(self.teacher, *batch[-1])
+        student = state_hidden(self.student, *batch[0], self.settings.length_factors)
+        teacher = state_hidden(self.teacher, *batch[-1], self.settings.length_factors)
         tokens = torch.from_numpy(np.concatenate([s.token_ids for s in members])).to(student.device)
         try:
             return scorer.score(student, teacher, tokens)

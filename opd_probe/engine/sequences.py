@@ -28,6 +28,7 @@ class StateSequence:
         token_ids: [n], the sampled tokens.
         sampler_logprobs: [n], NaN where unknown.
         prompt_length: tokens of the prompt.
+        whole: tokens of prompt and response together.
     """
 
     rollout: int
@@ -37,6 +38,7 @@ class StateSequence:
     token_ids: Ints
     sampler_logprobs: NDArray[np.float32]
     prompt_length: int
+    whole: int
 
     @property
     def shareable(self) -> tuple[bytes, int]:
@@ -88,6 +90,7 @@ def build_sequence(index: int, rollout: Rollout) -> StateSequence | None:
         token_ids=response[positions],
         sampler_logprobs=logprobs[positions],
         prompt_length=len(prompt),
+        whole=len(prompt) + len(response),
     )
 
 
@@ -97,6 +100,11 @@ def state_counts(rollouts: Sequence[Rollout], sequences: Sequence[StateSequence]
     for sequence in sequences:
         counts[sequence.rollout] = len(sequence.positions)
     return counts
+
+
+def straddling(sequence: StateSequence, boundary: int) -> int:
+    """How many states of a rollout that is longer than ``boundary`` have a prefix that is not."""
+    return int((sequence.state_index < boundary).sum()) if sequence.whole > boundary else 0
 
 
 Members = tuple[list[StateSequence], int]
@@ -137,12 +145,12 @@ def build_sequences(rollouts: Sequence[Rollout], models: Sequence[Any], whose: s
     """The sequences of all rollouts that have states, refused where one of the models cannot read them.
 
     Args:
-        models: loaded models, with ``name``, ``width`` and ``max_positions``.
+        models: loaded models, with ``name``, ``width``, ``max_positions`` and ``placeholder_ids``.
         whose: for messages, such as ``"the teacher's "`` prompt.
 
     Raises:
-        InputError: as :func:`build_sequence`; no rollout has a state; a token id that a model has no embedding for; a
-            sequence longer than a model's positions.
+        InputError: as :func:`build_sequence`; no rollout has a state; a token id that a model has no embedding for, or
+            that is no text to it; a sequence longer than a model's positions.
     """
     built = (build_sequence(index, rollout) for index, rollout in enumerate(rollouts))
     sequences = [sequence for sequence in built if sequence is not None]
@@ -154,6 +162,7 @@ def build_sequences(rollouts: Sequence[Rollout], models: Sequence[Any], whose: s
         rollout = rollouts[sequence.rollout]
         for model in models:
             _check_ids(rollout, sequence.input_ids, model.name, model.width)
+            _check_text(rollout, model)
             length = len(sequence.input_ids)
             if model.max_positions is not None and length > model.max_positions:
                 raise InputError(
@@ -172,6 +181,19 @@ def check_sampled(rollouts: Sequence[Rollout], sequences: Sequence[StateSequence
     widest = max(model.width for model in models)
     for sequence in sequences:
         _check_ids(rollouts[sequence.rollout], sequence.token_ids, "either model", widest)
+
+
+def _check_text(rollout: Rollout, model: Any) -> None:
+    """Refuse what a model reads together with an image, a video or a sound, which no rollout brings along."""
+    places = {"prompt": rollout.prompt_ids, "response": rollout.response_ids}
+    for token in model.placeholder_ids:
+        for part, ids in places.items():
+            if token in ids:
+                raise InputError(
+                    f"rollout {rollout.id!r}: token id {token} in its {part} stands for a piece of an image, a "
+                    f"video or a sound to {model.name}, and no "
+                    "rollout has those; expected ids of text alone; drop the rollout"
+                )
 
 
 def _check_ids(rollout: Rollout, ids: Ints, model: str, width: int) -> None:

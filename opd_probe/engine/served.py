@@ -216,7 +216,7 @@ class ServedReplay:
     def _score(
         self, scorer: _StudentScorer, members: Sequence[StateSequence], shared: int, teacher: Columns
     ) -> Columns:
-        hidden = state_hidden(self.student, members, shared)
+        hidden = state_hidden(self.student, members, shared, self.settings.length_factors)
         tokens = np.concatenate([sequence.token_ids for sequence in members])
         try:
             return scorer.score(hidden, tokens, teacher)

@@ -7,6 +7,7 @@ from numbers import Integral
 from typing import Any
 
 from opd_probe.errors import InputError
+from opd_probe.types import LENGTH_RULES, LengthRule
 
 TRACE_K = 64
 """K of a trace unless asked otherwise; more when the k of the metrics is larger."""
@@ -22,6 +23,8 @@ class ReplaySettings:
     Attributes:
         k, temperature, jsd: shape the numbers that are stored: depth of the top lists, that of both scored
             distributions, and whether the Jensen-Shannon divergence is among them.
+        length_factors: shapes them where a model has several sets of rotary factors: whose length decides, see
+            :data:`opd_probe.types.LENGTH_RULES`.
         dtype, tokenizer, allow_special_mismatch: shape them through the models: the type of the weights, the tokenizer
             in place of both models' own, and which ids the two share.
         batch_tokens, chunk, compiled: shape only the work. ``chunk`` is the number of states whose logits are held at
@@ -38,6 +41,7 @@ class ReplaySettings:
     batch_tokens: int = BATCH_TOKENS
     chunk: int | None = None
     compiled: bool | None = None
+    length_factors: LengthRule = "prefix"
 
     def check(self) -> None:
         """Refuse values that cannot be used.
@@ -50,6 +54,8 @@ class ReplaySettings:
         if self.batch_tokens < 1:
             raise InputError(f"batch_tokens = {self.batch_tokens!r}: expected a whole number of at least 1")
         check_temperature(self.temperature)
+        if self.length_factors not in LENGTH_RULES:
+            raise InputError(f"length_factors = {self.length_factors!r}: expected one of {', '.join(LENGTH_RULES)}")
 
 
 def check_temperature(temperature: float) -> None:

@@ -30,15 +30,19 @@ class StoredModel:
         rollouts: all rollouts of the replays.
         place: the directory whose disk takes the hidden states; None: the system's for temporary files. The file has
             no name, so that nothing is left of it, however the process ends.
+        rule: whose length decides the factors of a model that has several.
 
     Raises:
         InputError: as :func:`build_sequences`.
     """
 
-    def __init__(self, model: Any, rollouts: Sequence[Rollout], place: Path | None = None) -> None:
+    def __init__(
+        self, model: Any, rollouts: Sequence[Rollout], place: Path | None = None, rule: str = "prefix"
+    ) -> None:
         self.name, self.tokenizer, self.identity = model.name, model.tokenizer, model.identity
         self.width, self.max_positions, self.output_layer = model.width, model.max_positions, model.output_layer
-        self._model, self._place = model, place
+        self.length_factors, self.placeholder_ids = model.length_factors, model.placeholder_ids
+        self._model, self._place, self._rule = model, place, rule
         self._sequences = build_sequences(rollouts, [model])
         counts = np.array(state_counts(rollouts, self._sequences), dtype=np.int64)
         self._ends = np.cumsum(counts)
@@ -72,7 +76,7 @@ class StoredModel:
         """
         missing = [sequence for sequence in members if not self._known[sequence.rollout]]
         if missing:
-            hidden = state_hidden(self._model, missing, shared)
+            hidden = state_hidden(self._model, missing, shared, self._rule)
             self._keep(missing, hidden)
             if len(missing) == len(members):
                 return hidden
@@ -107,22 +111,20 @@ def _on_disk(shape: tuple[int, int], dtype: torch.dtype, place: Path | None) -> 
     return torch.from_numpy(mapped).view(dtype).view(shape)
 
 
-def state_hidden(model: Any, members: Sequence[StateSequence], shared: int) -> Tensor:
+def state_hidden(model: Any, members: Sequence[StateSequence], shared: int, rule: str = "prefix") -> Tensor:
     """Hidden states that predict the states' tokens, [N, d], members one after another.
-
-    Right padding needs no attention mask: a causal model never looks at what comes later.
 
     Args:
         shared: tokens at the start that are the same in all members.
+        rule: whose length decides the factors of a model that has several, see :mod:`opd_probe.models.lengths`.
     """
     if isinstance(model, StoredModel):
         return model.state_hidden(members, shared)
-    longest = max(len(s.input_ids) for s in members)
-    ids = np.zeros((len(members), longest), dtype=np.int64)
-    index = []
-    for row, sequence in enumerate(members):
-        ids[row, : len(sequence.input_ids)] = sequence.input_ids
-        index.append(row * (longest - shared) + sequence.state_index - shared)
-    hidden: Tensor = model.hidden(torch.from_numpy(ids).to(model.device), shared)
-    flat = torch.from_numpy(np.concatenate(index)).to(hidden.device)
-    return hidden.flatten(0, 1).index_select(0, flat)
+    hidden: Tensor = model.outputs(
+        [sequence.input_ids for sequence in members],
+        [sequence.state_index for sequence in members],
+        shared,
+        wholes=[sequence.whole for sequence in members],
+        rule=rule,
+    )
+    return hidden

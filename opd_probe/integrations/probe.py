@@ -37,6 +37,7 @@ from opd_probe.types import Checkpoint, Prompt, Rollout
 OPTIONS = (
     "k", "trace_k", "temperature", "sample_temperature", "max_new_tokens", "num_rollouts", "max_states", "seed",
     "batch_tokens", "average", "jsd", "dtype", "allow_special_mismatch",
+    "length_factors",
 )  # fmt: skip
 """The options of ``opd-probe.yaml`` that make sense for models that are loaded already."""
 

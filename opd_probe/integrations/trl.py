@@ -56,7 +56,8 @@ class OverlapCallback(TrainerCallback):
         out: for traces and samples, in place of ``<output_dir>/opd-probe``.
         options: as in ``opd-probe.yaml``, with the same defaults: ``k``, ``trace_k``, ``num_rollouts``,
             ``max_new_tokens``, ``temperature``, ``sample_temperature``, ``seed``, ``max_states``, ``batch_tokens``,
-            ``jsd``, ``average``, ``dtype`` (of a teacher given by path), ``allow_special_mismatch``.
+            ``jsd``, ``average``, ``dtype`` (of a teacher given by path), ``allow_special_mismatch``,
+            ``length_factors``.
 
     Raises:
         OpdProbeError: at once or when training starts, whatever cannot be used, in one line. A measurement that fails

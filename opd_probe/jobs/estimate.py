@@ -11,6 +11,7 @@ from typing import Any
 from opd_probe.jobs.files import Files, tokenizer_of
 from opd_probe.jobs.plan import Plan, RunPlan, Teacher
 from opd_probe.jobs.prompting import Prompter
+from opd_probe.jobs.rendering import student_tokenizer
 from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
 from opd_probe.models.served.model import ServedModel
 from opd_probe.options.settings import Settings
@@ -104,7 +105,8 @@ def _total(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _work(run: RunPlan, checkpoint: Checkpoint, files: Files) -> Work:
     if run.source.kind == "prompts":
         settings = run.settings
-        prompts = encode_prompts(files.prompts(run.source.path), tokenizer_of(checkpoint, run.tokenizer))
+        tokenizer = student_tokenizer(tokenizer_of(checkpoint, run.tokenizer), settings)
+        prompts = encode_prompts(files.prompts(run.source.path), tokenizer)
         sampled = len(prompts) * settings.num_rollouts * settings.max_new_tokens
         read = sum(len(prompt.ids or ()) for prompt in prompts) * settings.num_rollouts
         states = min(sampled, max(settings.max_states or sampled, settings.max_new_tokens))

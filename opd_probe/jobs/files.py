@@ -7,8 +7,8 @@ from typing import Any
 
 from opd_probe.errors import warn
 from opd_probe.jobs.plan import RunPlan
-from opd_probe.models.checkpoints import resolve_checkpoint
-from opd_probe.models.hub import home_of
+from opd_probe.jobs.rendering import student_tokenizer, warn_of_readings
+from opd_probe.models.hub import tokenizer_place
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
 from opd_probe.rollouts.prompts import read_prompts
@@ -35,8 +35,9 @@ class Files:
         """
         for plan in self._plans:
             if plan.source.kind == "prompts":
-                self.prompts(plan.source.path)
+                warn_of_readings(plan, self.prompts(plan.source.path))
                 continue
+            warn_of_readings(plan, self.rollouts(plan.source.path))
             for checkpoint in plan.run.checkpoints:
                 self.replayed(plan, checkpoint)
             steps_are = self._steps_are[plan.source.path]
@@ -69,7 +70,8 @@ class Files:
         everything = self.rollouts(path)
         chosen = of_checkpoint(everything, checkpoint, plan.run.checkpoints, settings.step_offset, path)
         if any(rollout.token_source == "retokenized" for rollout in chosen):
-            chosen = encode_rollouts(chosen, tokenizer_of(checkpoint, plan.tokenizer))
+            own = tokenizer_of(checkpoint, plan.tokenizer)
+            chosen = encode_rollouts(chosen, student_tokenizer(own, settings))
             warn_of_text(chosen, f"rollouts {path}")
         users = sum(len(other.run.checkpoints) for other in self._plans if other.source == plan.source)
         return (
@@ -82,7 +84,4 @@ def tokenizer_of(checkpoint: Checkpoint, tokenizer: str | None) -> Any:
     """The tokenizer that loading the checkpoint would give it, or None."""
     if tokenizer is not None:
         return load_tokenizer(tokenizer, required=True)
-    found = load_tokenizer(home_of(checkpoint), required=False)
-    if found is None and checkpoint.base and checkpoint.base != str(home_of(checkpoint)):
-        return tokenizer_of(resolve_checkpoint(checkpoint.base), None)
-    return found
+    return load_tokenizer(tokenizer_place(checkpoint), required=False)

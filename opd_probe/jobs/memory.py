@@ -69,7 +69,9 @@ def _bytes_needed(source: Any, dtype: str | None) -> int | None:
         headers = headers_of(local)
     except InputError:  # loading it will say what is wrong, once what comes before it is done
         return None
-    own = sum(header.values * BYTES.get(dtype or header.dtype, 1) for header in headers.values())
+    unpacked = "float32" if local.format == "gguf" else ""  # what is packed there does not stay so
+    kinds = ((header, dtype or header.dtype) for header in headers.values())
+    own = sum(header.values * BYTES.get(kind, BYTES.get(unpacked, 1)) for header, kind in kinds)
     adapter = local.base is not None and format_of(local).adapter(Path(local.path))
     base = _bytes_needed(local.base, dtype) if adapter else 0
     return None if base is None else own + base

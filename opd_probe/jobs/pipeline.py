@@ -19,6 +19,7 @@ from opd_probe.jobs.memory import memory_advice, too_large_together
 from opd_probe.jobs.plan import Plan, RunPlan, Teacher
 from opd_probe.jobs.pool import ModelPool
 from opd_probe.jobs.prompting import Prompter
+from opd_probe.jobs.rendering import template_source
 from opd_probe.jobs.sampling import Sampler, check_pair, each_once, step_name
 from opd_probe.jobs.served import settings_for
 from opd_probe.jobs.tracing import TraceRequest, shared_student
@@ -132,7 +133,9 @@ class _Station:
         }
         path = folder / f"{step_name(self.checkpoint)}.parquet"
         prompts = self.prompter.read(self.run, self.checkpoint, teacher, self.rollouts)
-        return TraceRequest(self.checkpoint, teacher.checkpoint, path, settings, labels, prompts)
+        named = self.run.settings.template
+        template = None if named is None else template_source(named)
+        return TraceRequest(self.checkpoint, teacher.checkpoint, path, settings, labels, prompts, template)
 
     def _student(self, replays: int, settings: ReplaySettings) -> LoadedModel | StoredModel:
         """The student, once every teacher is known to fit it; in a sequential run it has run then and may go."""

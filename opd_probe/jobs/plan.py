@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opd_probe.errors import InputError, MissingError
-from opd_probe.models.checkpoints import outermost, resolve_checkpoint, step_of_name
+from opd_probe.models.checkpoints import outermost, resolve_checkpoint
 from opd_probe.models.samplers import check_vllm
 from opd_probe.models.served.endpoint import is_url, parse_endpoint, shown
 from opd_probe.models.served.model import ServedModel
+from opd_probe.models.steps import step_of_name
 from opd_probe.options.manifest import MANIFEST_NAME, Manifest
 from opd_probe.options.naming import exists, file_names, path_parts, unique_names, user_path
 from opd_probe.options.request import DEFAULT_OUT, PromptOptions, Request
@@ -98,7 +99,7 @@ def plan_runs(request: Request) -> tuple[RunPlan, ...]:
         MissingError, InputError: as :func:`make_plan`.
     """
     given = parse_options(request.options)
-    runs = discover(request.ckpts, base=model_path("--base", request.base))
+    runs = discover(request.ckpts, base=model_path("--base", request.base), step_pattern=request.step_pattern)
     teachers = _find_teachers(request, runs)
     tokenizer = model_path("--tokenizer", request.tokenizer)
     folders = file_names([run.name for run in runs])
@@ -132,7 +133,7 @@ def make_sampling_plan(request: Request) -> Plan:
         InputError: several runs, or rollouts in place of prompts; else as :func:`make_plan`.
     """
     given = parse_options(request.options)
-    runs = discover(request.ckpts, base=model_path("--base", request.base))
+    runs = discover(request.ckpts, base=model_path("--base", request.base), step_pattern=request.step_pattern)
     if len(runs) > 1:
         raise InputError(
             f"--ckpts: checkpoints of {len(runs)} runs ({', '.join(run.name for run in runs)}); a "

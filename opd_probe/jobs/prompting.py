@@ -9,6 +9,7 @@ from typing import Any
 from opd_probe.errors import InputError, warn
 from opd_probe.jobs.files import Files, tokenizer_of
 from opd_probe.jobs.plan import RunPlan, Teacher
+from opd_probe.jobs.rendering import student_tokenizer, template_source
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import chat_template_of, load_tokenizer, text_digest
 from opd_probe.rollouts.prompts import encode_messages
@@ -97,9 +98,9 @@ class Prompter:
         assert teacher.prompt is not None
         place = teacher.prompt.template
         if place not in (STUDENT, OWN) and Path(place).is_file():
-            return _read(Path(place)), place
+            return template_source(place, "--teacher-template"), place
         if place == STUDENT:
-            name, found = checkpoint.path, self._tokenizer(checkpoint, run.tokenizer)
+            name, found = checkpoint.path, self._student(run, checkpoint)
         elif place == OWN:
             name, found = teacher.name, self._tokenizer(teacher.checkpoint, None)
             found = found or self._tokenizer(teacher.checkpoint, run.tokenizer)
@@ -119,6 +120,9 @@ class Prompter:
         place = (given,) if given is not None else (checkpoint.path, checkpoint.revision, checkpoint.base)
         return self._held(place, lambda: tokenizer_of(checkpoint, given))
 
+    def _student(self, run: RunPlan, checkpoint: Checkpoint) -> Any:
+        return student_tokenizer(self._tokenizer(checkpoint, run.tokenizer), run.settings)
+
     def _held(self, place: tuple[str | None, ...], load: Callable[[], Any]) -> Any:
         tokenizer = self._tokenizers.pop(place) if place in self._tokenizers else load()
         self._tokenizers[place] = tokenizer
@@ -131,7 +135,7 @@ class Prompter:
     ) -> None:
         """Warn, once, where the student's template does not make of the messages what the student read: then the
         teacher's prompt differs from it by more than was asked for."""
-        tokenizer = self._tokenizer(checkpoint, run.tokenizer)
+        tokenizer = self._student(run, checkpoint)
         first: dict[str, Rollout] = {}
         for rollout in rollouts:
             first.setdefault(rollout.prompt_id or rollout.id, rollout)
@@ -152,12 +156,3 @@ def _read_this(rollout: Rollout, tokenizer: Any) -> bool:
     except InputError:  # it refuses them, though not with what the teacher is given in their place
         return False
     return ids == list(rollout.prompt_ids)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"--teacher-template {path}: not UTF-8 text; expected a Jinja chat template") from None
-    except OSError as error:
-        raise InputError(f"--teacher-template {path}: cannot be read ({error.strerror})") from None

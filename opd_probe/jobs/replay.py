@@ -27,7 +27,7 @@ from opd_probe.rollouts.files import read_rollouts, rollouts_from_dicts
 from opd_probe.rollouts.reading import checked_set
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts, given_prompts
 from opd_probe.trace import Trace
-from opd_probe.types import Checkpoint, Rollout
+from opd_probe.types import Checkpoint, LengthRule, Rollout
 
 RolloutsSource = str | Path | Iterable[Mapping[str, Any]] | Sequence[Rollout]
 
@@ -37,6 +37,7 @@ class ReplayOptions(TypedDict, total=False):
 
     k: int
     jsd: bool
+    length_factors: LengthRule
     temperature: float
     dtype: str | None
     device: str | None
@@ -70,6 +71,7 @@ def replay(
     teacher_tokenizer: Any = None,
     allow_special_mismatch: bool = False,
     trust_remote_code: bool = False,
+    length_factors: LengthRule = "prefix",
     teacher_prompts: Sequence[Any] | None = None,
     labels: Mapping[str, Any] | None = None,
     reuse: bool = True,
@@ -99,6 +101,9 @@ def replay(
             are on this machine, else it is assumed to be the student's.
         allow_special_mismatch: accept an id whose two strings differ when both tokenizers call it special.
         trust_remote_code: let a model directory run its own code. Off unless you say so.
+        length_factors: whose length decides the rotary factors of a model that has several (longrope, dynamic scaling):
+            the ``prefix`` that a token is predicted from, as in ``generate``; the ``whole`` rollout, as in a trainer's
+            forward; or the longest that the model takes, at every prefix, as in a vLLM ``server``.
         teacher_prompts: for each rollout, in their order, what the teacher reads before the response in place of the
             student's prompt: token ids, or chat messages, which go through the teacher's chat template. The response
             is the same ids for both, so that states stay aligned.
@@ -116,6 +121,7 @@ def replay(
         OpdProbeError: bad input, in one line.
     """
     settings = ReplaySettings(k, temperature, jsd, dtype, tokenizer, allow_special_mismatch, batch_tokens, chunk)
+    settings = replace(settings, length_factors=length_factors)
     request = TraceRequest(student, teacher, None if out is None else output_path(out), settings, labels or {})
     place: dict[str, Any] = {"device": device, "device_map": device_map, "trust_remote_code": trust_remote_code}
     how: dict[str, Any] = {"reuse": reuse, "sequential": sequential, "progress": progress}

@@ -19,6 +19,7 @@ from opd_probe.jobs.memory import memory_advice
 from opd_probe.jobs.plan import RunPlan
 from opd_probe.jobs.pool import ModelPool
 from opd_probe.jobs.prompting import Prompter
+from opd_probe.jobs.rendering import student_tokenizer
 from opd_probe.models.digests import tokenizer_files_digest, weights_digest
 from opd_probe.models.generation import sample_rollouts
 from opd_probe.models.hub import home_of
@@ -41,7 +42,7 @@ from opd_probe.types import Checkpoint, Prompt, Rollout
 Described = LoadedModel | Outline | ServedModel
 """What is known of a teacher before anything is sampled: its vocabulary and its positions."""
 
-KEY_VERSION = 2
+KEY_VERSION = 3
 """Raised when the same key would lead to other samples."""
 
 
@@ -113,11 +114,15 @@ def allowed_ids(
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     """int64, ascending: what may be sampled, the ids that the student shares with every teacher.
 
-    Without a teacher they are those that the student's own tokenizer knows.
+    Without a teacher they are those that the student's own tokenizer knows. Ids that stand for pieces of an image, a
+    video or a sound are not among them.
     """
     allow = settings.allow_special_mismatch
     shared = [shared_vocabulary(student, other, allow_special_mismatch=allow).ids for other in teachers or [student]]
-    return reduce(np.intersect1d, shared)
+    no_text = [one.placeholder_ids for one in (student, *teachers) if not isinstance(one, ServedModel)]
+    return np.setdiff1d(
+        reduce(np.intersect1d, shared), np.concatenate([np.array(ids, dtype=np.int64) for ids in no_text])
+    )
 
 
 def each_once(models: Iterable[Described]) -> list[Described]:
@@ -149,7 +154,7 @@ def draw(
     teachers = each_once(teachers)
     for teacher in teachers:
         check_pair(student, teacher, settings)
-    encoded = encode_prompts(prompts, student.tokenizer)
+    encoded = encode_prompts(prompts, student_tokenizer(student.tokenizer, settings))
     longest = max((len(prompt.ids or ()) for prompt in encoded), default=0)
     for teacher in teachers:
         _check_positions(longest, teacher, settings.max_new_tokens)
@@ -165,9 +170,14 @@ def draw(
     }
     with _no_drafts_of_bad_input(drafts), memory_advice("sampling"):
         if isinstance(student, LoadedModel):
-            decides = json.dumps(key, sort_keys=True)
             return sample_rollouts(
-                student, encoded, batch_tokens=settings.batch_tokens, drafts=drafts, key=decides, **how
+                student,
+                encoded,
+                batch_tokens=settings.batch_tokens,
+                length_factors=settings.length_factors,
+                drafts=drafts,
+                key=json.dumps(key, sort_keys=True),
+                **how,
             )
         if is_url(settings.sampler):
             served = _server(settings.sampler, checkpoint)
@@ -243,7 +253,7 @@ def sampling_key(
         "weights": weights_digest(checkpoint),
         "tokenizer": _digest_of(own),
         "tokenizer files": tokenizer_files_digest(tokenizer or checkpoint),
-        "template": None if own is None else template_digest(own),
+        "template": None if own is None else template_digest(student_tokenizer(own, settings)),
         "prompts": prompts_digest(prompts),
         "vocabularies": sorted([digest or "", size] for digest, size in vocabularies),
         "num_rollouts": settings.num_rollouts,
@@ -252,6 +262,8 @@ def sampling_key(
         "seed": settings.seed,
         "dtype": settings.dtype,
         "allow_special_mismatch": settings.allow_special_mismatch,
+        # No whole is there yet: the prefix decides then.
+        "length_factors": "server" if settings.length_factors == "server" else "prefix",
     }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from opd_probe.engine.provenance import float32_precision, reduced_matmul_precision, software
 from opd_probe.engine.replay import Progress, Replay
-from opd_probe.engine.sequences import skip_reason
+from opd_probe.engine.sequences import skip_reason, straddling
 from opd_probe.engine.served import TOLD, ServedReplay
 from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
@@ -22,9 +22,10 @@ from opd_probe.errors import OpdProbeWarning, TraceError
 from opd_probe.jobs.memory import memory_advice
 from opd_probe.jobs.served import foreign_warnings, served_states, tokenizer_of_served, told_beside
 from opd_probe.models.digests import tokenizer_files_digest, weights_digest
+from opd_probe.models.lengths import has_length_factors
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.model import ServedModel
-from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, special_ids, template_digest
+from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, special_ids, template_digest, text_digest
 from opd_probe.rollouts.files import prompt_key, rollouts_digest
 from opd_probe.rollouts.grading import grade
 from opd_probe.rollouts.sampling import sampling_words
@@ -32,7 +33,7 @@ from opd_probe.rollouts.teacher_prompts import TeacherPrompts
 from opd_probe.runs.stored import warn_of
 from opd_probe.trace import Trace, TraceSpool, read_trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, array_columns
-from opd_probe.types import Rollout
+from opd_probe.types import LengthRule, Rollout
 
 OUTSIDE_WARNING = 0.01
 """Mean probability outside the shared vocabulary above which a replay warns."""
@@ -47,6 +48,7 @@ class TraceRequest:
         path: the file to write; None keeps the trace in memory.
         labels: JSON values to keep with it.
         teacher_prompts: what the teacher reads before each response; None: what the student read.
+        template: the chat template that made the student's prompts, where it is not its tokenizer's.
     """
 
     student: Any
@@ -55,6 +57,7 @@ class TraceRequest:
     settings: ReplaySettings
     labels: Mapping[str, Any]
     teacher_prompts: TeacherPrompts | None = None
+    template: str | None = None
 
     def fingerprint(self, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         """Everything that a stored trace must agree on, flat, so that the first difference can be named.
@@ -78,7 +81,13 @@ class TraceRequest:
             # A trace that does not say was made with torch's default, as far as anyone knows: that is None too.
             "matmul precision": reduced_matmul_precision(),
             "allow_special_mismatch": settings.allow_special_mismatch,
+            "length_factors": self._length_rule(),
         }
+
+    def _length_rule(self) -> LengthRule | None:
+        """Whose length decides; None where it decides nothing, so that the rule does not matter."""
+        models = [one for one in (self.student, self.teacher) if not isinstance(one, ServedModel)]
+        return self.settings.length_factors if any(map(has_length_factors, models)) else None
 
     def stored(self, fingerprint: Mapping[str, Any]) -> Trace | None:
         """The trace that is there already, when it fits, else None. Loads no model.
@@ -114,7 +123,7 @@ class TraceRequest:
         allow = self.settings.allow_special_mismatch
         vocabulary = shared_vocabulary(student, teacher, allow_special_mismatch=allow)
         settings = replace(self.settings, k=min(self.settings.k, vocabulary.size))
-        return _Job((student, teacher), vocabulary, rollouts, settings, self.teacher_prompts).run(
+        return _Job((student, teacher), vocabulary, rollouts, settings, self.teacher_prompts, self.template).run(
             self.path, fingerprint, self.labels, progress
         )
 
@@ -144,7 +153,7 @@ def shared_student(
     """
     if replays == 1 and not alone:
         return student
-    kept = StoredModel(student, rollouts, place)
+    kept = StoredModel(student, rollouts, place, settings.length_factors)
     if alone:
         with memory_advice("replaying"):
             kept.fill(settings.batch_tokens, progress)
@@ -180,6 +189,7 @@ class _Job:
     rollouts: Sequence[Rollout]
     settings: ReplaySettings
     teacher_prompts: TeacherPrompts | None
+    template: str | None = None
 
     def run(
         self,
@@ -210,10 +220,25 @@ class _Job:
         for index, values in states:
             spool.put(index, values)
         foreign = foreign_warnings(spool, teacher.name) if isinstance(teacher, ServedModel) else []
-        provenance = self._provenance(fingerprint, labels) | {"warnings": [*foreign, *self._outside_warnings(spool)]}
+        provenance = self._provenance(fingerprint, labels) | {
+            "length_factors": self._length_factors(engine),
+            "warnings": [*foreign, *self._outside_warnings(spool)],
+        }
         trace = spool.finish(rollout_table(self._rows(counts)), provenance, path)
         warn_of(trace)
         return trace
+
+    def _length_factors(self, engine: Replay | ServedReplay) -> dict[str, Any]:
+        """Whose length decided, and for each model with several sets of rotary factors how many states it matters to:
+        those of a prefix on one side of the boundary in a rollout whose end is on the other."""
+        said: dict[str, Any] = {"rule": self.settings.length_factors, "student": None, "teacher": None}
+        sides = engine.sides if isinstance(engine, Replay) else [engine.sequences]
+        for name, model, sequences in zip(("student", "teacher"), self.models, (sides[0], sides[-1]), strict=True):
+            factors = None if isinstance(model, ServedModel) else model.length_factors
+            if factors is not None:
+                states = sum(straddling(sequence, factors.boundary) for sequence in sequences)
+                said[name] = {"kind": factors.kind, "boundary": factors.boundary, "straddling_states": states}
+        return said
 
     def _outside_warnings(self, spool: TraceSpool) -> list[str]:
         found = []
@@ -259,6 +284,11 @@ class _Job:
             text = str(tokenizer.decode(list(rollout.response_ids), skip_special_tokens=True))
         return None if text is None else float(grade(text, rollout.answer))
 
+    def _template_digest(self, tokenizer: Any) -> str | None:
+        if self.template is not None:
+            return text_digest(self.template)
+        return None if tokenizer is None else template_digest(tokenizer)
+
     def _provenance(self, fingerprint: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, Any]:
         student, teacher = self.models
         return {
@@ -275,7 +305,7 @@ class _Job:
                 "teacher_tokenizer_sha256": self.vocabulary.tokenizer_sha256[1],
                 "special_ids": None if student.tokenizer is None else sorted(special_ids(student.tokenizer)),
             },
-            "template_sha256": template_digest(student.tokenizer) if student.tokenizer is not None else None,
+            "template_sha256": self._template_digest(student.tokenizer),
             "teacher_prompt": None if self.teacher_prompts is None else dict(self.teacher_prompts.made),
             "labels": {"states": "unknown", **labels},
             "fingerprint": dict(fingerprint),

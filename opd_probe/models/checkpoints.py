@@ -10,15 +10,15 @@ from pathlib import Path
 
 from opd_probe.errors import InputError, MissingError, OpdProbeError
 from opd_probe.models.directories import closed, entries, is_directory
-from opd_probe.models.formats import FORMATS, Format
+from opd_probe.models.formats import FORMATS, Format, gguf
 from opd_probe.models.formats.headers import Headers
 from opd_probe.models.served.endpoint import is_url, shown
+from opd_probe.models.steps import step_of_name
 from opd_probe.types import Checkpoint
 
-_STEP_NAME = re.compile(r"(?:checkpoint-|global_step_|step_|iter_)(\d+)")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?$")
-_LEVELS = 3
-"""Directories between a step's own and that of its weights, as in ``global_step_5/actor/model/huggingface``."""
+_LEVELS = 4
+"""Directories between a step's own and that of its weights, as in ``step_5/policy/weights/model/consolidated``."""
 
 _STATES = ("trainer_state.json", "ckpt_contents.json")
 """Files beside the weights whose ``global_step`` is the step."""
@@ -69,6 +69,8 @@ def locate(path: str | Path) -> Located | Refused | None:
         InputError: such a JSON file cannot be read.
     """
     path = Path(path)
+    if gguf.recognises(path):
+        return Located(path, next(known for known in FORMATS if known.name == "gguf"))
     if not is_directory(path) or not os.access(path, os.R_OK | os.X_OK):
         return None
     try:
@@ -141,13 +143,14 @@ def resolve_checkpoint(
     if found is None:
         raise InputError(f"checkpoint {path}: {describe(local)}; expected {accepted()}")
     known, place = found.format, found.path
-    needs_another = known.adapter(place) or known.home(place) is None
+    adapter, own = known.adapter(place), known.base(place)
+    needs_another = adapter or known.home(place) is None
     return Checkpoint(
         str(place),
         run=run,
         step=step_of(outermost(local.resolve())),
         format=known.name,
-        base=(base or known.base(place) or student) if needs_another else None,
+        base=(base or ((own or student) if adapter else (student or own))) if needs_another else None,
     )
 
 
@@ -159,8 +162,9 @@ def format_of(checkpoint: Checkpoint) -> Format:
 def tokenizer_home(path: Path) -> Path:
     """Where the tokenizer of a directory lies: in it, or else at the home of the checkpoint that it is or holds."""
     found = None if any((path / name).is_file() for name in TOKENIZER_FILES) else locate(path)
-    home = found.format.home(found.path) if isinstance(found, Located) else None
-    return home or path
+    if not isinstance(found, Located):
+        return path
+    return found.format.tokenizer(found.path) or found.format.home(found.path) or path
 
 
 def headers_of(checkpoint: Checkpoint) -> Headers:
@@ -193,6 +197,16 @@ def describe(path: Path) -> str:
 
 def step_of(path: Path) -> int | None:
     """The optimiser step: ``global_step`` of the trainer's own record, else the number in the directory's name."""
+    recorded = recorded_step(path)
+    return step_of_name(path.resolve().name) if recorded is None else recorded
+
+
+def recorded_step(path: Path) -> int | None:
+    """``global_step`` of the record that a trainer left beside the weights; None: there is none.
+
+    Raises:
+        InputError: the record cannot be read.
+    """
     for state in (path / name for name in _STATES):
         if state.is_file():
             try:
@@ -203,10 +217,4 @@ def step_of(path: Path) -> int | None:
                 raise InputError(f"{state}: not valid JSON; remove it to take the step from the name") from None
             if isinstance(step, int):
                 return step
-    return step_of_name(path.resolve().name)
-
-
-def step_of_name(name: str) -> int | None:
-    """N of ``checkpoint-N``, ``global_step_N``, ``step_N`` or ``iter_N``; None for any other name."""
-    match = _STEP_NAME.fullmatch(name)
-    return int(match.group(1)) if match else None
+    return None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.models.checkpoints import TOKENIZER_FILES, format_of, resolve_checkpoint, tokenizer_home
+from opd_probe.models.formats import gguf
 from opd_probe.models.hub import home_of, localized
 from opd_probe.types import Checkpoint
 
@@ -60,9 +61,15 @@ def tokenizer_files_digest(place: Any) -> str | None:
     """sha256 over the tokenizer and template files at a directory or of a checkpoint; None where there are none."""
     place = getattr(place, "checkpoint", place)  # of a loaded model
     if isinstance(place, Checkpoint):
-        place = home_of(place)
+        local = localized(place)
+        place = format_of(local).tokenizer(Path(local.path)) or home_of(local)
     if not isinstance(place, (str, Path)):
         return None
+    if gguf.recognises(Path(place)):
+        if gguf.TOKENS not in gguf.metadata(Path(place)):
+            return None
+        state = Path(place).stat()
+        return _file_digest(Path(place).resolve(), state.st_size, state.st_mtime_ns).hex()
     files = [tokenizer_home(Path(place)) / name for name in TOKENIZER_FILES]
     digest = hashlib.sha256()
     for file in files:

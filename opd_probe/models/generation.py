@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
 
 from opd_probe.errors import InputError, LogitError, OutOfMemoryError
+from opd_probe.models.continuation import Continuation, one_length
+from opd_probe.models.lengths import check_rule
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.outline import Outline
 from opd_probe.models.samplers import sampler_version
@@ -23,7 +24,7 @@ from opd_probe.models.served.drafts import Drafts
 from opd_probe.stats.projection import OutputProjection
 from opd_probe.stats.scratch import Scratch
 from opd_probe.stats.threads import fitting_threads
-from opd_probe.types import Prompt, Rollout
+from opd_probe.types import LengthRule, Prompt, Rollout
 
 BATCH_TOKENS = 8192
 """Default bound on the tokens that a batch may hold in its cache."""
@@ -58,6 +59,7 @@ def sample_rollouts(
     batch_tokens: int = BATCH_TOKENS,
     step: int | None = None,
     progress: Progress | None = None,
+    length_factors: LengthRule = "prefix",
     drafts: Path | None = None,
     key: str = "",
 ) -> list[Rollout]:
@@ -75,6 +77,8 @@ def sample_rollouts(
         temperature: samples from softmax(logits / temperature).
         batch_tokens: bound on prompt and response tokens in a batch; does not change the draws.
         step: recorded in every rollout.
+        length_factors: whose length decides the factors of a model that has several (longrope, dynamic scaling):
+            ``server``, the longest that it takes; else the prefix's, since no whole is there yet.
         drafts: the file that keeps responses as they end, for a later call with the same ``key``, which draws the
             others alone; None: none. The caller removes it.
         key: all that decides the draws.
@@ -87,6 +91,13 @@ def sample_rollouts(
         InputError: a prompt without ids or too long for the model, or settings that cannot be used.
     """
     check_sampling(student, prompts, num_rollouts, max_new_tokens, temperature)
+    check_rule(length_factors)
+    if not student.paths.decided:
+        raise InputError(
+            f"model {student.name} ({type(student.model).__name__}): attends to the best few of what it has read, and "
+            "has equal scores among them: what it says of a prefix changes when the prefix goes on, so that it has no "
+            "distribution to sample from; give --rollouts of another sampler"
+        )
     kept = Drafts(drafts, key)
     wanted = [
         _Draft(index, sample, _uniforms(seed, prompt.id, sample, max_new_tokens))
@@ -94,7 +105,7 @@ def sample_rollouts(
         for sample in range(num_rollouts)
     ]
     lengths = [len(prompt.ids or ()) for prompt in prompts]
-    sampler = _Sampler(student, prompts, allowed_ids, max_new_tokens, temperature)
+    sampler = _Sampler(student, prompts, allowed_ids, max_new_tokens, temperature, length_factors)
     done = 0
 
     def finished(ended: Sequence[_Draft]) -> None:
@@ -108,7 +119,8 @@ def sample_rollouts(
 
     finished(_take_kept(wanted, kept, prompts))
     todo = [draft for draft in wanted if not draft.ids]
-    for batch in _batches(todo, lengths, max_new_tokens, batch_tokens):
+    apart = len(set(lengths)) > 1 and one_length(student)
+    for batch in _batches(todo, lengths, max_new_tokens, batch_tokens, apart=apart):
         try:
             with fitting_threads(student.output_layer.weight):
                 sampler.run(batch, finished)
@@ -163,6 +175,12 @@ def check_sampling(
                 f"prompt {prompt.id!r}: token id {outside[0]} is outside the vocabulary of {student.name} "
                 f"({student.width} ids)"
             )
+        foreign = [token for token in prompt.ids if token in student.placeholder_ids]
+        if foreign:
+            raise InputError(
+                f"prompt {prompt.id!r}: token id {foreign[0]} stands for a piece of an image, a video or a sound to "
+                f"{student.name}, and no prompt has those; expected ids of text alone; drop the prompt"
+            )
         if limit is not None and len(prompt.ids) + max_new_tokens > limit:
             raise InputError(
                 f"prompt {prompt.id!r}: {len(prompt.ids)} tokens and {max_new_tokens} new ones need more than the "
@@ -182,15 +200,22 @@ def stream_digest(seed: int, prompt_id: str, sample: int) -> bytes:
 
 
 def _batches(
-    drafts: Sequence[_Draft], lengths: Sequence[int], max_new_tokens: int, batch_tokens: int
+    drafts: Sequence[_Draft], lengths: Sequence[int], max_new_tokens: int, batch_tokens: int, *, apart: bool
 ) -> Iterator[list[_Draft]]:
-    """Drafts by falling prompt length, so that the padding of a batch is small; at least one a batch."""
+    """Drafts by falling prompt length, so that the padding of a batch is small; at least one a batch.
+
+    Args:
+        apart: prompts of different lengths are not in one batch.
+    """
     order = sorted(drafts, key=lambda draft: -lengths[draft.prompt])
     start = 0
     while start < len(order):
-        size = max(1, batch_tokens // (lengths[order[start].prompt] + max_new_tokens))
-        yield order[start : start + size]
-        start += size
+        longest = lengths[order[start].prompt]
+        batch = order[start : start + max(1, batch_tokens // (longest + max_new_tokens))]
+        if apart:
+            batch = [draft for draft in batch if lengths[draft.prompt] == longest]
+        yield batch
+        start += len(batch)
 
 
 class _Sampler:
@@ -203,10 +228,12 @@ class _Sampler:
         allowed_ids: NDArray[np.int64] | None,
         max_new_tokens: int,
         temperature: float,
+        rule: LengthRule,
     ) -> None:
-        self.student, self.prompts = student, prompts
+        self.student, self.prompts, self.rule = student, prompts, rule
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         ids = np.arange(student.width) if allowed_ids is None else np.asarray(allowed_ids, dtype=np.int64)
+        ids = np.setdiff1d(ids, student.placeholder_ids)
         layer = student.output_layer
         self.allowed = torch.from_numpy(ids).to(layer.weight.device)
         self.projection = OutputProjection(layer.weight, layer.bias, self.allowed, layer.scale, layer.softcap)
@@ -215,11 +242,11 @@ class _Sampler:
     @torch.inference_mode()
     def run(self, batch: list[_Draft], finished: Callable[[Sequence[_Draft]], None]) -> None:
         """Fill the drafts of one batch; ``finished`` hears which came to their end."""
-        cache, hidden, mask = self._prefill(batch)
+        growing = self._begin(batch)
         eos = set(self.student.eos_ids)
-        uniforms = torch.from_numpy(np.stack([draft.uniforms for draft in batch])).to(hidden.device)
+        uniforms = torch.from_numpy(np.stack([draft.uniforms for draft in batch])).to(growing.hidden.device)
         for t in range(self.max_new_tokens):
-            tokens, logprobs = self._draw(batch, hidden, uniforms[:, t])
+            tokens, logprobs = self._draw(batch, growing.hidden, uniforms[:, t])
             for draft, token, logprob in zip(batch, tokens.tolist(), logprobs.tolist(), strict=True):
                 draft.ids.append(token)
                 draft.logprobs.append(logprob)
@@ -230,37 +257,18 @@ class _Sampler:
                 return
             if len(keep) < len(batch):
                 finished([draft for draft in batch if draft.stopped])
-                kept = torch.tensor(keep)  # on the CPU, which indexes a cache on whatever devices its layers are
-                cache.batch_select_indices(kept)
+                growing.keep(keep)
+                kept = torch.tensor(keep)
                 tokens, uniforms = tokens[kept], uniforms[kept]
-                mask = None if mask is None else mask[kept]
                 batch = [batch[index] for index in keep]
-            positions = None
-            if mask is not None:
-                positions = mask.sum(-1, keepdim=True)
-                mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-            hidden = self.student.advance(tokens[:, None], cache, mask, positions)[:, -1]
+            growing.append(tokens)
 
-    def _prefill(self, batch: Sequence[_Draft]) -> tuple[DynamicCache, Tensor, Tensor | None]:
-        """Cache, hidden states at the last prompt tokens [B, d] and mask; each prompt is read once."""
+    def _begin(self, batch: Sequence[_Draft]) -> Continuation:
+        """The prompts of a batch, each read once."""
         members = sorted({draft.prompt for draft in batch})
-        prompts = [self.prompts[index].ids or () for index in members]
-        longest = max(len(ids) for ids in prompts)
-        padded = torch.zeros(len(prompts), longest, dtype=torch.int64)
-        mask = torch.zeros_like(padded)
-        for row, ids in enumerate(prompts):
-            padded[row, longest - len(ids) :] = torch.tensor(list(ids))
-            mask[row, longest - len(ids) :] = 1
-        device, cache = self.student.device, DynamicCache()
-        padded, mask = padded.to(device), mask.to(device)
-        if bool(mask.all()):  # no padding: the attention of the replay, which needs no mask
-            hidden = self.student.advance(padded, cache)[:, -1]
-        else:
-            hidden = self.student.advance(padded, cache, mask, (mask.cumsum(-1) - 1).clamp_min(0))[:, -1]
         places = {prompt: row for row, prompt in enumerate(members)}
-        rows = torch.tensor([places[draft.prompt] for draft in batch])
-        cache.batch_select_indices(rows)
-        return cache, hidden[rows], None if bool(mask.all()) else mask[rows]
+        prompts = [self.prompts[index].ids or () for index in members]
+        return Continuation(self.student, prompts, [places[draft.prompt] for draft in batch], self.rule)
 
     def _draw(self, batch: Sequence[_Draft], hidden: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [B] and their float64 log-probabilities [B] at hidden states [B, d]."""

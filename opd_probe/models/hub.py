@@ -82,3 +82,21 @@ def home_of(checkpoint: Checkpoint) -> Path:
     if (Path(local.base) / "config.json").is_file():  # with or without weights
         return Path(local.base)
     return home_of(resolve_checkpoint(local.base))
+
+
+def tokenizer_place(checkpoint: Checkpoint) -> str:
+    """Where the tokenizer of a checkpoint lies, if anywhere: beside the weights; for an adapter without one of its own,
+    beside those of its base.
+
+    Raises:
+        InputError, MissingError: as :func:`home_of`.
+    """
+    checkpoint = localized(checkpoint)
+    known = format_of(checkpoint)
+    if (apart := known.tokenizer(Path(checkpoint.path))) is not None:
+        return str(apart)
+    place = home_of(checkpoint)
+    adapter = known.adapter(Path(checkpoint.path))
+    if adapter and checkpoint.base and not (place / "tokenizer_config.json").is_file():
+        return tokenizer_place(resolve_checkpoint(checkpoint.base))
+    return str(place)

@@ -5,54 +5,47 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opd_probe.errors import InputError, OutOfMemoryError
+from opd_probe.errors import InputError
+from opd_probe.models.adapters import check_adapters
+from opd_probe.models.batches import outputs
+from opd_probe.models.bodies import Body, Caching, Past
 from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
 from opd_probe.models.formats.headers import stored_dtype
 from opd_probe.models.guards import brief
-from opd_probe.models.hub import home_of, localized
-from opd_probe.models.placement import DeviceMap, check_device_map, input_device, weights_at_hand
+from opd_probe.models.hub import localized, tokenizer_place
+from opd_probe.models.lengths import LengthFactors
+from opd_probe.models.paths import Paths, Trial, paths_of
+from opd_probe.models.placeholders import placeholder_ids
+from opd_probe.models.placement import DeviceMap, check_device_map, input_device
+from opd_probe.models.positions import max_positions
+from opd_probe.models.quantised import quantisation_of_model
+from opd_probe.models.readout import OutputLayer as OutputLayer
+from opd_probe.models.tying import warn_of_untied
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.models.weights import read_model
-from opd_probe.types import Checkpoint
+from opd_probe.types import Checkpoint, LengthRule
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-_CHECK_IDS = 8
-
 
 PREFILL_TOKENS = 8192
 """Tokens of one sequence that go through the layers at once."""
 
 MASK_VALUES = 2**25
 """Pairs of new and known tokens that attention may look at at once, in a sequence that goes through piece by piece."""
-
-
-@dataclass
-class OutputLayer:
-    """logits = softcap · tanh((scale · hidden · weightᵀ + bias) / softcap), without the last step when it is None.
-
-    ``weight`` is [W, d], ``bias`` [W] or None.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The obvious float32 product, for checks: [..., d] -> [..., W]."""
-        logits = hidden.float() @ self.weight.float().t() * self.scale
-        if self.bias is not None:
-            logits = logits + self.bias.float()
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
 @dataclass
@@ -65,6 +58,7 @@ class LoadedModel:
         tokenizer: None for a model in memory that came without one.
         identity: JSON values that say what was loaded, for provenance.
         output_layer: what turns hidden states into logits.
+        paths: which ways of calling it are exact.
         checkpoint: where it came from; None for a model in memory.
         eos_ids: end-of-sequence ids of generation_config and tokenizer together.
     """
@@ -76,7 +70,7 @@ class LoadedModel:
     output_layer: OutputLayer
     checkpoint: Checkpoint | None = None
     eos_ids: tuple[int, ...] = ()
-    _backbone: Any = field(default=None, repr=False)
+    paths: Paths = field(default_factory=Paths, repr=False)
 
     @property
     def width(self) -> int:
@@ -86,8 +80,12 @@ class LoadedModel:
     @property
     def max_positions(self) -> int | None:
         """How many positions the model was built for, when it says."""
-        value = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return int(value) if isinstance(value, int) else None
+        return max_positions(self.model.config)
+
+    @cached_property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """Ids that stand for pieces of an image, a video or a sound, and are no text."""
+        return placeholder_ids(self.model.config)
 
     @property
     def device(self) -> torch.device:
@@ -96,50 +94,84 @@ class LoadedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of its weights."""
-        return self.output_layer.weight.dtype
+        """The type that it computes in: of its embeddings, since an adapter may widen the output layer."""
+        return computing_type(self.model, self.output_layer)
+
+    @cached_property
+    def length_factors(self) -> LengthFactors | None:
+        """What of it depends on the length of a call; None: nothing."""
+        return LengthFactors.of(self.model)
+
+    def factors_of(self, length: int) -> AbstractContextManager[None]:
+        """While the block runs, its factors are those of a call of so many tokens."""
+        factors = self.length_factors
+        return nullcontext() if factors is None else factors.of_length(length)
+
+    @cached_property
+    def body(self) -> Body:
+        """The model without its output layer, as a function."""
+        return Body(self.model, self.paths.kind)
+
+    def cache_for(self, what: str) -> Caching | None:
+        """The caching with which a path is exact, None where none is; found out when it is first asked for.
+
+        Args:
+            what: see :meth:`opd_probe.models.paths.Trial.verdict`.
+        """
+        if what not in self.paths.verdicts:
+            self.paths.verdicts[what] = Trial(self.model, self.name).verdict(self.paths, self.output_layer, what)
+        return self.paths.verdicts[what]
 
     def hidden(self, input_ids: Tensor, shared: int = 0) -> Tensor:
         """Inputs of the output layer, [B, T - shared, d], where that layer is, for ids [B, T] padded on the right.
 
         Without an attention mask: a causal model at a real token never sees what is right of it. Sequences longer than
         :data:`PREFILL_TOKENS` go through a key-value cache in pieces of that many tokens, or of fewer where
-        :data:`MASK_VALUES` asks for it, which bounds what the layers hold at a time.
+        :data:`MASK_VALUES` asks for it, which bounds what the layers hold at a time; where no cache is exact for this
+        model, they go through whole.
 
         Args:
-            shared: tokens at the start that are the same in every row: they go through the layers once, and their
-                hidden states are not returned.
+            shared: tokens at the start that are the same in every row: they go through the layers once where that is
+                exact for this model, and their hidden states are not returned.
         """
-        # What a recurrent model keeps of the past is not a cache of keys and values.
-        apart = shared > 0 and not getattr(self.model, "_is_stateful", False)
-        if not apart and input_ids.shape[1] <= PREFILL_TOKENS:
-            output = self._backbone(input_ids=input_ids, use_cache=False)
-            hidden: Tensor = output.last_hidden_state[:, shared:]
-            return hidden.to(self.output_layer.weight.device)
-        cache = DynamicCache()
+        once = self.cache_for("shared") if shared > 0 else None
+        long = input_ids.shape[1] > PREFILL_TOKENS
+        how = self.cache_for("pieces") if long else once
+        if how is None or (not long and once is None):
+            return self.advance(input_ids, None)[:, shared:]
+        past = Past(how)
         size = max(1, min(PREFILL_TOKENS, MASK_VALUES // input_ids.shape[1]))
-        if apart:
+        if once is not None:
             for piece in input_ids[:1, :shared].split(size, dim=1):
-                self.advance(piece, cache)
-            cache.batch_repeat_interleave(len(input_ids))
-        start = shared if apart else 0
+                self.advance(piece, past)
+            past.select(torch.zeros(len(input_ids), dtype=torch.int64))
+        start = shared if once is not None else 0
         pieces = input_ids[:, start:].split(size, dim=1)
-        return torch.cat([self.advance(piece, cache) for piece in pieces], dim=1)[:, shared - start :]
+        return torch.cat([self.advance(piece, past) for piece in pieces], dim=1)[:, shared - start :]
 
-    def advance(
-        self, input_ids: Tensor, cache: Any, mask: Tensor | None = None, positions: Tensor | None = None
+    def advance(self, input_ids: Tensor, past: Past | None) -> Tensor:
+        """Hidden states [B, T, d] of new tokens [B, T] behind what ``past`` holds, which grows by T tokens."""
+        return self.body(input_ids, past).to(self.output_layer.weight.device)
+
+    def outputs(
+        self,
+        ids: Sequence[NDArray[np.int64]],
+        index: Sequence[NDArray[np.int64]],
+        shared: int = 0,
+        *,
+        wholes: Sequence[int] | None = None,
+        rule: LengthRule = "prefix",
     ) -> Tensor:
-        """Hidden states [B, T, d] of new tokens [B, T] behind what ``cache`` holds; the cache grows by T.
+        """Inputs of the output layer at some places of several sequences, [N, d], one sequence after another.
 
         Args:
-            mask: [B, cached + T], 0 at padding; None: there is none.
-            positions: [B, T] of the new tokens; None: they go on counting from the cache.
+            ids: tokens of each sequence.
+            index: ascending places in each sequence, at least one.
+            shared: tokens at the start that are the same in all, before the first place of each.
+            wholes: the lengths of the whole rollouts, where ``ids`` are parts of them.
+            rule: whose length decides the factors of a model that has several.
         """
-        known = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions}
-        given = {name: value.to(self.device) for name, value in known.items() if value is not None}
-        output = self._backbone(past_key_values=cache, use_cache=True, **given)
-        hidden: Tensor = output.last_hidden_state
-        return hidden.to(self.output_layer.weight.device)
+        return outputs(self, ids, index, shared, wholes=wholes, rule=rule)
 
 
 def load_model(
@@ -185,6 +217,8 @@ def load_model(
         )
         loaded = _wrap(model, source, tokenizer_for(local, tokenizer, trust_remote_code=trust_remote_code))
         loaded.identity["stored_dtype"] = stored_dtype(headers_of(local))
+        if not format_of(local).adapter(Path(local.path)):
+            warn_of_untied(model, source.path)
         return loaded
     if not hasattr(source, "get_output_embeddings"):
         raise InputError(f"model of type {type(source).__name__}: expected a path, a hub id or a transformers model")
@@ -213,17 +247,8 @@ def tokenizer_for(
     Raises:
         MissingError, InputError: see :func:`load_tokenizer`.
     """
-    place = given if given is not None else _tokenizer_place(checkpoint)
+    place = given if given is not None else tokenizer_place(checkpoint)
     return load_tokenizer(place, required=given is not None, trust_remote_code=trust_remote_code)
-
-
-def _tokenizer_place(checkpoint: Checkpoint) -> str:
-    """Beside the weights; for an adapter without one of its own, beside those of its base."""
-    place = home_of(checkpoint)
-    adapter = format_of(checkpoint).adapter(Path(checkpoint.path))
-    if adapter and checkpoint.base and not (place / "tokenizer_config.json").is_file():
-        return _tokenizer_place(localized(resolve_checkpoint(checkpoint.base)))
-    return str(place)
 
 
 def _wrap(
@@ -231,8 +256,9 @@ def _wrap(
 ) -> LoadedModel:
     model.eval()
     name = checkpoint.path if checkpoint is not None else type(model).__name__
-    layer = _output_layer(model, name)
-    loaded = LoadedModel(
+    check_adapters(model, name)
+    paths, layer = paths_of(model, name)
+    return LoadedModel(
         model,
         name,
         tokenizer,
@@ -240,51 +266,15 @@ def _wrap(
         layer,
         checkpoint,
         eos_ids_of(getattr(model, "generation_config", None), tokenizer),
-        _backbone=model.get_decoder() if hasattr(model, "get_decoder") else model.base_model,
+        paths,
     )
-    _self_check(loaded)
-    return loaded
 
 
-@torch.inference_mode()
-def _output_layer(model: PreTrainedModel, name: str) -> OutputLayer:
-    head = model.get_output_embeddings()
-    if head is None or not isinstance(getattr(head, "weight", None), Tensor):
-        raise InputError(
-            f"model {name} ({type(model).__name__}): has no output layer; expected a causal language model"
-        )
-    with weights_at_hand(head):
-        weight, bias = head.weight.detach(), getattr(head, "bias", None)
-    if hasattr(head, "get_delta_weight") and not head.merged and not head.disable_adapters:
-        # An adapter on the output layer. Merging it would also change the input embeddings when they are tied.
-        for adapter in head.active_adapters:
-            if adapter in head.lora_A or adapter in head.lora_embedding_A:
-                weight = (weight.float() + head.get_delta_weight(adapter).float()).detach()
-    config = model.config.get_text_config()
-    # Cohere multiplies its logits, Granite divides them.
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return OutputLayer(weight, None if bias is None else bias.detach(), scale, softcap)
-
-
-@torch.inference_mode()
-def _self_check(loaded: LoadedModel) -> None:
-    """Refuse a model whose own logits are not its output layer applied to its last hidden states."""
-    ids = torch.arange(_CHECK_IDS, device=loaded.device).remainder(loaded.width)[None]
-    try:
-        ours = loaded.output_layer.logits(loaded.hidden(ids))
-        own = loaded.model(input_ids=ids, use_cache=False).logits.to(ours)
-    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise OutOfMemoryError(f"out of memory with {loaded.name}; try --dtype bfloat16") from None
-        raise InputError(f"model {loaded.name}: cannot be replayed ({brief(error)})") from None
-    fine = {torch.float32: 1e-3, torch.float64: 1e-3}.get(loaded.dtype, 0.03)
-    scale = max(1.0, float(own.nan_to_num().abs().max()))
-    if bool(torch.isfinite(own).all()) and float((own - ours).abs().max()) > fine * scale:
-        raise InputError(
-            f"model {loaded.name} ({type(loaded.model).__name__}): its logits are not its output layer applied to its "
-            "last hidden states; this architecture is not supported"
-        )
+def computing_type(model: Any, layer: OutputLayer) -> torch.dtype:
+    """The type of a model's embeddings; where these are packed, of its output layer."""
+    weight: Tensor = getattr(model.get_input_embeddings(), "weight", layer.weight)
+    plain = weight.is_floating_point() and weight.element_size() > 1
+    return weight.dtype if plain else layer.weight.dtype
 
 
 def _config_json(config: Any) -> str:
@@ -294,14 +284,16 @@ def _config_json(config: Any) -> str:
 
 
 def _identity(model: PreTrainedModel, checkpoint: Checkpoint | None, layer: OutputLayer) -> dict[str, Any]:
-    config = _config_json(model.config)
+    config, inner = _config_json(model.config), getattr(model, "get_base_model", None)  # what peft wrapped
     identity: dict[str, Any] = {
-        "architecture": type(model).__name__,
+        "architecture": type(inner() if callable(inner) else model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "dtype": str(layer.weight.dtype).removeprefix("torch."),
+        "dtype": str(computing_type(model, layer)).removeprefix("torch."),
         "attention": getattr(model.config, "_attn_implementation", None),
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
     }
+    if (quantisation := quantisation_of_model(model)) is not None:
+        identity["quantisation"] = quantisation
     if checkpoint is not None:
         identity |= {"path": checkpoint.path, "format": checkpoint.format, "step": checkpoint.step}
         identity |= {"revision": checkpoint.revision, "base": checkpoint.base}

@@ -43,7 +43,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         InputError: not a whole file, or one that holds anything but tensors by name: nothing else is unpickled.
     """
     if not zipfile.is_zipfile(file):
-        raise InputError(f"{file}: not a whole file of torch.save; copy it again")
+        raise InputError(f"{file}: not a whole file of torch.save; copy it again, or wait until it is written")
     try:
         with _silent_meshes():
             found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)

@@ -8,10 +8,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from opd_probe.models.adapters import check_safetensors, stored_width
 from opd_probe.models.checkpoints import headers_of, resolve_checkpoint
 from opd_probe.models.hub import home_of, localized
 from opd_probe.models.loading import eos_ids_of, tokenizer_for
-from opd_probe.models.weights import check_safetensors, read_config, read_generation_config, stored_width
+from opd_probe.models.placeholders import placeholder_ids
+from opd_probe.models.positions import max_positions
+from opd_probe.models.weights import read_config, read_generation_config
 from opd_probe.types import Checkpoint
 
 
@@ -27,6 +30,7 @@ class Outline:
     width: int
     max_positions: int | None
     eos_ids: tuple[int, ...]
+    placeholder_ids: tuple[int, ...] = ()
 
 
 def read_outline(checkpoint: Checkpoint, *, tokenizer: Any = None) -> Outline:
@@ -54,4 +58,4 @@ def read_outline(checkpoint: Checkpoint, *, tokenizer: Any = None) -> Outline:
     width = next((found for found in widths if found is not None), int(text.vocab_size))
     own = tokenizer_for(local, tokenizer)
     eos_ids = eos_ids_of(read_generation_config(home, config), own)
-    return Outline(checkpoint.path, own, width, getattr(text, "max_position_embeddings", None), eos_ids)
+    return Outline(checkpoint.path, own, width, max_positions(config), eos_ids, placeholder_ids(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from opd_probe.errors import MissingError, VocabularyError
 from opd_probe.models.checkpoints import tokenizer_home
+from opd_probe.models.formats import gguf
 from opd_probe.models.guards import one_line, quiet
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -164,6 +166,15 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
     return template.get("default") if isinstance(template, dict) else template
 
 
+def with_template(tokenizer: Any, template: str | None) -> Any:
+    """The tokenizer with another chat template; the same where there is none of either."""
+    if template is None or tokenizer is None:
+        return tokenizer
+    dressed = copy.copy(tokenizer)
+    dressed.chat_template = template
+    return dressed
+
+
 def load_tokenizer(place: Any, *, required: bool, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
     """The tokenizer at a path (of a checkpoint in any format) or hub id; a tokenizer is returned as it is.
 
@@ -176,6 +187,14 @@ def load_tokenizer(place: Any, *, required: bool, trust_remote_code: bool = Fals
     if isinstance(place, PreTrainedTokenizerBase):
         return place
     path = Path(str(place))
+    if gguf.recognises(path):
+        if not required and gguf.TOKENS not in gguf.metadata(path):
+            return None
+        with one_line(f"tokenizer {place}"), quiet():
+            packed: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                str(path.parent), gguf_file=path.name, local_files_only=True
+            )
+        return packed
     local = path.is_dir()
     if local:
         path = tokenizer_home(path)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,16 +12,18 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from opd_probe.errors import InputError, MissingError, OpdProbeError
+from opd_probe.models.adapters import apply_adapter, apply_weights, check_safetensors, import_peft, plain
 from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
-from opd_probe.models.formats import verl_fsdp, verl_lora
-from opd_probe.models.formats.headers import BYTES, Headers, stored_dtype
-from opd_probe.models.guards import brief, one_line, quiet
+from opd_probe.models.completeness import check_complete, misfit
+from opd_probe.models.formats import gguf, verl_fsdp, verl_lora
+from opd_probe.models.formats.headers import BYTES, Headers, headers_of_values, stored_dtype
+from opd_probe.models.formats.peft import WEIGHTS
+from opd_probe.models.gguf import gguf_config, read_gguf
+from opd_probe.models.guards import one_line, quiet
 from opd_probe.models.hub import home_of, localized
 from opd_probe.models.placement import DeviceMap
+from opd_probe.models.quantised import quantisation_of, reading, settle
 from opd_probe.types import Checkpoint
-
-_LAYER_WEIGHT = re.compile(r"^model\.layers\.\d+\..*\.weight$")
-"""A weight of the language model's layers. Buffers, other towers and heads may rightly be left over."""
 
 
 def read_model(
@@ -46,6 +47,8 @@ def read_model(
     if checkpoint.format == "peft":
         return _read_adapter(checkpoint, path, dtype, place, trust_remote_code)
     known = format_of(checkpoint)
+    if known.name == "gguf":
+        return read_gguf(path, dtype, place)
     if known.name == "verl-lora":
         return _read_wrapped(checkpoint, dtype, place, trust_remote_code)
     if known.read is not None:
@@ -57,7 +60,10 @@ def read_model(
         checkpoint,
         AutoModelForCausalLM.from_pretrained,
         str(path),
+        stated=config,
+        headers=headers,
         place=place,
+        asked=dtype,
         dtype=dtype or type_to_load(headers, config),
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
@@ -84,30 +90,52 @@ def _from_weights(
     weights = read(frozenset(expected))
     for name, weight in sorted(weights.items()):  # before transformers stumbles over tied weights of other shapes
         if name in expected and tuple(weight.shape) != tuple(expected[name].shape):
-            raise _misfit(Path(checkpoint.path), name, weight.shape, expected[name].shape)
+            raise misfit(Path(checkpoint.path), name, weight.shape, expected[name].shape)
     load = type(plan).from_pretrained
-    model = _finish(checkpoint, load, None, place=place, dtype=dtype, config=config, state_dict=weights)
+    headers = headers_of_values(weights)
+    options = {"dtype": dtype, "config": config, "state_dict": weights}
+    model = _finish(checkpoint, load, None, stated=config, headers=headers, place=place, asked=dtype, **options)
     model.generation_config = read_generation_config(home, config)
     return model
 
 
 def _finish(
-    checkpoint: Checkpoint, load: Callable[..., Any], *source: Any, place: torch.device | DeviceMap, **options: Any
+    checkpoint: Checkpoint,
+    load: Callable[..., Any],
+    *source: Any,
+    stated: Any,
+    headers: Headers,
+    place: torch.device | DeviceMap,
+    asked: torch.dtype | None,
+    **options: Any,
 ) -> PreTrainedModel:
-    """Load, and refuse what transformers would fill with random numbers."""
-    alone = isinstance(place, torch.device)
-    with one_line(f"checkpoint {checkpoint.path}"), quiet():
+    """Load, and refuse what transformers would fill with random numbers or pass over.
+
+    Args:
+        source, options: for ``load``.
+        stated: the configuration.
+        headers: of the stored weights.
+        place: one device, or how the model is spread over several.
+        asked: the type that was asked for.
+    """
+    path, quantised = Path(checkpoint.path), quantisation_of(stated) is not None
+    spread: DeviceMap | None = None if isinstance(place, torch.device) else place
+    if isinstance(place, torch.device) and quantised and place.type != "cpu":
+        spread = {"": place}  # many packed weights cannot be moved once they are there
+    with reading(path, stated), quiet():
         loaded: Any = load(
             *source,
             local_files_only=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
             **options,
-            **({} if alone else {"device_map": place}),
+            **({} if spread is None else {"device_map": spread}),
         )
         model, info = loaded
-        _check_complete(Path(checkpoint.path), model.config, info)
-        moved: PreTrainedModel = model.to(place) if alone else model
+        check_complete(path, model, info, headers)
+        moved: PreTrainedModel = model.to(place) if spread is None else model
+        if quantised:
+            settle(moved, stated, asked)
     return moved
 
 
@@ -122,31 +150,6 @@ def _stored(headers: Headers) -> torch.dtype:
     return getattr(torch, stored_dtype(headers) or "float32")  # type: ignore[no-any-return]
 
 
-def _check_complete(path: Path, config: Any, info: dict[str, Any]) -> None:
-    """transformers fills what is missing with random numbers, which would be measured as if they were a model."""
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise InputError(
-            f"checkpoint {path}: the weights lack {missing[0]} ({len(missing)} missing in all); expected every weight "
-            "of the architecture in config.json; save the checkpoint again"
-        )
-    beyond = sorted(key for key in info["unexpected_keys"] if _LAYER_WEIGHT.search(key))
-    if beyond and not getattr(config, "num_nextn_predict_layers", None):  # layers that guess ahead are left out
-        raise InputError(
-            f"checkpoint {path}: the weights hold {beyond[0]} ({len(beyond)} such in all), for which config.json has "
-            "no layer; weights and config.json do not belong together"
-        )
-    if info["mismatched_keys"]:
-        raise _misfit(path, *min(info["mismatched_keys"], key=lambda entry: str(entry[0])))
-
-
-def _misfit(path: Path, name: str, stored: Iterable[int], expected: Iterable[int]) -> InputError:
-    return InputError(
-        f"checkpoint {path}: {name} has shape {list(stored)}, config.json asks for {list(expected)}; "
-        "weights and config.json do not belong together"
-    )
-
-
 def _read_adapter(
     checkpoint: Checkpoint,
     path: Path,
@@ -158,34 +161,12 @@ def _read_adapter(
 
     Not merged: in bf16 the sum of a weight and its small change rounds the change away.
     """
-    peft = _peft(path)
     base = _base_of(checkpoint, trust_remote_code)
-    check_safetensors(path / "adapter_model.safetensors")
-    model = read_model(base, dtype, place, trust_remote_code=trust_remote_code)
-    _refuse_offloaded(model, path, f" {base.path}")
-    with one_line(f"adapter {path}"), quiet() as warned:
-        _widen(model, path / "adapter_model.safetensors")
-        adapted = peft.PeftModel.from_pretrained(model, str(path))
-        if adapted.active_peft_config.is_prompt_learning:
-            raise InputError(
-                f"adapter {path}: {adapted.active_peft_config.peft_type.value} adds virtual tokens, which a replay "
-                "of real tokens cannot represent; expected an adapter of weights, such as LoRA"
-            )
-        lacking = [str(w.message) for w in warned if "missing adapter keys" in str(w.message)]
-        if lacking:
-            raise InputError(f"adapter {path}: weights are missing ({brief(Exception(lacking[0]))})")
-        if dtype in (torch.float32, torch.float64):
-            adapted.to(dtype)
-        with_adapter: Any = adapted.get_base_model()
-    return with_adapter  # type: ignore[no-any-return]
-
-
-def _peft(path: Path) -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise InputError(f"checkpoint {path}: is a PEFT adapter; install peft: pip install 'opd-probe[peft]'") from None
-    return peft
+    import_peft(path)  # before a model is loaded in vain
+    check_safetensors(path / WEIGHTS)
+    model = plain(read_model(base, dtype, place, trust_remote_code=trust_remote_code), base.path)
+    adapted: PreTrainedModel = apply_adapter(model, path, dtype, base.path)
+    return adapted
 
 
 def _base_of(checkpoint: Checkpoint, code: bool) -> Checkpoint:
@@ -204,14 +185,6 @@ def _base_of(checkpoint: Checkpoint, code: bool) -> Checkpoint:
         ) from None
 
 
-def _refuse_offloaded(model: PreTrainedModel, path: Path, base: str = "") -> None:
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise InputError(
-            f"adapter {path}: weights of its base{base} would be offloaded to main memory or disk, which peft "
-            "does not support; use more or larger GPUs, --dtype bfloat16, or merge the adapter into the base"
-        )
-
-
 def _read_wrapped(
     checkpoint: Checkpoint, dtype: torch.dtype | None, place: torch.device | DeviceMap, trust_remote_code: bool
 ) -> PreTrainedModel:
@@ -225,76 +198,20 @@ def _read_wrapped(
         kept = _stored({name: header for name, header in headers.items() if name not in adapter})
         model = _from_weights(checkpoint, lambda _: own, dtype or kept, place, trust_remote_code)
     else:
-        model = read_model(_base_of(checkpoint, trust_remote_code), dtype, place, trust_remote_code=trust_remote_code)
-    _refuse_offloaded(model, path)
-    with one_line(f"checkpoint {path}"), quiet():
-        peft = _peft(path)
-        stored = path / verl_lora.ADAPTER
-        if (stored / "adapter_config.json").is_file():
-            config = peft.PeftConfig.from_pretrained(str(stored))
-        else:
-            config = peft.LoraConfig(**verl_lora.adapter_config(path, list(adapter)))
-        adapted = peft.PeftModel(model, config)
-        tensors = {verl_lora.adapter_name(name): value[...] for name, value in adapter.items()}
-        result: Any = peft.set_peft_model_state_dict(adapted, tensors)
-        lacking = [name for name in result.missing_keys if verl_lora.is_adapter_weight(name)]
-        for problem, names in (("lack", lacking), ("hold, without a place for it,", result.unexpected_keys)):
-            if names:
-                raise InputError(
-                    f"checkpoint {path}: the adapter's weights {problem} {min(names)} ({len(names)} in all)"
-                )
-        if dtype in (torch.float32, torch.float64):
-            adapted.to(dtype)
-        with_adapter: Any = adapted.get_base_model()
-    return with_adapter  # type: ignore[no-any-return]
-
-
-def _widen(model: PreTrainedModel, weights: Path) -> None:
-    """Give the base the vocabulary of an adapter trained with tokens added to it.
-
-    PEFT then stores the whole embedding and output layer, and refuses a base of another width.
-    """
-    embeddings: Any = model.get_input_embeddings()
-    width = stored_width(weights, tied=bool(model.config.get_text_config().tie_word_embeddings))
-    if width is not None and width != embeddings.weight.shape[0]:
-        model.resize_token_embeddings(width, mean_resizing=False)
-
-
-def stored_width(weights: Path, *, tied: bool) -> int | None:
-    """The vocabulary that an adapter brings along whole, embedding and (unless ``tied``) output layer; else None."""
-    from safetensors import safe_open
-
-    with safe_open(weights, framework="pt") as file:
-        stored = {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118 (it has no __iter__)
-    layers = ["embed_tokens.weight", *([] if tied else ["lm_head.weight"])]
-    rows = {n for name, n in stored.items() if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
-    whole = all(any(name.endswith(layer) for name in stored) for layer in layers)  # or new rows would stay random
-    return rows.pop() if len(rows) == 1 and whole else None
-
-
-def check_safetensors(path: Path) -> None:
-    """Refuse a file whose header and length do not make a safetensors file.
-
-    Raises:
-        InputError: names the file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            file.keys()
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path}: not a whole safetensors file ({brief(error)}); copy or save the checkpoint again"
-        ) from None
+        base = _base_of(checkpoint, trust_remote_code)
+        model = plain(read_model(base, dtype, place, trust_remote_code=trust_remote_code), base.path)
+    adapted: PreTrainedModel = apply_weights(model, path, adapter, dtype)
+    return adapted
 
 
 def read_config(path: Path, trust_remote_code: bool = False) -> Any:
-    """The configuration in a local directory.
+    """The configuration in a local directory, or in a GGUF file.
 
     Raises:
         InputError: config.json cannot be used.
     """
+    if gguf.recognises(path):
+        return gguf_config(path)
     with one_line(f"{path / 'config.json'}"), quiet():
         json.loads((path / "config.json").read_text(encoding="utf-8"))
         return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=trust_remote_code)

@@ -72,7 +72,7 @@ class Manifest(Options, CommandOptions):
         return PromptOptions(*(tuple(value or ()) for value in values))
 
 
-_MODELS = ("student", "teacher_tokenizer", "tokenizer", "base")
+_MODELS = ("student", "teacher_tokenizer", "tokenizer", "template", "base")
 _FILES = ("rollouts", "prompts")
 _WORDS = ("student", "own")
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from opd_probe.models.steps import step_of_name
+
 _LONGEST = 160
 """Bytes; file systems take 255, of which some are for what is added to a name while a file is made."""
-
-_REVISION_STEP = re.compile(r"(?:checkpoint|global_step|step)[-_]?(\d+)")
 
 
 def user_path(value: str) -> Path:
@@ -30,8 +30,7 @@ def exists(path: Path) -> bool:
 
 def step_of_revision(revision: str | None) -> int | None:
     """The step that a hub revision such as ``checkpoint-500`` or ``step500`` names, or None."""
-    match = _REVISION_STEP.fullmatch(revision or "")
-    return int(match.group(1)) if match else None
+    return step_of_name(revision or "")
 
 
 def unique_names(parts: Mapping[str, Sequence[str]]) -> dict[str, str]:

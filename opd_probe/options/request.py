@@ -35,6 +35,7 @@ class Request:
         teacher_prompt: what they read; an option that is not given is the manifests'.
         teacher_tokenizer: of served teachers.
         rollouts, prompts: files; None: the manifests name them.
+        step_pattern: how the step is read from a checkpoint's name; None: as it usually is.
         options: options by name (``Options`` in ``options/settings.py``); absent or None: not given.
         out, format, dry_run: None: not given.
     """
@@ -48,6 +49,7 @@ class Request:
     tokenizer: str | None = None
     teacher_tokenizer: str | None = None
     base: str | None = None
+    step_pattern: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     out: str | None = None
     format: str | None = None

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from opd_probe.engine.settings import TRACE_K, ReplaySettings
 from opd_probe.errors import InputError
+from opd_probe.types import LengthRule
 
 Count = Annotated[int, Field(ge=1)]
 Url = Annotated[str, Field(pattern=r"^https?://")]
@@ -40,16 +41,20 @@ class Options(_Strict):
     batch_tokens: Count | None = None
     average: Literal["token", "rollout"] | None = None
     jsd: bool | None = None
+    length_factors: LengthRule | None = None
     step_offset: int | None = None
+    template: Annotated[str, Field(min_length=1)] | None = None
     allow_special_mismatch: bool | None = None
 
 
 class CommandOptions(_Strict):
-    """Options of the whole command. Those in manifests hold when all manifests agree."""
+    """Options of the whole command. Those in manifests hold when all manifests agree; ``step_pattern`` holds for the
+    checkpoints beside its manifest."""
 
     out: Annotated[str, Field(min_length=1)] | None = None
     format: Literal["table", "json", "csv"] | None = None
     dry_run: bool | None = None
+    step_pattern: Annotated[str, Field(min_length=1)] | None = None
 
 
 class Settings(_Strict):
@@ -71,7 +76,9 @@ class Settings(_Strict):
     batch_tokens: int = 16384
     average: Literal["token", "rollout"] = "token"
     jsd: bool = False
+    length_factors: LengthRule = "prefix"
     step_offset: int = 0
+    template: str | None = None
     allow_special_mismatch: bool = False
 
     def for_replay(self, tokenizer: str | None = None) -> ReplaySettings:

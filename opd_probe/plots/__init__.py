@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from opd_probe.plots.mass import plot_mass
     from opd_probe.plots.overlap import plot_overlap
     from opd_probe.plots.overview import plot_overview
+    from opd_probe.plots.reference import plot_reference
     from opd_probe.plots.rewards import plot_rewards
     from opd_probe.plots.style import render
 
@@ -33,6 +34,7 @@ _HOME = {
     "plot_continuation": "continuation",
     "plot_heatmap": "heatmap",
     "plot_overview": "overview",
+    "plot_reference": "reference",
     "plot_rewards": "rewards",
     "plot_mass": "mass",
     "plot_overlap": "overlap",
@@ -49,6 +51,7 @@ __all__ = [
     "plot_mass",
     "plot_overlap",
     "plot_overview",
+    "plot_reference",
     "plot_rewards",
     "render",
 ]

@@ -97,13 +97,14 @@ def states_phrase(table: pd.DataFrame) -> str:
     """Whose states the rows describe, in words. A table that does not say has states of unknown origin.
 
     Where a column ``token_source`` says that ids were made from text afterwards, or ``sampling`` that responses were
-    sampled otherwise than they are scored, so do the words; states of such responses are not on-policy.
+    sampled otherwise than they are scored, so do the words; states of such responses are not on-policy. Likewise where
+    a column ``quantised`` names a model that is.
     """
     sampling = sampling_phrase(table)
     words = " and ".join(STATES[kind] for kind in kinds_of_states(table))
     if sampling and not sampling.startswith("some"):
         words = words.replace(" (on-policy)", "")
-    notes = ", ".join(note for note in (text_phrase(table), sampling) if note)
+    notes = ", ".join(note for note in (text_phrase(table), sampling, quantised_phrase(table)) if note)
     if not notes:
         return words
     return f"{words[:-1]}, {notes})" if words.endswith(")") else f"{words} ({notes})"
@@ -124,6 +125,17 @@ def sampling_phrase(table: pd.DataFrame) -> str:
     if len(off) > 1:
         return f"{'' if whole else 'some of them '}sampled in {len(off)} ways, none as scored"
     return how if whole else f"some of them {how}"
+
+
+def quantised_phrase(table: pd.DataFrame) -> str:
+    """Which models are quantised, in words, as ``4-bit teacher``; "" where none is."""
+    if "quantised" not in table.columns:
+        return ""
+    if "n_states" in table.columns:
+        table = table[table["n_states"].notna()]  # rows of traces; those of a training log know nothing of it
+    found = list(dict.fromkeys(table["quantised"].dropna()))
+    some = "" if table["quantised"].notna().all() else "some with "
+    return f"{some}{' or '.join(map(str, found))}" if found else ""
 
 
 def text_phrase(table: pd.DataFrame) -> str:

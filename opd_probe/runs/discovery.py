@@ -17,16 +17,21 @@ from opd_probe.models.checkpoints import (
     locate,
     looks_like_hub_id,
     outermost,
+    recorded_step,
     resolve_checkpoint,
-    step_of_name,
 )
 from opd_probe.models.directories import closed, entries, is_directory, subdirectories
 from opd_probe.models.served.endpoint import shown
+from opd_probe.models.steps import StepName, Unit, compile_pattern, step_name
 from opd_probe.options.manifest import MANIFEST_NAME, Manifest, read_manifest
 from opd_probe.options.naming import path_parts, step_of_revision, unique_names, user_path
+from opd_probe.runs.series import Steps, cached_revisions, longer, run_suffixes, unfinished
 from opd_probe.types import Checkpoint
 
-ACCEPTED = f"a checkpoint ({accepted()}), or a run directory that holds checkpoint-N, global_step_N or step_N"
+ACCEPTED = (
+    f"a checkpoint ({accepted()}), or a run directory that holds some, named by their steps (checkpoint-N, "
+    "global_step_N, epoch_N, or alike but for a number; --step-pattern reads other names)"
+)
 _SHOWN = 6
 
 
@@ -37,12 +42,14 @@ class Run:
     Attributes:
         checkpoints: ordered by step; the manifest's ``student`` is step 0 of a run given as a directory.
         manifest_path: where the manifest is, or would be; None for a run on the hub.
+        unit: what the steps count, which names of checkpoints may say to be epochs.
     """
 
     name: str
     checkpoints: tuple[Checkpoint, ...]
     manifest: Manifest | None = None
     manifest_path: Path | None = None
+    unit: Unit = "step"
 
 
 @dataclass(slots=True)
@@ -53,10 +60,11 @@ class _Group:
     directory: Path | None = None
     whole: bool = False
     members: dict[str, Path] = field(default_factory=dict)
+    names: dict[str, StepName] = field(default_factory=dict)
     hub: list[Checkpoint] = field(default_factory=list)
 
 
-def discover(arguments: Sequence[str], *, base: str | None = None) -> list[Run]:
+def discover(arguments: Sequence[str], *, base: str | None = None, step_pattern: str | None = None) -> list[Run]:
     """The runs that the arguments of ``--ckpts`` name, ordered by name.
 
     Each argument is a checkpoint, a run directory, a pattern, or a hub id. Files, directories without a
@@ -64,6 +72,7 @@ def discover(arguments: Sequence[str], *, base: str | None = None) -> list[Run]:
 
     Args:
         base: the model under adapters; it wins over the manifests' ``base``.
+        step_pattern: a regular expression whose group is the step in the name of a checkpoint's directory.
 
     Raises:
         MissingError: a path that does not exist, or a pattern that matches nothing.
@@ -74,12 +83,13 @@ def discover(arguments: Sequence[str], *, base: str | None = None) -> list[Run]:
     groups: dict[str, _Group] = {}
     files: list[Path] = []
     empty: list[str] = []
+    steps = Steps(compile_pattern(step_pattern))
     for item in expand_paths(arguments):
         if isinstance(item, str):
             _add_hub(groups, item)
         elif not is_directory(item):
             files.append(item)
-        elif (problem := _add_directory(groups, item)) is not None:
+        elif (problem := _add_directory(groups, item, steps)) is not None:
             empty.append(problem)
     if not groups:
         raise InputError(_nothing_left(files, empty))
@@ -133,51 +143,41 @@ def _add_hub(groups: dict[str, _Group], hub_id: str) -> None:
         group.hub.append(checkpoint)
 
 
-def _add_directory(groups: dict[str, _Group], path: Path) -> str | None:
+def _add_directory(groups: dict[str, _Group], path: Path, steps: Steps) -> str | None:
     """Take in one existing directory; returns what was found instead when it has no checkpoint."""
     absolute = Path(os.path.normpath(path.absolute()))
+    if cached := cached_revisions(absolute):
+        for snapshot, (parts, said) in cached.items():
+            group = groups.setdefault("/".join(parts), _Group(parts=parts, directory=snapshot.parent))
+            _add_member(group, snapshot, said)
+        return None
     children = subdirectories(absolute)
-    steps = [child for child in children if step_of_name(child.name) is not None]
-    usable = [child for child in steps if is_checkpoint(child)]
+    named = steps.below(absolute)
+    usable = {child: named[child.name] for child in children if child.name in named and is_checkpoint(child)}
     if usable:
         late = unfinished(absolute, usable)
         group = _group(groups, absolute)
         group.whole = True
         resolved = {child.resolve() for child in usable}
-        for child in usable:
+        for child, name in usable.items():
             if child in late:
                 _warn(f"skipped {child}: {late[child]}")
             else:
-                _add_member(group, child)
-        for child in steps:
-            if child not in usable:
+                _add_member(group, child, name)
+        for child in children:
+            if child.name in named and child not in usable:
                 _warn(f"skipped {describe(child)}")
         if is_checkpoint(absolute):
             _warn(f"skipped the final weights in {path}: its step directories are used")
         for child in children:
-            if child not in steps and child.resolve() not in resolved and is_checkpoint(child):
+            if child.name not in named and child.resolve() not in resolved and is_checkpoint(child):
                 _warn(f"skipped {path / child.name}: final weights beside step directories")
         return None
     if is_checkpoint(absolute):
         absolute = outermost(absolute)
-        _add_member(_group(groups, absolute.parent), absolute)
+        _add_member(_group(groups, absolute.parent), absolute, steps.of(absolute))
         return None
     return describe(path)
-
-
-def unfinished(run: Path, steps: Sequence[Path]) -> dict[Path, str]:
-    """Steps beyond the last one that was saved whole, which verl writes down after every save, and why they are left.
-
-    None are when it is a record of another run, which has none of the steps.
-    """
-    record = run / "latest_checkpointed_iteration.txt"
-    try:
-        last = int(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    later = [step for step in steps if (step_of_name(step.name) or 0) > last]
-    reason = f"{record.name} has {last} as the last step that was saved whole; give the directory by itself to use it"
-    return dict.fromkeys(later, reason) if len(later) < len(steps) else {}
 
 
 def _group(groups: dict[str, _Group], directory: Path) -> _Group:
@@ -185,10 +185,12 @@ def _group(groups: dict[str, _Group], directory: Path) -> _Group:
     return groups.setdefault(key, _Group(parts=path_parts(directory), directory=directory))
 
 
-def _add_member(group: _Group, checkpoint: Path) -> None:
+def _add_member(group: _Group, checkpoint: Path, name: StepName | None) -> None:
     key = str(checkpoint.resolve())
-    if key not in group.members or step_of_name(checkpoint.name) is not None:  # a link's name may hide the step
+    if key not in group.members or name is not None:  # a link's name may hide the step
         group.members[key] = checkpoint
+    if name is not None:
+        group.names[key] = name
 
 
 def describe(path: Path) -> str:
@@ -198,7 +200,7 @@ def describe(path: Path) -> str:
     for place in (path, *entries(path)):
         if isinstance(found := locate(place), Refused):
             return f"{found.path}: {found.reason}"
-        if step_of_name(place.name) is not None and is_directory(place) and (reason := closed(place)) is not None:
+        if step_name(place.name) is not None and is_directory(place) and (reason := closed(place)) is not None:
             return f"{place}: {reason}"
     runs = [child.name for child in subdirectories(path) if _holds_checkpoints(child)]
     if runs:
@@ -210,7 +212,7 @@ def describe(path: Path) -> str:
 def _holds_checkpoints(directory: Path) -> bool:
     if is_checkpoint(directory):
         return True
-    return any(step_of_name(child.name) is not None and is_checkpoint(child) for child in subdirectories(directory))
+    return any(step_name(child.name) is not None and is_checkpoint(child) for child in subdirectories(directory))
 
 
 def _nothing_left(files: Sequence[Path], empty: Sequence[str]) -> str:
@@ -234,32 +236,63 @@ def _name_runs(groups: Sequence[_Group], base: str | None) -> list[Run]:
 
 def _part(group: _Group) -> list[_Group]:
     """Drop final weights beside step directories; models that only lie side by side are runs of their own."""
-    stepped = {key: path for key, path in group.members.items() if step_of_name(path.name) is not None}
-    other = {key: path for key, path in group.members.items() if key not in stepped}
-    if stepped:
-        for path in other.values():
+    others = {key: path for key, path in group.members.items() if key not in group.names}
+    if not group.names:
+        return [group] if len(others) <= 1 else [_alone(group, key, path) for key, path in others.items()]
+    suffixes = run_suffixes(group.names.values())
+    plain = any(name.plain for name in group.names.values())
+    heads = tuple(stem.split("N")[0].rstrip("-_. ") for stem in suffixes)
+    apart = []
+    for key, path in others.items():
+        if plain or path.name.startswith(heads):
             _warn(f"skipped {path}: final weights beside step directories")
-        group.members = stepped
-        return [group]
-    if len(other) <= 1:
-        return [group]
-    return [
-        _Group(parts=(*group.parts[:-1], f"{group.parts[-1]}/{path.name}"), directory=path, members={key: path})
-        for key, path in other.items()
-    ]
+        else:
+            apart.append(_alone(group, key, path))
+    if apart:
+        suffixes = {stem: stem for stem in suffixes}
+    runs = []
+    for stem, suffix in suffixes.items():
+        keys = [key for key, name in group.names.items() if name.stem == stem]
+        members, names = {key: group.members[key] for key in keys}, {key: group.names[key] for key in keys}
+        runs.append(replace(group, parts=longer(group.parts, suffix), members=members, names=names))
+    return [*runs, *apart]
+
+
+def _alone(group: _Group, key: str, path: Path) -> _Group:
+    return _Group(parts=longer(group.parts, path.name), directory=path, members={key: path})
 
 
 def _make_run(name: str, group: _Group, base: str | None) -> Run:
     manifest, manifest_path = _find_manifest(group)
     manifest_base, student = (manifest.base, manifest.student) if manifest else (None, None)
     checkpoints = [replace(checkpoint, run=name) for checkpoint in group.hub]
-    for path in group.members.values():
-        checkpoints.append(resolve_checkpoint(path, run=name, base=base or manifest_base, student=student))
+    units = set()
+    for key, path in group.members.items():
+        found = resolve_checkpoint(path, run=name, base=base or manifest_base, student=student)
+        step, counted = step_and_unit(path, group.names.get(key))
+        checkpoints.append(replace(found, step=found.step if step is None else step))
+        units.add(counted)
     _refuse_equal_steps(name, checkpoints)
     if manifest and manifest.student and group.whole and all(c.step != 0 for c in checkpoints):
         checkpoints.append(replace(resolve_checkpoint(manifest.student, run=name), step=0))
     ordered = sorted(checkpoints, key=lambda c: (c.step is not None, c.step or 0, c.path))
-    return Run(name, tuple(ordered), manifest, manifest_path)
+    unit: Unit = "epoch" if units == {"epoch"} else "step"
+    if unit == "epoch":
+        _warn(f"run {name}: its checkpoints are named by epochs, which stand wherever steps stand")
+    return Run(name, tuple(ordered), manifest, manifest_path, unit)
+
+
+def step_and_unit(path: Path, name: StepName | None) -> tuple[int | None, Unit]:
+    """The step of a checkpoint by a given pattern, else by its trainer's record, else by its name, and what it counts.
+
+    Raises:
+        InputError: a record that cannot be read.
+    """
+    if name is None or not name.asked:
+        recorded = recorded_step(path)
+        if recorded is not None:
+            return recorded, "step"
+    return (None, "step") if name is None else (name.step, name.unit)
 
 
 def _find_manifest(group: _Group) -> tuple[Manifest | None, Path | None]:
@@ -290,12 +323,14 @@ def _warn(message: str) -> None:
     warnings.warn(message, OpdProbeWarning, stacklevel=3)
 
 
-def find_checkpoints(*paths: str | Path, base: str | None = None) -> list[Checkpoint]:
+def find_checkpoints(*paths: str | Path, base: str | None = None, step_pattern: str | None = None) -> list[Checkpoint]:
     """The checkpoints that ``--ckpts`` would take from these paths, ordered by run and step. Nothing is loaded.
 
     Args:
         paths: checkpoints or run directories of any format (see the table in docs/formats.md), patterns, or hub ids.
         base: the model under adapters, or the one with the configuration of weights that were saved without.
+        step_pattern: a regular expression whose group is the step in the name of a checkpoint's directory, for
+            names that do not say it in a way that is known.
 
     Returns:
         For :func:`opd_probe.replay`; what was skipped is said in an :class:`OpdProbeWarning`.
@@ -304,4 +339,5 @@ def find_checkpoints(*paths: str | Path, base: str | None = None) -> list[Checkp
         MissingError: a path that does not exist, or a pattern that matches nothing.
         InputError: no checkpoint that can be used, or two of one step in a run.
     """
-    return [checkpoint for run in discover([str(path) for path in paths], base=base) for checkpoint in run.checkpoints]
+    runs = discover([str(path) for path in paths], base=base, step_pattern=step_pattern)
+    return [checkpoint for run in runs for checkpoint in run.checkpoints]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from opd_probe.errors import InputError, MissingError, OpdProbeError
+from opd_probe.errors import InputError, MissingError, OpdProbeError, warn
 from opd_probe.models.checkpoints import (
     Located,
     Refused,
@@ -19,16 +19,19 @@ from opd_probe.models.checkpoints import (
     locate,
     looks_like_hub_id,
     outermost,
+    recorded_step,
     resolve_checkpoint,
-    step_of_name,
 )
 from opd_probe.models.digests import tokenizer_files_digest
-from opd_probe.models.directories import closed, subdirectories
+from opd_probe.models.directories import closed, entries, is_directory, subdirectories
 from opd_probe.models.formats.headers import read_json_object, stored_dtype
 from opd_probe.models.hub import home_of
+from opd_probe.models.splitting import tokenizers_differ
+from opd_probe.models.steps import StepName, compile_pattern, step_name, step_of_name
 from opd_probe.options.manifest import MANIFEST_NAME, Manifest, read_manifest
 from opd_probe.options.naming import path_parts, unique_names
-from opd_probe.runs.discovery import expand_paths, unfinished
+from opd_probe.runs.discovery import expand_paths, step_and_unit
+from opd_probe.runs.series import Steps, cached_revisions, longer, run_suffixes, unfinished
 from opd_probe.types import Checkpoint
 
 _DEEPEST = 6
@@ -48,6 +51,8 @@ class Entry:
 
     Attributes:
         run, step: as ``--ckpts`` would have them.
+        unit: what the step counts, ``step`` or ``epoch``; None where there is no step.
+        read: where the step was read, in words.
         format: the name of the checkpoint format.
         dtype: of the stored weights, that of most values where they differ.
         parameters: stored values, those of a base model not among them; tied weights count as often as they are stored.
@@ -56,10 +61,14 @@ class Entry:
         tokenizer: whether a tokenizer lies with the checkpoint.
         path: the directory that stands for it.
         refused: why it cannot be used, in one line; None: it can.
+        differs: what of its tokenizer makes other ids of the same text than that of the run's first checkpoint, in
+            words; None: nothing.
     """
 
     run: str
     step: int | None
+    unit: str | None
+    read: str | None
     format: str | None
     dtype: str | None
     parameters: int | None
@@ -68,14 +77,18 @@ class Entry:
     tokenizer: bool | None
     path: str
     refused: str | None = None
+    differs: str | None = None
 
 
-def inventory(paths: Sequence[str], *, base: str | None = None) -> list[dict[str, Any]]:
+def inventory(
+    paths: Sequence[str], *, base: str | None = None, step_pattern: str | None = None
+) -> list[dict[str, Any]]:
     """A row for every checkpoint below the paths, ordered by run and step; the values are JSON types.
 
     Args:
         paths: directories, or patterns.
         base: the model under adapters, or the one with the configuration of weights that were saved without.
+        step_pattern: see :func:`opd_probe.runs.discovery.discover`.
 
     Raises:
         MissingError: a path that does not exist, or a pattern that matches nothing.
@@ -90,18 +103,71 @@ def inventory(paths: Sequence[str], *, base: str | None = None) -> list[dict[str
         places.update(_walk(start, _DEEPEST, seen))
     if not places:
         raise InputError(f"ckpts {' '.join(paths)}: no checkpoint there or below; expected {accepted()}")
-    runs = {place: place.parent if step_of_name(place.name) is not None else place for place in places}
-    names = unique_names({str(run): path_parts(run) for run in runs.values()})
+    said = _said(places, Steps(compile_pattern(step_pattern)))
+    names = unique_names({"/".join(parts): parts for parts, _ in said.values()})
     late: dict[Path, str] = {}
-    for run in set(runs.values()):
-        late |= unfinished(run, [place for place in places if runs[place] == run])
-    entries = [
-        _refusal(place, found, names[str(runs[place])])
-        if not isinstance(found := late.get(place) or known, Located)
-        else _entry(place, found, names[str(runs[place])], base)
-        for place, known in places.items()
-    ]
-    return [asdict(e) for e in sorted(entries, key=lambda e: (e.run, e.step is not None, e.step or 0, e.path))]
+    for directory in {place.parent for place in places}:
+        steps = {place: step for place, (_, step) in said.items() if place.parent == directory and step is not None}
+        late |= unfinished(directory, steps)
+    entries = []
+    for place, known in places.items():
+        run, step = names["/".join(said[place][0])], said[place][1]
+        found = late.get(place) or known
+        entry = _entry(place, found, run, base) if isinstance(found, Located) else _refusal(place, found, run)
+        entries.append(_with_step(entry, place, step))
+    ordered = sorted(entries, key=lambda e: (e.run, e.step is not None, e.step or 0, e.path))
+    return [asdict(entry) for entry in _compared(ordered, base)]
+
+
+def _said(places: Mapping[Path, _Found], steps: Steps) -> dict[Path, tuple[tuple[str, ...], StepName | None]]:
+    """The run of each place, as the components of a path, and what its name says of the step."""
+    read = {place: steps.below(place.parent).get(place.name) for place in places}
+    suffixes: dict[Path, dict[str, str]] = {}
+    for directory in {place.parent for place in places}:
+        below = {place: step for place, step in read.items() if place.parent == directory and step is not None}
+        usable = [step for place, step in below.items() if isinstance(places[place], Located)]
+        suffixes[directory] = run_suffixes(usable or below.values())
+    runs = {}
+    for place, step in read.items():
+        if place in (cached := cached_revisions(place)):
+            runs[place] = cached[place]
+            continue
+        suffix = "" if step is None else suffixes[place.parent].get(step.stem, "")
+        runs[place] = (path_parts(place) if step is None else longer(path_parts(place.parent), suffix), step)
+    return runs
+
+
+def _with_step(entry: Entry, place: Path, name: StepName | None) -> Entry:
+    """The step as ``--ckpts`` would have it, and how it was read."""
+    try:
+        step, unit = step_and_unit(place, name)
+    except OpdProbeError:  # a record that cannot be read, which the entry says
+        return entry
+    if step is None:
+        return entry
+    recorded = name is None or (not name.asked and recorded_step(place) is not None)
+    return replace(
+        entry, step=step, unit=unit, read="its trainer's record" if recorded or name is None else name.source
+    )
+
+
+def _compared(entries: Sequence[Entry], base: str | None) -> list[Entry]:
+    """With what the tokenizers of each run's checkpoints differ in."""
+    runs: dict[str, dict[Checkpoint, Entry]] = {}
+    for entry in entries:
+        if entry.refused is None and entry.tokenizer:
+            manifest = _manifest_of(Path(entry.path))
+            checkpoint = resolve_checkpoint(entry.path, base=base or manifest.base, student=manifest.student)
+            runs.setdefault(entry.run, {})[checkpoint] = entry
+    parts: dict[str, str] = {}
+    for run, known in runs.items():
+        if found := tokenizers_differ(known):
+            steps = ", ".join("unknown" if known[one].step is None else str(known[one].step) for one, _ in found)
+            stages = ", ".join(dict.fromkeys(stage for _, differing in found for stage in differing))
+            unit = known[found[0][0]].unit or "step"
+            warn(f"run {run}: {unit} {steps} differ from its first checkpoint in their {stages}; see --template")
+        parts |= {known[one].path: ", ".join(differing) for one, differing in found}
+    return [replace(entry, differs=parts.get(entry.path)) for entry in entries]
 
 
 def check_usable(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -125,6 +191,11 @@ def _walk(path: Path, depth: int, seen: set[Path]) -> Iterator[tuple[Path, _Foun
     if (place := path.resolve()) in seen:
         return
     seen.add(place)
+    if cached := cached_revisions(path):
+        for snapshot in cached:
+            seen.add(snapshot.resolve())
+            yield snapshot, locate(snapshot) or describe(snapshot)
+        return
     try:
         found: _Found | None = locate(path)
     except OpdProbeError as error:
@@ -135,8 +206,13 @@ def _walk(path: Path, depth: int, seen: set[Path]) -> Iterator[tuple[Path, _Foun
         return
     children = [child for child in subdirectories(path) if not child.name.startswith(".")]
     if isinstance(found, Located):
-        children = [child for child in children if found.path == path and step_of_name(child.name) is not None]
+        run = found.path == path and step_name(path.name) is None  # in a step lies at most a trainer's own state
+        children = [child for child in children if run and step_name(child.name) is not None]
     below = False
+    for file in entries(path) if found is None else ():  # files are checkpoints too, beside directories of others
+        if not is_directory(file) and isinstance(one := locate(file), Located):
+            below = True
+            yield file, one
     for child in sorted(children, key=Path.is_symlink):  # a directory is listed under its own name
         for entry in _walk(child, depth - 1, seen):
             below = True
@@ -156,12 +232,25 @@ def _refusal(place: Path, found: Refused | str, run: str) -> Entry:
             None,
             None,
             None,
+            None,
+            None,
             str(place),
             found.removeprefix(f"checkpoint {place}: ").replace(f"{place}/", ""),
         )
     where = "" if found.path == place else f"{os.path.relpath(found.path, place)}: "
     return Entry(
-        run, step_of_name(place.name), found.format, None, None, None, None, None, str(place), where + found.reason
+        run,
+        step_of_name(place.name),
+        None,
+        None,
+        found.format,
+        None,
+        None,
+        None,
+        None,
+        None,
+        str(place),
+        where + found.reason,
     )
 
 
@@ -185,6 +274,8 @@ def _entry(place: Path, found: Located, run: str, base: str | None) -> Entry:
     return Entry(
         run,
         checkpoint.step,
+        None,
+        None,
         checkpoint.format,
         stored_dtype(headers),
         sum(header.values for header in headers.values()),

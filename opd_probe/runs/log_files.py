@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from opd_probe.errors import InputError, MissingError, warn
-from opd_probe.models.checkpoints import step_of_name
+from opd_probe.models.steps import step_of_name
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "loss": ("loss", "train/loss", "distillation/loss", "actor/loss", "actor/pg_loss"),

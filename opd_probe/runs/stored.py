@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +39,15 @@ class Measured:
 
     @property
     def labels(self) -> dict[str, Any]:
-        """The columns that say what a row's states are: whose, of what ids, and how they were sampled."""
-        return {"states": self.states, "token_source": self.token_source, "sampling": sampling_label(self.trace)}
+        """The columns that say what a row's states are: whose, of what ids, and how they were sampled; and which model
+        is quantised, where one is."""
+        quantised = quantised_models(self.trace)
+        return {
+            "states": self.states,
+            "token_source": self.token_source,
+            "sampling": sampling_label(self.trace),
+            **({"quantised": quantised} if quantised else {}),
+        }
 
 
 def token_source_of(trace: Trace) -> str:
@@ -54,6 +62,16 @@ def warn_of(trace: Trace) -> None:
     where = f"run {labels['run']}, step {labels.get('step')}: " if "run" in labels else ""
     for text in trace.warnings:
         warn(f"{where}{text}")
+
+
+def quantised_models(trace: Trace) -> str:
+    """The models of a trace that are quantised, in words (``"4-bit teacher"``); "" where none is."""
+    found = []
+    for side in ("student", "teacher"):
+        stated = (trace.provenance.get(side) or {}).get("quantisation")
+        if isinstance(stated, dict):
+            found.append(f"{stated['bits']}-bit {side}" if stated.get("bits") else f"quantised {side}")
+    return ", ".join(found)
 
 
 def warn_of_states(measured: Sequence[Measured]) -> None:
@@ -73,6 +91,24 @@ def warn_of_states(measured: Sequence[Measured]) -> None:
 
 def _name(measured: Measured) -> str:
     return measured.run if measured.step is None else f"{measured.run} step {measured.step}"
+
+
+def warn_of_prompts(measured: Sequence[Measured]) -> None:
+    """Say when traces of one run have other prompts of one name: of another length."""
+    for run in dict.fromkeys(one.run for one in measured):
+        lengths: dict[str, set[int]] = defaultdict(set)
+        for one in measured:
+            if one.run == run:
+                names, counts = (one.trace.rollouts.column(c).to_pylist() for c in ("prompt_id", "prompt_length"))
+                for name, count in zip(names, counts, strict=True):
+                    lengths[name].add(count)
+        differing = [name for name, found in lengths.items() if len(found) > 1]
+        if differing:
+            warn(
+                f"run {run}: {len(differing)} of {len(lengths)} prompts differ in length between its traces (the first "
+                f"is {differing[0]!r}), as with another chat template or tokenizer; its curve joins answers to "
+                "different prompts"
+            )
 
 
 def find_traces(arguments: Sequence[str], given: Options, *, what: str = "--traces") -> list[Measured]:

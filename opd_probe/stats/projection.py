@@ -38,7 +38,7 @@ class OutputProjection:
     """A model's output layer, with the shared ids first and the others behind them.
 
     Args:
-        weight: [W, d], any floating type.
+        weight: [W, d], any floating type. With d = 0 there is no product: what comes in are logits, [T, W].
         bias: [W] or None.
         shared_ids: the S shared ids, ascending.
         scale: multiplies the product (Cohere's ``logit_scale``, one over Granite's ``logits_scaling``).
@@ -61,14 +61,16 @@ class OutputProjection:
         self.width = int(weight.shape[0])
         self.scale, self.softcap = scale, softcap
         self._on_cpu = weight.device.type == "cpu"
+        self._order: Tensor | None = None
         if self.shared and int(ids[-1]) != self.shared - 1:
             others = torch.ones(self.width, dtype=torch.bool, device=weight.device)
             others[ids] = False
             order = torch.cat([ids, torch.nonzero(others).flatten()])
+            self._order = order
             weight = weight[order]
             bias = None if bias is None else bias[order]
         self.bias = None if bias is None else bias.float()
-        self._packed = _kept(_PACKED, packed_weight, weight) if native else None
+        self._packed = _kept(_PACKED, packed_weight, weight) if native and weight.shape[1] else None
         self.weight = weight
 
     @property
@@ -82,6 +84,10 @@ class OutputProjection:
         Both are views of one buffer of ``scratch`` that the next call under the same ``name`` overwrites.
         """
         out = scratch.take(name, (hidden.shape[0], self.width), torch.float32, hidden.device)
+        if self.weight.shape[1] == 0:
+            given = hidden if self._order is None else hidden.index_select(1, self._order)
+            out.copy_(given)
+            return out[:, : self.shared], out[:, self.shared :]
         narrow = self.weight.dtype == hidden.dtype == torch.bfloat16
         if self._packed is not None and narrow:
             bf16_product(hidden, self._packed, out)

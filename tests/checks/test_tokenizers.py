@@ -61,12 +61,27 @@ def test_special_tokens_of_other_names(clinic: Clinic, tmp_path: Path) -> None:
     assert allowed["replay"].status == "ok"
 
 
+def test_a_text_that_is_split_another_way(clinic: Clinic, tmp_path: Path) -> None:
+    assert clinic.findings()["pieces"].status == "ok"
+    teacher = clinic.copy("teacher", tmp_path)
+    word = clinic.models["student"].tokenizer.convert_ids_to_tokens(int(clinic.rollouts[0].response_ids[0]))
+    replacing = {"type": "Replace", "pattern": {"String": word}, "content": ""}
+    edit_json(teacher / "tokenizer.json", lambda content: content.update(normalizer=replacing))
+    line = clinic.findings(teacher=teacher)["pieces"]
+    assert line.status == "warn"
+    assert line.values["differing_parts"] == ["normalizer"]
+    assert repr(word) in line.values["student_piece"]
+    assert repr(word) not in line.values["teacher_piece"]
+    assert "by their normalizer; the first part at token" in line.figure
+    assert 0.0 <= line.values["share_equal"] < 1.0
+
+
 def test_no_tokenizer(clinic: Clinic, tmp_path: Path) -> None:
     teacher = clinic.copy("teacher", tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (teacher / name).unlink()
     found = clinic.findings(teacher=teacher)
-    for name in ("tokenizers", "special_tokens", "template_tails", "teacher_prompt"):
+    for name in ("tokenizers", "pieces", "special_tokens", "template_tails", "teacher_prompt"):
         assert found[name].status == "skip"
     assert "the teacher has no tokenizer" in found["tokenizers"].figure
     assert found["shift_replayed"].status == "ok"

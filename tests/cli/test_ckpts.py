@@ -91,6 +91,21 @@ def test_the_list_is_a_table_for_eyes(call: Caller, jobs: Path, tmp_path: Path) 
     assert "without model_world_size_4_rank_2.pt (1 of 4 ranks missing)" in refused
 
 
+def test_the_list_says_how_unusual_names_were_read(call: Caller, jobs: Path, tmp_path: Path) -> None:
+    for name in ("first/epoch_1", "first/epoch_2", "second/mine-100", "second/mine-200", "third", "fourth"):
+        shutil.copytree(jobs / "base", tmp_path / name)
+    lines = call("ckpts", tmp_path).out.splitlines()
+    assert [line.split()[:3] for line in lines[1:3]] == [["first", "epoch", "1"], ["first", "epoch", "2"]]
+    assert lines[-3:] == [
+        "first: read as epoch in its name",
+        "second: read as step, the number that tells it from its neighbours",
+        "2 checkpoints of no known step; --step-pattern REGEX reads it from their names",
+    ]
+    wrong = call("ckpts", tmp_path, "--step-pattern", "ourth")
+    assert (wrong.code, wrong.errors) == (2, [wrong.errors[-1]])
+    assert "has no group" in wrong.errors[-1]
+
+
 def test_nothing_that_can_be_used(call: Caller, jobs: Path, tmp_path: Path) -> None:
     assert call("ckpts", tmp_path).code == 2
     assert "no such path" in call("ckpts", tmp_path / "none").err

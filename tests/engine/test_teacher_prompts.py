@@ -100,6 +100,7 @@ def test_the_students_own_prompts_give_the_same_bits(student: LoadedModel, teach
 def test_each_side_computes_its_shared_prompt_once(student: LoadedModel, teacher: LoadedModel) -> None:
     rollouts = [Rollout(str(i), [3] * 20, [4 + i, 5, 6 + i]) for i in range(4)]
     read: list[tuple[int, ...]] = []
+    assert teacher.cache_for("shared")  # tried when it is first asked for
     embeddings: Any = teacher.model.get_input_embeddings()
     common, own = [[8] * 30 for _ in rollouts], [[8] * 29 + [9 + i] for i in range(4)]
     models: Any = student.model, teacher.model

@@ -251,13 +251,6 @@ def test_output_layers_of_other_architectures(config: Any) -> None:
     assert torch.allclose(_ours(loaded), _logits(model), atol=1e-4)
 
 
-def test_a_model_whose_logits_come_otherwise_is_refused() -> None:
-    model = tiny_model()
-    model.lm_head.register_forward_hook(lambda *args: args[2] * 1.5)
-    with pytest.raises(InputError, match="not supported"):
-        load_model(model)
-
-
 def _adapter(model: PreTrainedModel, directory: Path, base: str, **options: Any) -> PreTrainedModel:
     from peft import LoraConfig, get_peft_model
 

@@ -47,6 +47,7 @@ def test_a_shared_prompt_goes_through_once(config: Any, piece: int, monkeypatch:
     ids = torch.cat([torch.randint(0, 64, (1, 11)).expand(3, -1), torch.randint(0, 64, (3, 9))], dim=1)
     whole = model.hidden(ids)
     monkeypatch.setattr(loading, "PREFILL_TOKENS", piece)
+    model.hidden(ids, 11)  # the first time, whether that is exact is tried
     tokens: list[int] = []
     handle = model.model.get_input_embeddings().register_forward_hook(
         lambda _, given, __: tokens.append(given[0].numel())

@@ -172,6 +172,7 @@ def _on_top_sets(log_p: Floats, log_q: Floats, ranked_p: list[int], ranked_q: li
         "teacher_topk_mass": _mass(log_q, top_q),
         "teacher_mass_on_student": _mass(log_q, top_p),
         "overlap_advantage": math.nan,
+        "overlap_advantage_beyond_one": math.nan,
         "extreme_advantage_gap": math.nan,
         "overlap_size": float(len(overlap)),
         "student_set": number_of(top_p),
@@ -182,6 +183,7 @@ def _on_top_sets(log_p: Floats, log_q: Floats, ranked_p: list[int], ranked_q: li
         advantage = np.exp(log_pn) * (log_qn - log_pn)
         extreme = overlap[int(np.argmax(np.abs(advantage)))]
         row["overlap_advantage"] = math.fsum(advantage) / len(overlap)
+        row["overlap_advantage_beyond_one"] = row["overlap_advantage"] if len(overlap) > 1 else math.nan
         row["extreme_advantage_gap"] = float(np.exp(log_p[extreme]) - np.exp(log_q[extreme]))
     for side, logs, ranked in (("student", log_p, ranked_p), ("teacher", log_q, ranked_q)):
         for mass in (0.97, 0.99):

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from opd_probe.errors import InputError, MissingError, OpdProbeWarning
+from opd_probe.models.checkpoints import outermost
+from opd_probe.models.loading import load_model
 from opd_probe.runs.discovery import Run, discover, find_checkpoints
+from opd_probe.runs.inventory import inventory
+from tests.tiny import save_checkpoint, tiny_model
 
 
 def checkpoint(path: Path, step: int | None = None) -> Path:
@@ -268,3 +272,159 @@ def test_the_base_is_only_that_of_what_needs_one(tmp_path: Path) -> None:
     ]
     (tmp_path / "c" / "opd-probe.yaml").write_text("student: org/student")
     assert [(one.step, one.base) for one in find_checkpoints(tmp_path / "c")] == [(0, None), (5, "org/student")]
+
+
+NAMES_OF_STEPS = (
+    "epoch_{}",
+    "step-{}",
+    "ckpt-{}",
+    "checkpoint_{}",
+    "hf_iter_{:07}",
+    "iter_{:07}",
+    "global_step{}",
+    "{:06}",
+    "step{}-unsharded",
+    "epoch=1-step={}",
+    "stage1-step{}-tokens4B",
+    "qwen-distilled-{}",
+    "mine.{}.hf",
+)
+
+
+@pytest.mark.parametrize("name", NAMES_OF_STEPS)
+def test_names_that_differ_in_a_number_are_the_steps_of_one_run(tmp_path: Path, name: str) -> None:
+    made = [checkpoint(tmp_path / "good" / name.format(step)) for step in (100, 5, 20)]
+    (tmp_path / "good" / "optimizer_0").mkdir()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = [discover([str(tmp_path / "good")]), discover([str(path) for path in made]), discover([str(made[1])])]
+    epochs = name == "epoch_{}"
+    for (run,), expected in zip(found, ([5, 20, 100], [5, 20, 100], [5]), strict=True):
+        assert (run.name, steps(run), run.unit) == ("good", expected, "epoch" if epochs else "step")
+    assert all("named by epochs" in str(one.message) for one in caught)
+    assert len(caught) == (3 if epochs else 0)
+    listed = inventory([str(tmp_path / "good")])
+    assert [(row["run"], row["step"]) for row in listed] == [("good", 5), ("good", 20), ("good", 100)]
+    assert {row["unit"] for row in listed} == {found[0][0].unit}
+    assert all(str(row["read"]).startswith(str(row["unit"])) for row in listed)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Qwen3-0.6B", "Qwen3-1.7B"),
+        ("seed1", "seed2"),
+        ("small-v1", "small-v2"),
+        ("2026-11-28", "2026-11-29"),
+        ("good-20261128", "good-20261129"),
+        ("lr_1e-5", "lr_1e-6"),
+    ],
+)
+def test_numbers_that_are_none_of_a_step(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        checkpoint(tmp_path / "models" / name)
+    found = quietly(tmp_path / "models" / "*")
+    assert [(run.name, steps(run)) for run in found] == [(f"models/{name}", [None]) for name in names]
+
+
+def test_models_of_other_sizes_and_runs_of_their_own_are_no_steps(tmp_path: Path) -> None:
+    for step, width in ((1, 32), (2, 64)):
+        place = checkpoint(tmp_path / "sizes" / f"model-{step}")
+        (place / "config.json").write_text(json.dumps({"hidden_size": width}))
+    assert [steps(run) for run in quietly(tmp_path / "sizes" / "*")] == [[None], [None]]
+    for name in ("model-1", "model-2"):
+        checkpoint(tmp_path / "ended" / name, step=500)
+        checkpoint(tmp_path / "within" / name / "checkpoint-5")
+        checkpoint(tmp_path / "within" / name)
+    assert [steps(run) for run in quietly(tmp_path / "ended" / "*")] == [[500], [500]]
+    with pytest.warns(OpdProbeWarning, match="final weights"):
+        found = discover([str(tmp_path / "within" / "*")])
+    assert [(run.name, steps(run)) for run in found] == [("model-1", [5]), ("model-2", [5])]
+
+
+def test_other_names_are_read_by_a_pattern(tmp_path: Path) -> None:
+    for name in ("a-after5updates-loss0.31", "a-after10updates-loss0.2", "b-after5updates-loss0.4"):
+        checkpoint(tmp_path / "grid" / name)
+    pattern = r"after(\d+)updates"
+    found = quietly(tmp_path / "grid" / "*", step_pattern=pattern)
+    assert [(run.name, steps(run)) for run in found] == [("grid", [5, 10]), ("grid/b-afterN", [5])]
+    rows = inventory([str(tmp_path / "grid")], step_pattern=pattern)
+    assert [(row["run"], row["step"]) for row in rows] == [("grid", 5), ("grid", 10), ("grid/b-afterN", 5)]
+    assert {row["read"] for row in rows} == {"--step-pattern"}
+    with pytest.warns(OpdProbeWarning, match="named by epochs"):
+        (epochs,) = discover([str(tmp_path / "grid" / "b*")], step_pattern=r"after(?P<epoch>\d+)")
+    assert (epochs.unit, steps(epochs)) == ("epoch", [5])
+    for wrong, said in ((r"after\d+", "no group"), ("(", "not a regular expression"), ("(after)", "whole number")):
+        with pytest.raises(InputError, match=said):
+            discover([str(tmp_path / "grid" / "*")], step_pattern=wrong)
+    (tmp_path / "grid" / "opd-probe.yaml").write_text(f"step_pattern: {pattern}\n")
+    assert quietly(tmp_path / "grid" / "a*")[0].checkpoints == found[0].checkpoints
+
+
+def test_two_series_in_one_directory_are_two_runs(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        checkpoint(tmp_path / "a" / f"checkpoint-{step}")
+    for step in (5, 10):
+        checkpoint(tmp_path / "a" / f"checkpoint-{step}-merged")
+    found = quietly(tmp_path / "a")
+    assert [(run.name, steps(run)) for run in found] == [("a", [5, 10, 15]), ("a/step_N-merged", [5, 10])]
+
+
+def cached(hub: Path, name: str, revisions: dict[str, str | None]) -> Path:
+    """A model as the hub's client keeps it: files in blobs, links in a snapshot for each commit, refs by name."""
+    place = hub / f"models--{name.replace('/', '--')}"
+    (place / "blobs").mkdir(parents=True)
+    for number, (ref, commit) in enumerate(revisions.items()):
+        commit = commit or ref
+        (place / "snapshots" / commit).mkdir(parents=True)
+        for file in ("config.json", "model.safetensors"):
+            blob = place / "blobs" / f"{number}{file.partition('.')[0]}"
+            blob.write_bytes(b"{}" if file == "config.json" else b"")
+            (place / "snapshots" / commit / file).symlink_to(Path("../../blobs") / blob.name)
+        if commit != ref:
+            (place / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
+            (place / "refs" / ref).write_text(commit)
+    return place
+
+
+def test_directories_of_the_hubs_cache(tmp_path: Path) -> None:
+    hashes = [digit * 40 for digit in "1234567"]
+    main = cached(tmp_path, "org/name", {"main": hashes[0]})
+    bare = cached(tmp_path, "org/bare", {hashes[1]: None})
+    steps_of = cached(tmp_path, "org/steps", {"step1000": hashes[2], "step2000": hashes[3], "main": hashes[4]})
+    two = cached(tmp_path, "two-1", {"main": hashes[5], "refs/pr/1": hashes[6]})
+    expected = {
+        main: [("org/name@main", [None])],
+        bare: [(f"org/bare@{hashes[1]}", [None])],
+        steps_of: [("org/steps", [1000, 2000]), ("org/steps@main", [None])],
+        two: [("two-1@main", [None]), ("two-1@refs/pr/1", [None])],
+    }
+    for place, runs in expected.items():
+        assert [(run.name, steps(run)) for run in quietly(place)] == runs
+        listed = [(row["run"], row["step"]) for row in inventory([str(place)])]
+        assert listed == [(name, step) for name, known in runs for step in known]
+    (whole,) = quietly(main / "snapshots" / hashes[0])
+    assert whole == quietly(main)[0]
+    everything = sorted(name for runs in expected.values() for name, _ in runs)
+    assert sorted({str(row["run"]) for row in inventory([str(tmp_path)])}) == everything
+    assert [run.name for run in quietly(tmp_path / "models--*")] == everything
+    assert outermost(main / "snapshots" / hashes[0]) == main
+
+
+def test_a_step_that_is_being_written_is_one_line(tmp_path: Path) -> None:
+    for step in (5, 10):
+        save_checkpoint(tmp_path / "a" / f"checkpoint-{step}", tiny_model(layers=1))
+    newest = tmp_path / "a" / "checkpoint-10" / "model.safetensors"
+    whole = newest.read_bytes()
+    for size in (len(whole) - 1, len(whole) // 2, 100, 0):
+        newest.write_bytes(whole[:size])
+        refused = {row["step"]: row["refused"] for row in inventory([str(tmp_path / "a")])}
+        with pytest.raises(InputError, match=r"model\.safetensors: not a whole safetensors file") as caught:
+            load_model(newest.parent)
+        assert refused[5] is None
+        for said in (refused[10], str(caught.value)):
+            assert f"has {size} of " in said
+            assert "if it is being written, wait for that" in said
+            assert "\n" not in said
+    newest.write_bytes(whole)
+    assert all(row["refused"] is None for row in inventory([str(tmp_path / "a")]))

@@ -7,7 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opd_probe.models.formats import dcp, huggingface, megatron, peft, prime_rl, verl_fsdp, verl_lora
+from opd_probe.models.formats import (
+    around,
+    bare,
+    dcp,
+    foreign,
+    gguf,
+    hub_cache,
+    huggingface,
+    megatron,
+    peft,
+    prime_rl,
+    verl_fsdp,
+    verl_lora,
+)
 from opd_probe.models.formats.headers import Headers, of_weight_files
 
 
@@ -24,6 +37,7 @@ class Format:
         base: the model that the weights change (a path or a hub id), or None.
         adapter: whether the weights change those of a base model, without which they are none.
         home: the directory with config.json and the tokenizer; None: it has to be that of a base model.
+        tokenizer: the directory with the tokenizer, where that may be another; None: that of the configuration.
         settings: files beside the weights, config.json aside, that shape a model's numbers.
         inside: the directory below this one that holds the checkpoint, or None.
         refuses: why a directory that such a trainer wrote cannot be used, in words that follow its path; or None.
@@ -40,6 +54,7 @@ class Format:
     base: Callable[[Path], str | None] = lambda _: None
     adapter: Callable[[Path], bool] = lambda _: False
     home: Callable[[Path], Path | None] = lambda path: path
+    tokenizer: Callable[[Path], Path | None] = lambda _: None
     settings: tuple[str, ...] = ()
     inside: Callable[[Path], Path | None] = lambda _: None
     refuses: Callable[[Path], str | None] = lambda _: None
@@ -47,6 +62,7 @@ class Format:
 
 
 FORMATS: tuple[Format, ...] = (
+    Format("hub-cache", "", lambda _: False, lambda _: [], lambda _: {}, inside=hub_cache.inside),
     Format(
         "prime-rl",
         "",
@@ -65,6 +81,7 @@ FORMATS: tuple[Format, ...] = (
         base=peft.base,
         adapter=lambda _: True,
         settings=(peft.CONFIG,),
+        inside=peft.inside,
         refuses=peft.refuses,
     ),
     Format(
@@ -72,9 +89,10 @@ FORMATS: tuple[Format, ...] = (
         huggingface.ACCEPTED,
         huggingface.recognises,
         huggingface.weight_files,
-        of_weight_files(huggingface.weight_files),
+        huggingface.headers,
         refuses=huggingface.refuses,
     ),
+    Format("foreign", "", lambda _: False, lambda _: [], lambda _: {}, refuses=foreign.refuses),
     Format(
         "verl-lora",
         "",
@@ -114,9 +132,33 @@ FORMATS: tuple[Format, ...] = (
         dcp.recognises,
         dcp.weight_files,
         dcp.headers,
+        base=around.trained_from,
         home=dcp.home,
+        tokenizer=around.tokenizer_home,
+        inside=dcp.inside,
         refuses=dcp.refuses,
         read=dcp.read,
+    ),
+    Format(
+        "safetensors",
+        bare.ACCEPTED,
+        bare.recognises,
+        bare.weight_files,
+        bare.headers,
+        base=around.trained_from,
+        home=around.config_home,
+        tokenizer=around.tokenizer_home,
+        inside=bare.inside,
+        read=bare.read,
+    ),
+    Format(
+        "gguf",
+        gguf.ACCEPTED,
+        gguf.recognises,
+        gguf.weight_files,
+        gguf.headers,
+        inside=gguf.inside,
+        refuses=gguf.refuses,
     ),
 )
 """Asked in this order; the first that recognises a directory, leads further down or refuses it has it."""

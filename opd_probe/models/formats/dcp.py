@@ -8,21 +8,54 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError
+from opd_probe.models.directories import is_directory, subdirectories
+from opd_probe.models.formats.around import config_home
 from opd_probe.models.formats.headers import Headers
 
 ACCEPTED = "torch's .metadata with .distcp files"
 METADATA = ".metadata"
-_CONFIG_PLACES = (".", "huggingface", "..", "../huggingface", "../weights", "../weight")
+_OPTIMISERS = re.compile(r"optim(izer)?(_?states?)?(_\d+)?", re.IGNORECASE)
+"""Names of directories in which trainers keep an optimiser's state by itself."""
+
+_MODELS = "pytorch_model_fsdp_"
+_POLICY = "policy/weights"
 _OPTIMISER = re.compile(r"(^|\.)optim\w*\.|\.(exp_avg\w*|max_exp_avg_sq|momentum_buffer|step)$")
 
 
 def recognises(path: Path) -> bool:
-    """Metadata beside files of chunks."""
-    return (path / METADATA).is_file() and bool(weight_files(path))
+    """Metadata beside files of chunks, which are no optimiser's."""
+    return (path / METADATA).is_file() and bool(weight_files(path)) and not _is_optimiser(path)
+
+
+def _is_optimiser(path: Path) -> bool:
+    return _OPTIMISERS.fullmatch(path.name) is not None
+
+
+def inside(path: Path) -> Path | None:
+    """The chunks in what trainers make of a step: accelerate's ``pytorch_model_fsdp_0``, NeMo-RL's ``policy/weights``
+    and the ``model`` in it."""
+    models = _models(path)
+    if len(models) == 1:
+        return models[0]
+    if is_directory(path / _POLICY):
+        return path / _POLICY
+    if path.parts[-2:] == tuple(_POLICY.split("/")) and not recognises(path) and is_directory(path / "model"):
+        return path / "model"
+    return None
+
+
+def _models(path: Path) -> list[Path]:
+    if recognises(path):
+        return []
+    return [place for place in subdirectories(path) if place.name.startswith(_MODELS) and recognises(place)]
 
 
 def refuses(path: Path) -> str | None:
-    """Chunks without the metadata, which torch writes last."""
+    """Chunks without the metadata, which torch writes last, or several models."""
+    if len(models := _models(path)) > 1:
+        return f"holds {len(models)} models ({', '.join(place.name for place in models)}); name the directory of one"
+    if _is_optimiser(path):
+        return None
     if weight_files(path) and not (path / METADATA).is_file():
         return f"a torch distributed checkpoint without {METADATA}, which is written last: its save did not finish"
     return None
@@ -36,8 +69,7 @@ def weight_files(path: Path) -> list[Path]:
 
 def home(path: Path) -> Path | None:
     """Where a configuration lies: torch writes none, trainers put one beside or above the chunks."""
-    places = ((path / place).resolve() for place in _CONFIG_PLACES)
-    return next((place for place in places if (place / "config.json").is_file()), None)
+    return config_home(path)
 
 
 def headers(path: Path) -> Headers:

@@ -27,6 +27,9 @@ _DTYPES = {
     "BOOL": "bool",
 }
 
+_PACKED = {"qweight", "qzeros", "g_idx", "weight_packed", "weight_shape", "absmax", "quant_map", "SCB", "input_scale"}
+"""Last parts of the names under which quantisation keeps what a weight is made of, ``weight_scale…`` aside."""
+
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2}
 """Bytes of one value; 1 for every other type."""
 
@@ -44,8 +47,17 @@ class TensorHeader:
         return math.prod(self.shape)
 
 
+_LONGEST_HEADER = 100_000_000
+"""Bytes; safetensors refuses more."""
+
 Headers = Mapping[str, TensorHeader]
 """Weights by name."""
+
+
+def is_packing(name: str) -> bool:
+    """Whether a value is by its name a part of a quantised weight, such as its scale."""
+    last = name.rpartition(".")[2]
+    return last in _PACKED or last.startswith("weight_scale")
 
 
 def stored_dtype(headers: Headers) -> str | None:
@@ -55,7 +67,7 @@ def stored_dtype(headers: Headers) -> str | None:
     """
     counts: Counter[str] = Counter()
     for header in headers.values():
-        if "float" in header.dtype:
+        if "float" in header.dtype or header.dtype not in _DTYPES.values():  # packed in a way of its own, as q4_k
             counts[header.dtype] += header.values
     return max(counts, key=lambda kind: (counts[kind], BYTES.get(kind, 1), kind), default=None)
 
@@ -79,11 +91,37 @@ def safetensors_headers(files: Iterable[Path]) -> Headers:
         except (SafetensorError, OSError) as error:
             if (reason := _unreadable(file)) is not None:
                 raise InputError(f"{file}: cannot be read ({reason})") from None
+            short = shortfall(file)
             raise InputError(
-                f"{file}: not a whole safetensors file ({' '.join(str(error).split())}); copy or save the checkpoint "
-                "again"
+                f"{file}: not a whole safetensors file ({short or ' '.join(str(error).split())}); "
+                f"{'if it is being written, wait for that; else ' if short else ''}copy or save the checkpoint again"
             ) from None
     return found
+
+
+def shortfall(file: Path) -> str | None:
+    """What a safetensors file still lacks by its own header, as while it is written; None: nothing that it tells.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with file.open("rb") as handle:
+        size = handle.seek(0, 2)
+        handle.seek(0)
+        stated = int.from_bytes(handle.read(8), "little")
+        if size < 8:
+            return f"has {size} of at least 8 bytes"
+        if stated > _LONGEST_HEADER:
+            return None
+        if size < 8 + stated:
+            return f"has {size} of at least {8 + stated} bytes"
+        try:
+            entries = json.loads(handle.read(stated))
+            end = max(entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return None
+    whole = 8 + stated + end
+    return f"has {size} of {whole} bytes" if size < whole else None
 
 
 def _unreadable(file: Path) -> str | None:
@@ -98,6 +136,14 @@ def _unreadable(file: Path) -> str | None:
 def of_weight_files(weight_files: Callable[[Path], list[Path]]) -> Callable[[Path], Headers]:
     """The headers of a format whose weight files are safetensors."""
     return lambda path: safetensors_headers(weight_files(path))
+
+
+def headers_of_values(values: Mapping[str, Any]) -> Headers:
+    """Shapes and types of weights that were read, or that wait to be put together."""
+    return {
+        name: TensorHeader(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        for name, value in values.items()
+    }
 
 
 def read_json_object(file: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import opd_probe.models.formats.huggingface as huggingface
+from opd_probe.models.directories import subdirectories
 from opd_probe.models.formats.headers import read_json_object
 
 ACCEPTED = "verl's ckpt_contents.json"
@@ -19,6 +20,8 @@ def inside(path: Path) -> Path | None:
     """The Hugging Face weights that the manifest names, and ``actor`` of a step directory."""
     if (path / "actor" / MANIFEST).is_file():
         return path / "actor"
+    if (saved := _only_iteration(path / "policy" / "weights")) is not None:  # of NeMo-RL
+        return saved
     if (path / MANIFEST).is_file() and not _adapters(path):
         for entry in (_entry(path, "hf_model"), _entry(path, "model")):
             place = path / str(entry.get("path"))
@@ -50,6 +53,11 @@ def refuses(path: Path) -> str | None:
             "beside them or their converter (tools/convert_torch_dist_to_hf.py) makes"
         )
     return None
+
+
+def _only_iteration(path: Path) -> Path | None:
+    found = [place for place in subdirectories(path) if _ITERATION.fullmatch(place.name)]
+    return found[0] if len(found) == 1 else None
 
 
 def _is_actor(path: Path) -> bool:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError
+from opd_probe.models.directories import subdirectories
 from opd_probe.models.formats.headers import read_json_object
 from opd_probe.models.formats.huggingface import pickled
+from opd_probe.models.steps import step_name
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -19,9 +21,26 @@ def recognises(path: Path) -> bool:
     return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
 
 
+def inside(path: Path) -> Path | None:
+    """The adapter below a step's directory: peft puts one that has a name into a folder of that name."""
+    below = _below(path)
+    return below[0] if len(below) == 1 else None
+
+
 def refuses(path: Path) -> str | None:
-    """An adapter that is pickled."""
-    return pickled(path, "adapter_model") if (path / CONFIG).is_file() and not recognises(path) else None
+    """An adapter that is pickled, or a step with several of them."""
+    if (path / CONFIG).is_file() and not recognises(path):
+        return pickled(path, "adapter_model")
+    below = _below(path)
+    if len(below) > 1:
+        return f"holds {len(below)} adapters ({', '.join(place.name for place in below)}); name the directory of one"
+    return None
+
+
+def _below(path: Path) -> list[Path]:
+    if step_name(path.name) is None or (path / "config.json").is_file() or recognises(path):
+        return []
+    return [place for place in subdirectories(path) if recognises(place)]
 
 
 def weight_files(path: Path) -> list[Path]:

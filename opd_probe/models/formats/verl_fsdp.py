@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import opd_probe.models.formats.huggingface as huggingface
 from opd_probe.errors import InputError
-from opd_probe.models.formats.headers import Headers, TensorHeader, read_json_object
+from opd_probe.models.formats.headers import Headers, headers_of_values, read_json_object
 
 ACCEPTED = "verl's model_world_size_W_rank_R.pt"
 _SHARD = re.compile(r"(model|optim|extra_state)_world_size_(\d+)_rank_(\d+)\.pt")
@@ -71,12 +70,7 @@ def headers(path: Path) -> Headers:
     Raises:
         InputError: as :func:`read`.
     """
-    return headers_of(read(path))
-
-
-def headers_of(weights: Mapping[str, Any]) -> Headers:
-    """Shapes and types of weights that wait to be merged."""
-    return {name: TensorHeader(pieces.shape, pieces.dtype) for name, pieces in weights.items()}
+    return headers_of_values(read(path))
 
 
 def read(path: Path, dtype: Any = None, names: frozenset[str] = frozenset()) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import opd_probe.models.formats.peft as peft
 import opd_probe.models.formats.verl_fsdp as verl_fsdp
 from opd_probe.errors import InputError
-from opd_probe.models.formats.headers import Headers, read_json_object
+from opd_probe.models.formats.headers import Headers, headers_of_values, read_json_object
 
 META = "lora_train_meta.json"
 ADAPTER = "lora_adapter"
@@ -45,7 +45,7 @@ def headers(path: Path) -> Headers:
     Raises:
         InputError: shards that cannot be read.
     """
-    return verl_fsdp.headers_of(verl_fsdp.merged(path))
+    return headers_of_values(verl_fsdp.merged(path))
 
 
 def base(path: Path) -> str | None:
