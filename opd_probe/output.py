@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from opd_probe.atomic import whole_file
 from opd_probe.errors import OutputError
+
+
+def output_path(text: str | Path) -> Path:
+    """The path that ``--out`` or ``out=`` names. A colon in it is a colon.
+
+    Raises:
+        OutputError: it is the address of something that is no disk, such as ``s3://bucket/out``.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(text)):
+        raise OutputError(f"output {text}: expected a path on a disk of this machine; copy results there afterwards")
+    return Path(text)
 
 
 def existing_directory(directory: Path) -> Path:
@@ -39,6 +53,47 @@ def check_file_writable(path: Path) -> None:
     if path.is_dir():
         raise OutputError(f"output {path}: is a directory; give a file name with --out")
     check_writable(path.parent)
+
+
+@contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Within the block no other process that asks for it works in the directory, which is made; empty, it goes again.
+
+    On file systems that know no locks nothing is claimed.
+
+    Raises:
+        OutputError: another process does, or it cannot be made.
+    """
+    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(
+            f"output {directory}: cannot be written ({error.strerror}); choose another place with --out"
+        ) from None
+    try:
+        _lock(directory, handle)
+        yield
+    finally:
+        os.close(handle)
+        with suppress(OSError):  # not empty: it stays
+            for folder in made:
+                folder.rmdir()
+
+
+def _lock(directory: Path, handle: int) -> None:
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputError(
+            f"output {directory}: another process is working there; wait until it has ended, or choose another place "
+            "with --out"
+        ) from None
+    except (ImportError, OSError):
+        return
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

@@ -35,6 +35,7 @@ LAYERS = {
     "types": 0,
     "errors": 0,
     "atomic": 0,
+    "plain": 0,
     "progress": 0,
     "digits": 0,
 }

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
 from opd_probe.errors import OutputError
-from opd_probe.output import check_file_writable, check_writable, write_bytes
+from opd_probe.output import check_file_writable, check_writable, claimed, write_bytes
 from opd_probe.results.files import save_figure
 
 
@@ -49,3 +51,19 @@ def test_figures_are_saved_twice_and_without_dates(tmp_path: Path) -> None:
     assert [path.name for path in first] == ["a.b.pdf", "a.b.png"]
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     assert first[0].read_bytes().startswith(b"%PDF")
+
+
+def test_one_process_at_a_time_works_in_a_directory(tmp_path: Path) -> None:
+    place = tmp_path / "new" / "out"
+    code = "import sys, pathlib, opd_probe.output as o\nwith o.claimed(pathlib.Path(sys.argv[1])): print('claimed')"
+    command = [sys.executable, "-c", code, str(place)]
+    with claimed(place):
+        other = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert other.returncode == 1
+        assert "another process is working there" in other.stderr.splitlines()[-1]
+        assert other.stdout == ""
+    assert not (tmp_path / "new").exists()  # nothing was put there
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "claimed\n"
+    with claimed(place):
+        (place / "result").write_text("")
+    assert (place / "result").is_file()

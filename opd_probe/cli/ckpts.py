@@ -8,6 +8,7 @@ import typer
 
 from opd_probe.cli import options, printing
 from opd_probe.cli.session import progress, quieten_libraries
+from opd_probe.plain import visible
 
 COLUMNS = ("run", "step", "format", "dtype", "parameters", "size", "base", "tokenizer")
 
@@ -56,7 +57,8 @@ def _print_lists(rows: list[dict[str, Any]]) -> None:
         printing.print_rows(shown, COLUMNS, "table")
         _print_readings(usable)
     for place, row in enumerate(row for row in rows if row["refused"] is not None):
-        printing.write(f"{chr(10) if usable and not place else ''}refused {row['path']}: {row['refused']}\n")
+        refused = visible(f"refused {row['path']}: {row['refused']}")
+        printing.write(f"{chr(10) if usable and not place else ''}{refused}\n")
 
 
 def _print_readings(rows: list[dict[str, Any]]) -> None:

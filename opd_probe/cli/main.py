@@ -5,9 +5,12 @@ Only light modules are imported here, so that ``--help`` is immediate; each comm
 
 from __future__ import annotations
 
+import errno
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -16,6 +19,7 @@ import typer
 from opd_probe.cli import align, ckpts, compare, doctor, figures, ingest, lab, mass, overlap, rollout, show, tokens
 from opd_probe.cli.arguments import spread
 from opd_probe.cli.session import progress
+from opd_probe.cli.signals import stopped_by_signals
 from opd_probe.errors import OpdProbeError, OpdProbeWarning
 
 INTERRUPTED = 130
@@ -49,29 +53,38 @@ for module in (overlap, mass, align, figures, compare, tokens, rollout, ckpts, i
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted.
+
+    What ends a process in the ordinary way, SIGTERM and SIGHUP, interrupts like Ctrl-C, with exit code 143 or 129.
+    """
     words = sys.argv[1:] if argv is None else list(argv)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), stopped_by_signals() as received:
         _show_warnings_as_lines()
         try:
             code = typer.main.get_command(app).main(spread(words), prog_name="opd-probe", standalone_mode=False)
             if code == INTERRUPTED:  # typer keeps the interrupt to itself and hands on this code
-                return _interrupted()
+                return _interrupted(received)
             return code if isinstance(code, int) else 0
         except OpdProbeError as error:
             return _fail(str(error))
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return _fail(f"{error.filename}: no such path; the name is too long for one")
         except _usage_error() as error:
             return _usage(error)
         except (KeyboardInterrupt, typer.Abort):
-            return _interrupted()
+            return _interrupted(received)
         finally:
             progress.close()
 
 
-def _interrupted() -> int:
-    progress.close()
-    progress.say("interrupted; finished traces are kept, run the same command to resume")
-    return INTERRUPTED
+def _interrupted(received: Sequence[int]) -> int:
+    with suppress(OSError):  # the terminal may be what has gone
+        progress.close()
+        how = f" by {signal.Signals(received[0]).name}" if received else ""
+        progress.say(f"interrupted{how}; finished traces are kept, run the same command to resume")
+    return 128 + received[0] if received else INTERRUPTED
 
 
 def _usage_error() -> Any:

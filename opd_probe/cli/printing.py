@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from opd_probe.digits import with_interval
+from opd_probe.plain import csv_cell, visible
 
 WIDE = 10_000
 """Columns of a table that does not go to a terminal, so that nothing is folded."""
@@ -57,7 +58,8 @@ def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(buffer, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: row.get(name) for name in names} | row.get("infinite", {}))
+        cells = {name: csv_cell(row.get(name)) for name in names}
+        writer.writerow(cells | row.get("infinite", {}))
     write(buffer.getvalue())
 
 
@@ -105,4 +107,4 @@ def _cell(row: Mapping[str, Any], name: str, intervals: bool) -> str:
     if isinstance(value, float):
         ends = (_end(row, f"{name}{end}") if intervals else None for end in ("_lo", "_hi"))
         return with_interval(value, *ends)
-    return str(value)
+    return visible(str(value))

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any
 
+from opd_probe.plain import visible
+
 INTERVAL = 5.0
 """Seconds between plain lines. Work that is over before prints none."""
 
@@ -27,7 +29,7 @@ class StderrProgress:
             self._start_live()
             for known in self._live.task_ids:
                 self._live.remove_task(known)
-            self._bar = self._live.add_task(task, total=None)
+            self._bar = self._live.add_task(visible(task), total=None)
 
     def update(self, done: int, total: int) -> None:
         """``done`` of ``total`` units of the current task."""
@@ -44,6 +46,7 @@ class StderrProgress:
 
     def say(self, line: str) -> None:
         """One line on stderr, above a live bar if there is one."""
+        line = visible(line)
         if self._live is not None:
             self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -69,7 +72,7 @@ class StderrProgress:
         from rich.progress import Progress as Live
 
         self._live = Live(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

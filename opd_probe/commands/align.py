@@ -50,24 +50,24 @@ def align(
         raise InputError(f"--variant and --x {x}: other trainers' quantities are curves over steps; leave --x out")
     if variant is not None:
         return as_variant(request, progress, "align", variant)
-    gathered = gather(request, progress)
-    if isinstance(gathered, Result):
-        return gathered
-    if x == "step":
-        rows = summaries(gathered, whole=True)
-        return finish(gathered, "align", rows, ALIGN_COLUMNS, by_k(rows, plots.plot_alignment))
-    if x == "depth":
-        return _depth(gathered, bins)
-    rows = records(position_curves(gathered, bins))
-    draw = by_k(rows, lambda part: plots.plot_alignment(part, x="position"))
-    return finish(gathered, "align", rows, POSITION_COLUMNS, draw)
+    with gather(request, progress) as gathered:
+        if isinstance(gathered, Result):
+            return gathered
+        if x == "step":
+            rows = summaries(gathered, whole=True)
+            return finish(gathered, "align", rows, ALIGN_COLUMNS, by_k(rows, plots.plot_alignment))
+        if x == "depth":
+            return _depth(gathered, bins)
+        rows = records(position_curves(gathered, bins))
+        draw = by_k(rows, lambda part: plots.plot_alignment(part, x="position"))
+        return finish(gathered, "align", rows, POSITION_COLUMNS, draw)
 
 
 def _depth(gathered: Gathered, bins: int) -> Result:
     """Quantiles of the sampled reward by position, and where its signal lies."""
     reward = curves(gathered, "reward by depth", lambda m: reward_by_depth(m.trace, bins=bins))
     signal = curves(gathered, "signal by depth", lambda m: signal_by_depth(m.trace, bins=bins, seed=m.settings.seed))
-    files = write(gathered, "depth", reward, [("", plots.plot_depth(reward, signal))])
+    files = write(gathered, "depth", reward, [("", lambda: plots.plot_depth(reward, signal))])
     files += (write_csv(signal, gathered.out / "depth-signal.csv"),)
     rows = [json_row(row) for row in records(reward)]
     return Result(rows, shown_columns(DEPTH_COLUMNS, rows), gathered.format, files)

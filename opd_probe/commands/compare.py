@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from opd_probe import plots
@@ -13,9 +12,9 @@ from opd_probe.curves.sampling import AS_SCORED, sampling_label
 from opd_probe.errors import InputError, OpdProbeError, warn
 from opd_probe.options.request import DEFAULT_OUT
 from opd_probe.options.settings import parse_options
-from opd_probe.output import check_writable
+from opd_probe.output import check_writable, output_path
 from opd_probe.progress import Progress
-from opd_probe.results.files import save_figure, write_csv
+from opd_probe.results.files import draw_figure, write_csv
 from opd_probe.results.tables import as_table, json_row, present
 from opd_probe.runs.stored import Measured, find_traces
 
@@ -36,7 +35,7 @@ def compare(
     Raises:
         OpdProbeError: bad input, in one line; among it two runs without a common step or prompt.
     """
-    directory = Path(out or DEFAULT_OUT)
+    directory = output_path(out or DEFAULT_OUT)
     check_writable(directory)
     given = parse_options(options)
     sides = [find_traces([place], given, what=f"compare {name}") for name, place in (("A", a), ("B", b))]
@@ -48,11 +47,12 @@ def compare(
         rows += _rows(first, second)
     table = as_table(rows)
     names = _names(pairs)
-    figure = plots.plot_comparison(table.assign(pair=[_pair(row) for row in rows]), a=names[0], b=names[1])
-    files = (write_csv(table, directory / "compare.csv"), *save_figure(figure, directory / "compare"))
+    files = [write_csv(table, directory / "compare.csv")]
+    shown_pairs = table.assign(pair=[_pair(row) for row in rows])
+    files += draw_figure(lambda: plots.plot_comparison(shown_pairs, a=names[0], b=names[1]), directory / "compare")
     clean = [json_row(row) for row in rows]
     shown = COLUMNS if len(pairs) > 1 else COLUMNS[2:]
-    return Result(clean, present(shown, clean), format, files)
+    return Result(clean, present(shown, clean), format, tuple(files))
 
 
 def pair_up(a: Sequence[Measured], b: Sequence[Measured]) -> list[Pair]:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opd_probe.commands.result import Result
 from opd_probe.errors import InputError
 from opd_probe.metrics.variants import parse_variant
 from opd_probe.options.request import DEFAULT_OUT, Request
 from opd_probe.options.settings import parse_options
-from opd_probe.output import check_writable
+from opd_probe.output import check_writable, output_path
 from opd_probe.progress import Progress
-from opd_probe.results.files import save_figure
+from opd_probe.results.files import draw_figure
 from opd_probe.results.kinds import KINDS, Tables
 from opd_probe.results.measures import Gathered, in_order
 from opd_probe.results.peers import draw_variant, file_name, variant_rows
 from opd_probe.results.tables import as_table
 from opd_probe.runs.logs import log_files
 from opd_probe.runs.stored import find_traces, warn_of_states
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = ("figure", "paper", "file", "missing")
 
@@ -52,7 +56,7 @@ def figures(
     peers = [parse_variant(text) for text in variants]
     logs = log_files(training_logs)
     shares = {teacher: _share(teacher, text) for teacher, text in map(_pair, teacher_accuracies)}
-    out = Path(request.out or DEFAULT_OUT)
+    out = output_path(request.out or DEFAULT_OUT)
     check_writable(out)
     measured = in_order(find_traces(request.traces, parse_options(request.options)))
     warn_of_states(measured)
@@ -63,21 +67,40 @@ def figures(
     files: list[Path] = []
     for name in names:
         progress.begin(name)
-        figure, missing = KINDS[name].draw(tables)
-        written = save_figure(figure, out / "figures" / name) if figure is not None else []
+        written, missing = _drawn(name, tables, out / "figures" / name)
         files += written
         row = {"figure": name, "paper": KINDS[name].paper or None, "shows": KINDS[name].shows}
         rows.append(row | {"file": str(written[-1]) if written else None, "missing": missing or None})
     for peer in peers:
         name = file_name(peer, "overlap")
         table = tables.named(as_table(variant_rows(gathered, peer, "overlap")))
-        written = save_figure(draw_variant(peer, "overlap")(table), out / "figures" / name)
+        written = draw_figure(partial(draw_variant(peer, "overlap"), table), out / "figures" / name)
         files += written
         shows = f"overlap, mass and alignment in the definitions of {peer.source}"
-        rows.append({"figure": name, "paper": None, "shows": shows, "file": str(written[-1]), "missing": None})
+        rows.append(
+            {
+                "figure": name,
+                "paper": None,
+                "shows": shows,
+                "file": str(written[-1]) if written else None,
+                "missing": None,
+            }
+        )
     if not files:
         raise InputError("no figure can be drawn: " + "; ".join(f"{row['figure']}: {row['missing']}" for row in rows))
     return Result(rows, COLUMNS, gathered.format, tuple(files))
+
+
+def _drawn(name: str, tables: Tables, stem: Path) -> tuple[list[Path], str]:
+    """The files of one kind of figure, and what is missing for it or in it."""
+    missing = ""
+
+    def draw() -> Figure | None:
+        nonlocal missing
+        figure, missing = KINDS[name].draw(tables)
+        return figure
+
+    return draw_figure(draw, stem), missing
 
 
 def _chosen(only: Sequence[str]) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +17,9 @@ from opd_probe.errors import InputError
 from opd_probe.jobs.plan import make_plan
 from opd_probe.options.request import DEFAULT_OUT, Request
 from opd_probe.options.settings import parse_options
-from opd_probe.output import check_writable
+from opd_probe.output import check_writable, claimed, output_path
 from opd_probe.progress import Progress
-from opd_probe.results.files import save_figure, write_csv
+from opd_probe.results.files import draw_figure, write_csv
 from opd_probe.results.measures import Gathered, in_order
 from opd_probe.results.tables import as_table, json_row, present
 from opd_probe.runs.stored import find_traces, warn_of_prompts, warn_of_states
@@ -25,34 +27,47 @@ from opd_probe.runs.stored import find_traces, warn_of_prompts, warn_of_states
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Drawing = tuple[str, Callable[[], "Figure"]]
+"""What is added to a table's name for a figure of it, and what draws it, once the table is written."""
+
 NAMES = ("run", "step", "teacher", "k", "states", "token_source", "sampling", "quantised")
 DRY_RUN_COLUMNS = (
     "run", "step", "teacher", "states", "states_are", "tokens", "bytes", "seconds",
 )  # fmt: skip
 
 
-def gather(request: Request, progress: Progress) -> Gathered | Result:
-    """The traces of a request: found, re-used or made. For a dry run, what making them would take."""
+@contextmanager
+def gather(request: Request, progress: Progress) -> Iterator[Gathered | Result]:
+    """The traces of a request: found, re-used or made. For a dry run, what making them would take.
+
+    Where they are made the output belongs to this process until the block ends.
+
+    Raises:
+        OpdProbeError: bad input, in one line; among it that another process makes traces there.
+    """
     if request.traces:
         _refuse_inputs_beside_traces(request)
-        out = Path(request.out or DEFAULT_OUT)
+        out = output_path(request.out or DEFAULT_OUT)
         check_writable(out)
         measured = find_traces(request.traces, parse_options(request.options))
         warn_of_states(measured)
         warn_of_prompts(measured)
-        return Gathered(in_order(measured), out, request.format or "table", progress)
+        yield Gathered(in_order(measured), out, request.format or "table", progress)
+        return
     plan = make_plan(request)
     # Imported here because both import torch, which nobody should wait for who only reads traces.
     if plan.dry_run:
         from opd_probe.jobs.estimate import estimate
 
         rows = [json_row(row) for row in estimate(plan)]
-        return Result(rows, present(DRY_RUN_COLUMNS, rows), plan.format)
+        yield Result(rows, present(DRY_RUN_COLUMNS, rows), plan.format)
+        return
     from opd_probe.jobs.pipeline import measure
 
-    measured = measure(plan, progress)
-    warn_of_states(measured)
-    return Gathered(in_order(measured), plan.out, plan.format, progress)
+    with claimed(plan.out):
+        measured = measure(plan, progress)
+        warn_of_states(measured)
+        yield Gathered(in_order(measured), plan.out, plan.format, progress)
 
 
 def _refuse_inputs_beside_traces(request: Request) -> None:
@@ -68,11 +83,11 @@ def _refuse_inputs_beside_traces(request: Request) -> None:
             raise InputError(f"{option} and --traces: both are given; stored traces need none, so keep one of them")
 
 
-def by_k(rows: Sequence[dict[str, Any]], draw: Callable[[pd.DataFrame], Figure]) -> list[tuple[str, Figure]]:
+def by_k(rows: Sequence[dict[str, Any]], draw: Callable[[pd.DataFrame], Figure]) -> list[Drawing]:
     """One figure for each k, since curves of different k are different quantities."""
     table = as_table(rows)
     parts = [(k, part) for k, part in table.groupby("k", sort=True)]
-    return [("" if len(parts) == 1 else f"-k{k}", draw(part)) for k, part in parts]
+    return [("" if len(parts) == 1 else f"-k{k}", partial(draw, part)) for k, part in parts]
 
 
 def finish(
@@ -80,7 +95,7 @@ def finish(
     name: str,
     rows: list[dict[str, Any]],
     columns: Sequence[str],
-    figures: Sequence[tuple[str, Figure]],
+    figures: Iterable[Drawing],
 ) -> Result:
     """Write a command's table and figures, and hand back its rows."""
     files = write(gathered, name, as_table(rows), figures)
@@ -95,11 +110,9 @@ def shown_columns(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> tup
     return tuple(name for name in present(columns, rows) if name not in usual)
 
 
-def write(
-    gathered: Gathered, name: str, table: pd.DataFrame, figures: Sequence[tuple[str, Figure]]
-) -> tuple[Path, ...]:
-    """``OUT/<name>.csv``, and its figures beside it."""
+def write(gathered: Gathered, name: str, table: pd.DataFrame, figures: Iterable[Drawing]) -> tuple[Path, ...]:
+    """``OUT/<name>.csv``, and then its figures beside it: one that fails does not take the table along."""
     files = [write_csv(table, gathered.out / f"{name}.csv")]
-    for suffix, figure in figures:
-        files += save_figure(figure, gathered.out / f"{name}{suffix}")
+    for suffix, draw in figures:
+        files += draw_figure(draw, gathered.out / f"{name}{suffix}")
     return tuple(files)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError, warn
-from opd_probe.output import check_file_writable
+from opd_probe.output import check_file_writable, output_path
 from opd_probe.progress import Progress
 from opd_probe.rollouts.files import prompt_key, write_rollouts
 from opd_probe.rollouts.grading import grade_rollout
@@ -39,7 +39,7 @@ def ingest(
     Raises:
         OpdProbeError: bad input, in one line; then nothing is written.
     """
-    path = Path(out)
+    path = output_path(out)
     if path.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"--out {out}: expected the .jsonl or .parquet file to write")
     check_file_writable(path)

@@ -25,13 +25,13 @@ def mass(request: Request, progress: Progress, *, variant: str | None = None) ->
     """
     if variant is not None:
         return as_variant(request, progress, "mass", variant)
-    gathered = gather(request, progress)
-    if isinstance(gathered, Result):
-        return gathered
-    totals = summaries(gathered)
-    table = mass_table(gathered, totals)
-    files = write(gathered, "mass", table, [("", plots.plot_mass(table, as_table(totals)))])
-    if gathered.format == "table":  # K rows for each checkpoint are for files, not for eyes
-        rows = [json_row(row) for row in totals]
-        return Result(rows, shown_columns(MASS_COLUMNS, rows), gathered.format, files)
-    return Result([json_row(row) for row in records(table)], (), gathered.format, files)
+    with gather(request, progress) as gathered:
+        if isinstance(gathered, Result):
+            return gathered
+        totals = summaries(gathered)
+        table = mass_table(gathered, totals)
+        files = write(gathered, "mass", table, [("", lambda: plots.plot_mass(table, as_table(totals)))])
+        if gathered.format == "table":  # K rows for each checkpoint are for files, not for eyes
+            rows = [json_row(row) for row in totals]
+            return Result(rows, shown_columns(MASS_COLUMNS, rows), gathered.format, files)
+        return Result([json_row(row) for row in records(table)], (), gathered.format, files)

@@ -47,24 +47,24 @@ def overlap(
         return as_variant(request, progress, "overlap", variant, logs)
     for file in logs.values():
         read_log(user_path(file))  # a mistake shows before models run
-    gathered = gather(request, progress)
-    if isinstance(gathered, Result):
-        return gathered
-    log = training_log(gathered.measured, logs) if logs else pd.DataFrame()
-    rows = summaries(gathered, whole=True)
-    result = finish(
-        gathered, "overlap", with_log(rows, log), (*OVERLAP_COLUMNS, *QUANTITIES), by_k(rows, plots.plot_overlap)
-    )
-    if not logs:
-        return result
-    logged = log.dropna(axis="columns", how="all")
-    table = as_table(rows)
-    known = [name for name in TRAINING_SHEET if name in logged or (name in table and table[name].notna().any())]
+    with gather(request, progress) as gathered:
+        if isinstance(gathered, Result):
+            return gathered
+        log = training_log(gathered.measured, logs) if logs else pd.DataFrame()
+        rows = summaries(gathered, whole=True)
+        result = finish(
+            gathered, "overlap", with_log(rows, log), (*OVERLAP_COLUMNS, *QUANTITIES), by_k(rows, plots.plot_overlap)
+        )
+        if not logs:
+            return result
+        logged = log.dropna(axis="columns", how="all")
+        table = as_table(rows)
+        known = [name for name in TRAINING_SHEET if name in logged or (name in table and table[name].notna().any())]
 
-    def draw(part: pd.DataFrame) -> Figure:
-        joined = join_training_log(part, logged)
-        return plots.plot_alignment(joined, metrics=known, title="Overlap and the training log")
+        def draw(part: pd.DataFrame) -> Figure:
+            joined = join_training_log(part, logged)
+            return plots.plot_alignment(joined, metrics=known, title="Overlap and the training log")
 
-    joined = pd.concat([join_training_log(part, logged) for _, part in table.groupby("k", sort=True)])
-    files = write(gathered, "overlap-training", joined, by_k(rows, draw))
-    return replace(result, files=result.files + files)
+        joined = pd.concat([join_training_log(part, logged) for _, part in table.groupby("k", sort=True)])
+        files = write(gathered, "overlap-training", joined, by_k(rows, draw))
+        return replace(result, files=result.files + files)

@@ -6,7 +6,7 @@ from opd_probe.commands.result import Result
 from opd_probe.jobs.files import Files
 from opd_probe.jobs.plan import make_sampling_plan
 from opd_probe.jobs.pool import ModelPool
-from opd_probe.jobs.sampling import drafts_path, draw, named_by_step
+from opd_probe.jobs.sampling import drafts_path, draw, named_by_step, sampling_key
 from opd_probe.options.request import Request
 from opd_probe.progress import Progress
 from opd_probe.results.tables import json_row
@@ -34,7 +34,8 @@ def rollout(request: Request, progress: Progress) -> Result:
         # Of a teacher only its vocabulary and its positions matter here, so that none is loaded.
         teachers = [pool.teacher_outline(run, teacher.checkpoint) for teacher in run.teachers]
         student, drafts = pool.sampled_student(run, checkpoint), drafts_path(plan.out, checkpoint)
-        rollouts = draw(student, teachers, checkpoint, prompts, run.settings, progress, drafts)
+        key = sampling_key(checkpoint, [one.checkpoint for one in run.teachers], prompts, run.settings, run.tokenizer)
+        rollouts = draw(student, teachers, checkpoint, prompts, run.settings, progress, drafts, key)
         rows.append(
             json_row(
                 {

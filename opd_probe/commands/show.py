@@ -8,7 +8,7 @@ from typing import Any
 from opd_probe.curves import summarize
 from opd_probe.options.settings import parse_options, settle
 from opd_probe.results.tables import json_row
-from opd_probe.runs.stored import measured_of, warn_of_states
+from opd_probe.runs.stored import measured_of, warn_of, warn_of_states
 from opd_probe.trace import read_trace
 
 
@@ -21,6 +21,7 @@ def show(trace: str, *, k: int | None = None, average: str | None = None) -> dic
         MissingError, TraceError, InputError: no such trace, or a k that it cannot answer for.
     """
     stored = read_trace(trace)
+    warn_of(stored)
     settings = settle(parse_options({"k": k, "average": average}), None, where=trace)
     used = settings.k if k is not None else min(settings.k, stored.K)
     row = summarize(stored, used, average=settings.average, seed=settings.seed)

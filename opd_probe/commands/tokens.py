@@ -27,7 +27,7 @@ from opd_probe.metrics.context import special_ids, with_special_ids
 from opd_probe.models.decoding import Decoder, find_decoder
 from opd_probe.options.request import DEFAULT_OUT
 from opd_probe.options.settings import parse_options
-from opd_probe.output import check_writable, write_bytes
+from opd_probe.output import check_writable, output_path, write_bytes
 from opd_probe.progress import Progress
 from opd_probe.results.responses import Responses, read_responses
 from opd_probe.results.states import describe_state
@@ -86,7 +86,7 @@ def tokens(
     Raises:
         OpdProbeError: bad input, in one line.
     """
-    directory = Path(out or DEFAULT_OUT)
+    directory = output_path(out or DEFAULT_OUT)
     check_writable(directory)
     given = parse_options(options)
     measured = _one_trace(trace, given, "tokens TRACE")

@@ -26,14 +26,14 @@ def as_variant(
     variant = parse_variant(text)
     for file in (logs or {}).values():
         read_log(user_path(file), logged_names(variant))
-    gathered = gather(request, progress)
-    if isinstance(gathered, Result):
-        return gathered
-    rows = variant_rows(gathered, variant, command)
-    columns = (*VARIANT_NAMES, *shown(variant, command))
-    log = pd.DataFrame()
-    if logs:
-        log = training_log(gathered.measured, logs, logged_names(variant)).dropna(axis="columns", how="all")
-        rows = with_log(rows, log.rename(columns=as_logged))
-    figures = by_k(rows, draw_variant(variant, command, log))
-    return finish(gathered, file_name(variant, command), rows, columns, figures)
+    with gather(request, progress) as gathered:
+        if isinstance(gathered, Result):
+            return gathered
+        rows = variant_rows(gathered, variant, command)
+        columns = (*VARIANT_NAMES, *shown(variant, command))
+        log = pd.DataFrame()
+        if logs:
+            log = training_log(gathered.measured, logs, logged_names(variant)).dropna(axis="columns", how="all")
+            rows = with_log(rows, log.rename(columns=as_logged))
+        figures = by_k(rows, draw_variant(variant, command, log))
+        return finish(gathered, file_name(variant, command), rows, columns, figures)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opd_probe.atomic import reserve
 from opd_probe.engine.sequences import StateSequence, build_sequences, sequence_batches, state_counts
 from opd_probe.errors import OutputError
 from opd_probe.stats.threads import fitting_threads
@@ -101,8 +101,7 @@ def _on_disk(shape: tuple[int, int], dtype: torch.dtype, place: Path | None) -> 
     size = shape[0] * shape[1] * dtype.itemsize
     try:
         with TemporaryFile(dir=place) as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk shows here, and not as a crash in a write
+            reserve(file, size)
             mapped = np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))
     except OSError as error:
         raise OutputError(

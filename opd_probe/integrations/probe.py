@@ -25,7 +25,7 @@ from opd_probe.models.served.model import ServedModel
 from opd_probe.options.manifest import MANIFEST_NAME, read_manifest
 from opd_probe.options.naming import file_names
 from opd_probe.options.settings import Settings, parse_options, settle
-from opd_probe.output import check_writable, write_bytes
+from opd_probe.output import check_writable, output_path, write_bytes
 from opd_probe.progress import Silent
 from opd_probe.rollouts.encoding import encode_rollouts
 from opd_probe.rollouts.files import read_rollouts, rollouts_digest, rollouts_from_dicts, write_rollouts
@@ -153,7 +153,7 @@ def make_probe(
     if (prompts is None) == (rollouts is None):
         raise InputError("prompts and rollouts: expected one of them; for both kinds of states add two callbacks")
     settings = settings_of(options)
-    place = directory / "opd-probe" if out is None else Path(out)
+    place = directory / "opd-probe" if out is None else output_path(out)
     check_writable(place)
     name = run or directory.absolute().name
     if prompts is not None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
-from opd_probe.errors import OpdProbeError, OutOfMemoryError, ServerError
+from opd_probe.errors import OpdProbeError, OutOfMemoryError, OutputError, ServerError
 from opd_probe.jobs.files import Files
 from opd_probe.jobs.memory import memory_advice, too_large_together
 from opd_probe.jobs.plan import Plan, RunPlan, Teacher
@@ -26,6 +26,7 @@ from opd_probe.jobs.tracing import TraceRequest, shared_student
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.model import ServedModel
 from opd_probe.output import existing_directory
+from opd_probe.plain import visible
 from opd_probe.progress import Progress
 from opd_probe.runs.stored import Measured
 from opd_probe.trace import Trace, read_trace
@@ -112,9 +113,9 @@ class _Station:
                 traces[number] = self._made(student, request, fingerprints[number])
             else:
                 traces[number] = _with_labels(trace, request)
-        name, step = self.run.run.name, self.checkpoint.step
+        name, step = visible(self.run.run.name), self.checkpoint.step
         return [
-            Measured(name, step, teacher.name, self.states, trace, self.run.settings)
+            Measured(name, step, visible(teacher.name), self.states, trace, self.run.settings)
             for teacher, trace in zip(self.run.teachers, traces.values(), strict=True)
             if trace is not None
         ]
@@ -166,7 +167,7 @@ class _Station:
 def _with_labels(trace: Trace, request: TraceRequest) -> Trace:
     """The stored trace under today's labels, in the file too: ``--traces`` reads them from there."""
     assert request.path is not None
-    before = read_trace(request.path).provenance.get("labels", {})
+    before = read_trace(request.path, verify=False).provenance.get("labels", {})
     same = all(before.get(name) == value for name, value in request.labels.items())
     return trace if same else trace.save(request.path)
 
@@ -175,15 +176,15 @@ def _with_labels(trace: Trace, request: TraceRequest) -> Trace:
 def _nothing_half_written(path: Path) -> Iterator[None]:
     """After bad input, remove a replay's unfinished work and the folders made for it.
 
-    What an interrupt, a lack of memory or a server leaves behind is kept when it holds finished rollouts, or what a
-    server told of one: the next replay goes on from there.
+    What an interrupt, a lack of memory or of disk, or a server leaves behind is kept when it holds finished rollouts,
+    or what a server told of one: the next replay goes on from there.
     """
     made = [folder for folder in path.parents if not folder.exists()]
     try:
         yield
     except OpdProbeError as error:
         partial = path.with_name(f".{path.name}.partial")
-        if not (isinstance(error, (OutOfMemoryError, ServerError)) and _has_progress(partial)):
+        if not (isinstance(error, (OutOfMemoryError, OutputError, ServerError)) and _has_progress(partial)):
             shutil.rmtree(partial, ignore_errors=True)
         for folder in made:
             if folder.is_dir() and not any(folder.iterdir()):

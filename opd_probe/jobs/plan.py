@@ -15,11 +15,11 @@ from opd_probe.models.served.endpoint import is_url, parse_endpoint, shown
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.steps import step_of_name
 from opd_probe.options.manifest import MANIFEST_NAME, Manifest
-from opd_probe.options.naming import file_names, path_parts, unique_names, user_path
+from opd_probe.options.naming import exists, file_names, path_parts, unique_names, user_path
 from opd_probe.options.request import DEFAULT_OUT, PromptOptions, Request
 from opd_probe.options.settings import Settings, agree, parse_options, settle
 from opd_probe.options.variants import variant_names, variants
-from opd_probe.output import check_file_writable, check_writable
+from opd_probe.output import check_file_writable, check_writable, output_path
 from opd_probe.rollouts.rows import is_dataset
 from opd_probe.rollouts.teacher_prompts import TeacherPrompt
 from opd_probe.runs.discovery import Run, discover, is_hub_id
@@ -86,7 +86,7 @@ def make_plan(request: Request) -> Plan:
     """
     plans = plan_runs(request)
     runs = [plan.run for plan in plans]
-    out = Path(request.out or _agreed("out", runs) or DEFAULT_OUT)
+    out = output_path(request.out or _agreed("out", runs) or DEFAULT_OUT)
     check_writable(out)
     dry_run = request.dry_run if request.dry_run is not None else bool(_agreed("dry_run", runs))
     return Plan(plans, out, result_format(request, plans), dry_run)
@@ -148,7 +148,7 @@ def make_sampling_plan(request: Request) -> Plan:
             f"{run.manifest_path or MANIFEST_NAME}"
         )
     _check_file("--prompts", prompts)
-    out = Path(request.out) if request.out else None
+    out = output_path(request.out) if request.out else None
     if out is None or out.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"--out {out or ''}: expected the .jsonl or .parquet file to write".replace(" :", ":"))
     check_file_writable(out)
@@ -183,7 +183,7 @@ def model_path(option: str, value: str | None) -> str | None:
     if is_url(value) and option == "--teacher":
         return value
     local = user_path(value)
-    if local.exists():
+    if exists(local):
         return str(local)
     if is_hub_id(value):
         return value
@@ -246,7 +246,7 @@ def _served_teachers(request: Request, runs: Sequence[Run], teachers: Mapping[st
 def _identity(model: str) -> str:
     if is_url(model):
         return str(parse_endpoint(model))
-    return str(outermost(Path(model).resolve())) if Path(model).exists() else f"hub:{model}"
+    return str(outermost(Path(model).resolve())) if exists(Path(model)) else f"hub:{model}"
 
 
 def _teacher_parts(identity: str, model: str, served: ServedModel | None) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from opd_probe.models.placement import DeviceMap
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.options.naming import file_names, user_path
-from opd_probe.output import check_file_writable, existing_directory
+from opd_probe.output import check_file_writable, existing_directory, output_path
 from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
 from opd_probe.rollouts.files import read_rollouts, rollouts_from_dicts
 from opd_probe.rollouts.padding import without_padding
@@ -123,7 +123,7 @@ def replay(
     """
     settings = ReplaySettings(k, temperature, jsd, dtype, tokenizer, allow_special_mismatch, batch_tokens, chunk)
     settings = replace(settings, length_factors=length_factors)
-    request = TraceRequest(student, teacher, None if out is None else Path(out), settings, labels or {})
+    request = TraceRequest(student, teacher, None if out is None else output_path(out), settings, labels or {})
     place: dict[str, Any] = {"device": device, "device_map": device_map, "trust_remote_code": trust_remote_code}
     how: dict[str, Any] = {"reuse": reuse, "sequential": sequential, "progress": progress}
     (trace,) = _traces([request], rollouts, place, [teacher_prompts], teacher_tokenizer=teacher_tokenizer, **how)
@@ -177,7 +177,7 @@ def replay_teachers(
         TraceRequest(
             student,
             teacher,
-            None if out is None else Path(out) / f"{files[name]}.parquet",
+            None if out is None else output_path(out) / f"{files[name]}.parquet",
             settings,
             {**(labels or {}), "teacher": name},
         )

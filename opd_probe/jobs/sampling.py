@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.errors import InputError, warn
+from opd_probe.errors import InputError, OpdProbeError, OutOfMemoryError, OutputError, ServerError, warn
 from opd_probe.jobs.files import Files, tokenizer_of
 from opd_probe.jobs.memory import memory_advice
 from opd_probe.jobs.plan import RunPlan
@@ -79,7 +80,7 @@ class Sampler:
                     _check_positions(max(read), model, plan.settings.max_new_tokens)
             student = self.pool.sampled_student(plan, checkpoint)
             drafts = drafts_path(path, checkpoint)
-            rollouts = draw(student, others, checkpoint, prompts, plan.settings, self.progress, drafts)
+            rollouts = draw(student, others, checkpoint, prompts, plan.settings, self.progress, drafts, key)
             store_samples(path, rollouts, key)
             drafts.unlink(missing_ok=True)
         # What rollouts carry along decides no draw: it is as the prompts say today, whenever they were drawn.
@@ -138,12 +139,14 @@ def draw(
     settings: Settings,
     progress: Progress,
     drafts: Path | None = None,
+    key: Mapping[str, Any] | None = None,
 ) -> list[Rollout]:
     """Sample ``num_rollouts`` responses to each prompt, of ids that all teachers share.
 
     Args:
         student: loaded; in outline, vLLM or the server of the settings samples from the checkpoint.
-        drafts: the file that keeps what a server has drawn, for when the same is asked for again.
+        drafts: the file that keeps responses as they end, for when the same is asked for again; vLLM keeps none.
+        key: what decides the draws, see :func:`sampling_key`.
 
     Raises:
         OpdProbeError: prompts that cannot be encoded, models that do not fit, or responses that could become
@@ -166,10 +169,16 @@ def draw(
         "step": checkpoint.step,
         "progress": progress.update,
     }
-    with memory_advice("sampling"):
+    with _no_drafts_of_bad_input(drafts), memory_advice("sampling"):
         if isinstance(student, LoadedModel):
             return sample_rollouts(
-                student, encoded, batch_tokens=settings.batch_tokens, length_factors=settings.length_factors, **how
+                student,
+                encoded,
+                batch_tokens=settings.batch_tokens,
+                length_factors=settings.length_factors,
+                drafts=drafts,
+                key=json.dumps(key, sort_keys=True),
+                **how,
             )
         if is_url(settings.sampler):
             served = _server(settings.sampler, checkpoint)
@@ -177,8 +186,23 @@ def draw(
         return sample_with_vllm(student, checkpoint, encoded, dtype=settings.dtype, **how)
 
 
+@contextmanager
+def _no_drafts_of_bad_input(drafts: Path | None) -> Iterator[None]:
+    """After bad input nothing is kept; what an interrupt, a lack of memory or of disk, or a server cuts short is."""
+    made = [] if drafts is None else [folder for folder in drafts.parents if not folder.exists()]
+    try:
+        yield
+    except OpdProbeError as error:
+        if drafts is not None and not isinstance(error, (OutOfMemoryError, OutputError, ServerError)):
+            drafts.unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: it stays
+                for folder in made:
+                    folder.rmdir()
+        raise
+
+
 def drafts_path(path: Path, checkpoint: Checkpoint) -> Path:
-    """Beside the file that a checkpoint's samples go to: where those wait that a server has drawn already."""
+    """Beside the file that a checkpoint's samples go to: where those wait that have been drawn already."""
     return path.with_name(f".{path.name}.{step_name(checkpoint)}.partial")
 
 

@@ -118,14 +118,14 @@ def served_states(
     yield from engine.states(spool.done, lambda rollout: spool.answer(rollout, TOLD), replayed)
 
 
-def warn_foreign(spool: TraceSpool, name: str) -> None:
-    """Say when the teacher's lists hold ids that the student does not share: its tokenizer may be another."""
+def foreign_warnings(spool: TraceSpool, name: str) -> list[str]:
+    """What is to be said when the teacher's lists hold ids that the student does not share: its tokenizer may be
+    another."""
     told = spool.arrays["teacher_top_logprobs"]
     foreign = float(np.mean(np.isnan(told))) if told.size else 0.0
-    if foreign > FOREIGN_WARNING:
-        warnings.warn(
-            f"{foreign:.1%} of the top tokens that {name} tells are not among the ids that the student shares with it; "
-            "states whose top k they leave incomplete are null: does the server use the student's tokenizer?",
-            OpdProbeWarning,
-            stacklevel=5,
-        )
+    if foreign <= FOREIGN_WARNING:
+        return []
+    return [
+        f"{foreign:.1%} of the top tokens that {name} tells are not among the ids that the student shares with it; "
+        "states whose top k they leave incomplete are null: does the server use the student's tokenizer?"
+    ]

@@ -15,12 +15,12 @@ import numpy as np
 from opd_probe.engine.provenance import float32_precision, reduced_matmul_precision, software
 from opd_probe.engine.replay import Progress, Replay
 from opd_probe.engine.sequences import skip_reason, straddling
-from opd_probe.engine.served import ServedReplay
+from opd_probe.engine.served import TOLD, ServedReplay
 from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import OpdProbeWarning, TraceError
 from opd_probe.jobs.memory import memory_advice
-from opd_probe.jobs.served import served_states, tokenizer_of_served, told_beside, warn_foreign
+from opd_probe.jobs.served import foreign_warnings, served_states, tokenizer_of_served, told_beside
 from opd_probe.models.digests import tokenizer_files_digest, weights_digest
 from opd_probe.models.lengths import has_length_factors
 from opd_probe.models.loading import LoadedModel
@@ -30,6 +30,7 @@ from opd_probe.rollouts.files import prompt_key, rollouts_digest
 from opd_probe.rollouts.grading import grade_rollout
 from opd_probe.rollouts.sampling import sampling_words
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts
+from opd_probe.runs.stored import warn_of
 from opd_probe.trace import Trace, TraceSpool, read_trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, array_columns
 from opd_probe.types import LengthRule, Rollout
@@ -98,6 +99,8 @@ class TraceRequest:
         found = _reusable(self.path, fingerprint, self.settings)
         if found is not None and self.labels:
             found.provenance["labels"] = {**found.provenance.get("labels", {}), **self.labels}
+        if found is not None:
+            warn_of(found)
         return found
 
     def make(
@@ -208,7 +211,7 @@ class _Job:
         key = _digest({**fingerprint, "K": self.settings.k, "columns": [c.name for c in columns]})
         directory = None if path is None else path.with_name(f".{path.name}.partial")
         served = isinstance(engine, ServedReplay)
-        spool = TraceSpool(counts, columns, self.settings.k, directory, key, answers=served)
+        spool = TraceSpool(counts, columns, self.settings.k, directory, key, answers=TOLD if served else ())
         if isinstance(engine, ServedReplay):
             told = told_beside(path, fingerprint, self.settings.k, self.vocabulary.size)
             states = served_states(engine, spool, progress, told)
@@ -216,12 +219,14 @@ class _Job:
             states = engine.states(spool.done, progress)
         for index, values in states:
             spool.put(index, values)
-        if isinstance(teacher, ServedModel):
-            warn_foreign(spool, teacher.name)
-        self._warn_outside(spool, labels)
-        table = rollout_table(self._rows(counts))
-        provenance = self._provenance(fingerprint, labels) | {"length_factors": self._length_factors(engine)}
-        return spool.finish(table, provenance, path)
+        foreign = foreign_warnings(spool, teacher.name) if isinstance(teacher, ServedModel) else []
+        provenance = self._provenance(fingerprint, labels) | {
+            "length_factors": self._length_factors(engine),
+            "warnings": [*foreign, *self._outside_warnings(spool)],
+        }
+        trace = spool.finish(rollout_table(self._rows(counts)), provenance, path)
+        warn_of(trace)
+        return trace
 
     def _length_factors(self, engine: Replay | ServedReplay) -> dict[str, Any]:
         """Whose length decided, and for each model with several sets of rotary factors how many states it matters to:
@@ -235,18 +240,17 @@ class _Job:
                 said[name] = {"kind": factors.kind, "boundary": factors.boundary, "straddling_states": states}
         return said
 
-    def _warn_outside(self, spool: TraceSpool, labels: Mapping[str, Any]) -> None:
-        where = f"run {labels['run']}, step {labels.get('step')}: " if "run" in labels else ""
+    def _outside_warnings(self, spool: TraceSpool) -> list[str]:
+        found = []
         for side, model in zip(("student", "teacher"), self.models, strict=True):
             outside = spool.arrays[f"{side}_mass_outside"]
             mean = float(np.mean(outside)) if len(outside) else 0.0
             if mean > OUTSIDE_WARNING:
-                warnings.warn(
-                    f"{where}{mean:.1%} of the probability of the {side} {model.name} lies outside the shared "
-                    "vocabulary (mean over states); it is left out of every metric",
-                    OpdProbeWarning,
-                    stacklevel=4,
+                found.append(
+                    f"{mean:.1%} of the probability of the {side} {model.name} lies outside the shared vocabulary "
+                    "(mean over states); it is left out of every metric"
                 )
+        return found
 
     def _rows(self, counts: Sequence[int]) -> list[dict[str, Any]]:
         rows = []

@@ -171,8 +171,8 @@ def write_tables(tables: Mapping[str, pd.DataFrame], directory: Path) -> list[Pa
         narrow = {column: np.float32 for column in table.columns if table[column].dtype == np.float64}
         path = directory / f"{name}.parquet"
         held = pa.Table.from_pandas(table.astype(narrow), preserve_index=False)
-        with whole_file(path) as unfinished:
-            pq.write_table(held, unfinished, compression="zstd")
+        with whole_file(path) as unfinished, unfinished.open("wb") as target:
+            pq.write_table(held, target, compression="zstd")
         written.append(path)
     return written
 

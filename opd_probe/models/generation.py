@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from opd_probe.models.lengths import check_rule
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.outline import Outline
 from opd_probe.models.samplers import sampler_version
+from opd_probe.models.served.dialects import Drawn
+from opd_probe.models.served.drafts import Drafts
 from opd_probe.stats.projection import OutputProjection
 from opd_probe.stats.scratch import Scratch
 from opd_probe.stats.threads import fitting_threads
@@ -57,6 +60,8 @@ def sample_rollouts(
     step: int | None = None,
     progress: Progress | None = None,
     length_factors: LengthRule = "prefix",
+    drafts: Path | None = None,
+    key: str = "",
 ) -> list[Rollout]:
     """Sample responses, whatever the checkpoint's generation_config says: no top-k, no top-p, no penalties.
 
@@ -74,6 +79,9 @@ def sample_rollouts(
         step: recorded in every rollout.
         length_factors: whose length decides the factors of a model that has several (longrope, dynamic scaling):
             ``server``, the longest that it takes; else the prefix's, since no whole is there yet.
+        drafts: the file that keeps responses as they end, for a later call with the same ``key``, which draws the
+            others alone; None: none. The caller removes it.
+        key: all that decides the draws.
 
     Returns:
         Rollouts by prompt, then sample: ``id`` is ``<prompt id>/<sample>``; EOS, when sampled, is the last
@@ -90,7 +98,8 @@ def sample_rollouts(
             "has equal scores among them: what it says of a prefix changes when the prefix goes on, so that it has no "
             "distribution to sample from; give --rollouts of another sampler"
         )
-    drafts = [
+    kept = Drafts(drafts, key)
+    wanted = [
         _Draft(index, sample, _uniforms(seed, prompt.id, sample, max_new_tokens))
         for index, prompt in enumerate(prompts)
         for sample in range(num_rollouts)
@@ -99,15 +108,19 @@ def sample_rollouts(
     sampler = _Sampler(student, prompts, allowed_ids, max_new_tokens, temperature, length_factors)
     done = 0
 
-    def finished(count: int) -> None:
+    def finished(ended: Sequence[_Draft]) -> None:
         nonlocal done
-        done += count
+        done += len(ended)
+        for one in ended:
+            reason = "stop" if one.stopped else "length"
+            kept.keep(f"{prompts[one.prompt].id}/{one.sample}", Drawn(one.ids, one.logprobs, reason))
         if progress is not None:
-            progress(done, len(drafts))
+            progress(done, len(wanted))
 
-    finished(0)
+    finished(_take_kept(wanted, kept, prompts))
+    todo = [draft for draft in wanted if not draft.ids]
     apart = len(set(lengths)) > 1 and one_length(student)
-    for batch in _batches(drafts, lengths, max_new_tokens, batch_tokens, apart=apart):
+    for batch in _batches(todo, lengths, max_new_tokens, batch_tokens, apart=apart):
         try:
             with fitting_threads(student.output_layer.weight):
                 sampler.run(batch, finished)
@@ -118,8 +131,19 @@ def sample_rollouts(
         make_rollout(
             student, prompts[d.prompt], d.sample, d.ids, d.logprobs, sampler=made_by, temperature=temperature, step=step
         )
-        for d in drafts
+        for d in wanted
     ]
+
+
+def _take_kept(wanted: Sequence[_Draft], kept: Drafts, prompts: Sequence[Prompt]) -> list[_Draft]:
+    """Fill what is known already; those that are filled."""
+    filled = []
+    for draft in wanted:
+        known = kept.known.get(f"{prompts[draft.prompt].id}/{draft.sample}")
+        if known is not None:
+            draft.ids, draft.logprobs, draft.stopped = known.ids, known.logprobs, known.reason == "stop"
+            filled.append(draft)
+    return filled
 
 
 def check_sampling(
@@ -216,8 +240,8 @@ class _Sampler:
         self.scratch = Scratch()
 
     @torch.inference_mode()
-    def run(self, batch: list[_Draft], finished: Callable[[int], None]) -> None:
-        """Fill the drafts of one batch; ``finished`` hears how many came to their end."""
+    def run(self, batch: list[_Draft], finished: Callable[[Sequence[_Draft]], None]) -> None:
+        """Fill the drafts of one batch; ``finished`` hears which came to their end."""
         growing = self._begin(batch)
         eos = set(self.student.eos_ids)
         uniforms = torch.from_numpy(np.stack([draft.uniforms for draft in batch])).to(growing.hidden.device)
@@ -229,10 +253,10 @@ class _Sampler:
                 draft.stopped = token in eos
             keep = [index for index, draft in enumerate(batch) if not draft.stopped]
             if not keep or t + 1 == self.max_new_tokens:
-                finished(len(batch))
+                finished(batch)
                 return
             if len(keep) < len(batch):
-                finished(len(batch) - len(keep))
+                finished([draft for draft in batch if draft.stopped])
                 growing.keep(keep)
                 kept = torch.tensor(keep)
                 tokens, uniforms = tokens[kept], uniforms[kept]

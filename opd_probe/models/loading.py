@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -300,12 +301,22 @@ def _identity(model: PreTrainedModel, checkpoint: Checkpoint | None, layer: Outp
 
 
 def eos_ids_of(generation_config: Any, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
-    """The end-of-sequence ids of a generation_config and a tokenizer together, either of which may be None."""
+    """The end-of-sequence ids of a generation_config and a tokenizer together, either of which may be None.
+
+    Raises:
+        InputError: the configuration states something else.
+    """
     stated = getattr(generation_config, "eos_token_id", None)
-    ids = set(stated if isinstance(stated, (list, tuple)) else [stated])
+    ids = list(stated) if isinstance(stated, (list, tuple)) else [stated]
+    for token in ids:
+        whole = isinstance(token, Integral) or (isinstance(token, float) and token.is_integer())
+        if token is not None and (isinstance(token, bool) or not whole or token < 0):
+            raise InputError(
+                f"generation_config.json: eos_token_id is {str(stated)[:80]!r}; expected a token id or a list of them"
+            )
     if tokenizer is not None:
-        ids.add(tokenizer.eos_token_id)
-    return tuple(sorted(int(token) for token in ids if token is not None))
+        ids.append(tokenizer.eos_token_id)
+    return tuple(sorted({int(token) for token in ids if token is not None}))
 
 
 def state_digest(model: PreTrainedModel) -> str:

@@ -13,9 +13,10 @@ from pydantic import BeforeValidator, Field, ValidationError
 from opd_probe.errors import InputError, MissingError
 from opd_probe.models.checkpoints import looks_like_hub_id
 from opd_probe.models.served.endpoint import is_url, shown
-from opd_probe.options.naming import user_path
+from opd_probe.options.naming import exists, user_path
 from opd_probe.options.request import PromptOptions
 from opd_probe.options.settings import CommandOptions, Options, first_problem
+from opd_probe.output import output_path
 from opd_probe.rollouts.rows import is_dataset
 
 MANIFEST_NAME = "opd-probe.yaml"
@@ -107,7 +108,7 @@ def read_manifest(path: Path) -> Manifest:
         if value := getattr(manifest, key):
             resolved[key] = _resolve_file(path, key, value)
     if manifest.out:
-        resolved["out"] = str(_against(path, manifest.out))
+        resolved["out"] = str(_against(path, str(output_path(manifest.out))))
     return manifest.model_copy(update=resolved)
 
 
@@ -155,7 +156,7 @@ def resolve_model(manifest: Path, key: str, value: str) -> str:
     if is_url(value) and key == "teacher":
         return value
     local = _against(manifest, value)
-    if local.exists():
+    if exists(local):
         return str(local)
     is_path = value.startswith(("/", "./", "../", "~")) or value in (".", "..")
     if not is_path and looks_like_hub_id(value):
@@ -168,12 +169,13 @@ def resolve_model(manifest: Path, key: str, value: str) -> str:
 def _file_or_text(manifest: Path, value: str) -> str:
     """A text, or the file that holds it, which is then named by its whole path."""
     one_word = len(value.split()) == 1
-    return str(_against(manifest, value)) if one_word and _against(manifest, value).is_file() else value
+    local = _against(manifest, value)
+    return str(local) if one_word and exists(local) and local.is_file() else value
 
 
 def _resolve_file(manifest: Path, key: str, value: str) -> str:
     local = _against(manifest, value)
-    if not (local.is_file() or is_dataset(local) or (key == "rollouts" and local.is_dir())):
-        what = "is a directory" if local.is_dir() else "no such file"
+    if not exists(local) or not (local.is_file() or is_dataset(local) or (key == "rollouts" and local.is_dir())):
+        what = "is a directory" if exists(local) and local.is_dir() else "no such file"
         raise MissingError(f"manifest {manifest}: key {key!r}: {value}: {what} ({local})")
     return str(local)

@@ -7,6 +7,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from opd_probe.models.steps import step_of_name
@@ -18,6 +19,13 @@ _LONGEST = 160
 def user_path(value: str) -> Path:
     """A path as a user writes it, ``~`` for the home directory. One of a user that there is not stays as it is."""
     return Path(os.path.expanduser(value))  # noqa: PTH111 - Path.expanduser raises for such a user
+
+
+def exists(path: Path) -> bool:
+    """Whether something is there. Text that is no path, being too long for one, names nothing."""
+    with suppress(OSError, ValueError):
+        return path.exists()
+    return False
 
 
 def step_of_revision(revision: str | None) -> int | None:

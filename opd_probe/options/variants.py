@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from opd_probe.errors import InputError, MissingError
-from opd_probe.options.naming import path_parts, unique_names, user_path
+from opd_probe.options.naming import exists, path_parts, unique_names, user_path
 from opd_probe.options.request import PromptOptions
 from opd_probe.rollouts.teacher_prompts import OWN, STUDENT, TeacherPrompt, context_fields
 
@@ -50,7 +50,7 @@ def _system(value: str) -> str:
         return value
     file = user_path(value)
     try:
-        if file.is_file():
+        if exists(file) and file.is_file():
             return file.read_text(encoding="utf-8").rstrip("\n")
     except (OSError, UnicodeDecodeError):
         raise InputError(f"--teacher-system {value}: cannot be read as UTF-8 text") from None
@@ -92,7 +92,7 @@ def variant_names(
 
 
 def _parts(place: str) -> tuple[str, ...]:
-    if place == OWN or not Path(place).exists():
+    if place == OWN or not exists(Path(place)):
         return (place,)
     parts = path_parts(Path(place).resolve())
     return (*parts[:-1], Path(place).stem if Path(place).is_file() else parts[-1])

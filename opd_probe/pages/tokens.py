@@ -10,6 +10,8 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from opd_probe.plain import visible
+
 
 def render_tokens(page: Mapping[str, Any]) -> str:
     """The page as HTML text; everything that comes from ``page`` is escaped.
@@ -23,9 +25,27 @@ def render_tokens(page: Mapping[str, Any]) -> str:
     )
     environment.filters["number"] = number
     template = environment.get_template("tokens.html")
+    data = page["data"]
+    page = {name: _visible(value) for name, value in page.items() if name != "data"}
+    data = {**data, "labels": _visible(data["labels"])}
     return template.render(
-        **page, style=Markup(_source("tokens.css")), script=Markup(_source("tokens.js")), embedded=embed(page["data"])
+        **page,
+        data=data,
+        style=Markup(_source("tokens.css")),
+        script=Markup(_source("tokens.js")),
+        embedded=embed(data),
     )
+
+
+def _visible(value: Any) -> Any:
+    """The same with the control characters of every text spelled out, line breaks and tabs apart."""
+    if isinstance(value, str):
+        return visible(value, keep="\n\t")
+    if isinstance(value, Mapping):
+        return {name: _visible(held) for name, held in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_visible(held) for held in value]
+    return value
 
 
 def embed(data: Any) -> Markup:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
+from opd_probe.plain import visible
 from opd_probe.plots.style import SeriesStyle, series_style
 from opd_probe.plots.tables import kinds_of_states, numbers, sampling_phrase, text_phrase
 
@@ -59,7 +60,7 @@ def split_runs(table: pd.DataFrame) -> list[Series]:
     for run, teacher in pairs:
         rows = table[((table["run"].astype(str) == run) & (table["teacher"].astype(str) == teacher)).to_numpy()]
         parts.append(rows)
-        label = run if len(teachers[run]) == 1 else f"{run} ← {teacher}"
+        label = visible(run if len(teachers[run]) == 1 else f"{run} ← {teacher}")
         notes = [f"{', '.join(kinds_of_states(rows))} states" if mixed else "", text_phrase(rows) if of_text else ""]
         notes.append(sampling_phrase(rows) if sampled else "")
         labels.append(f"{label} ({'; '.join(filter(None, notes))})" if any(notes) else label)

@@ -94,6 +94,7 @@ _HOUSE: dict[str, Any] = {
     "grid.color": "#E8E8E8",
     "grid.linewidth": 0.5,
     "text.color": INK,
+    "text.parse_math": False,  # no name of a run is ever markup
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,

@@ -121,7 +121,7 @@ def _parquet_rows(path: Path, what: str) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as handle, pq.ParquetFile(handle) as file:
             number = 0
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
@@ -220,7 +220,9 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Seq
                 except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
                     reason = str(error).splitlines()[0]
                     raise InputError(f"output {path}: Parquet cannot hold these rows ({reason}); use .jsonl") from None
-                pq.write_table(table, temporary, compression="zstd")
+                # Opened here: of a path Arrow takes what stands before a colon for the name of a file system.
+                with temporary.open("wb") as target:
+                    pq.write_table(table, target, compression="zstd")
     except OSError as error:
         raise OutputError(
             f"output {path}: cannot be written ({error.strerror or error}); choose another place"

@@ -154,8 +154,10 @@ def _state(path: Path) -> Iterator[Row]:
     content = json.loads(path.read_text(encoding=_encoding(path)))
     if not isinstance(content, dict) or not isinstance(content.get("log_history"), list):
         raise ValueError("no list log_history in it")
-    for row in content["log_history"]:
-        yield dict(row)
+    for number, row in enumerate(content["log_history"]):
+        if not isinstance(row, dict):
+            raise ValueError(f"entry {number} of log_history: expected an object, got {type(row).__name__}")
+        yield row
 
 
 def _lines(path: Path) -> Iterator[Row]:

@@ -12,6 +12,7 @@ from opd_probe.curves.sampling import sampling_label, sampling_remark
 from opd_probe.errors import InputError, MissingError, TraceError, warn
 from opd_probe.options.naming import user_path
 from opd_probe.options.settings import Options, Settings, settle
+from opd_probe.plain import visible
 from opd_probe.trace import Trace, read_trace
 
 
@@ -53,6 +54,14 @@ def token_source_of(trace: Trace) -> str:
     """Whether a trace's ids are what was sampled: a :data:`~opd_probe.types.TokenSource`, or ``"mixed"``."""
     found = set(trace.rollouts.column("token_source").to_pylist()) - {None}
     return str(found.pop()) if len(found) == 1 else "mixed" if found else "sampled_ids"
+
+
+def warn_of(trace: Trace) -> None:
+    """Say what belongs to a trace and is said whenever it is used."""
+    labels = trace.provenance.get("labels", {})
+    where = f"run {labels['run']}, step {labels.get('step')}: " if "run" in labels else ""
+    for text in trace.warnings:
+        warn(f"{where}{text}")
 
 
 def quantised_models(trace: Trace) -> str:
@@ -135,6 +144,8 @@ def find_traces(arguments: Sequence[str], given: Options, *, what: str = "--trac
             "which stores them under its --out"
         )
     _refuse_twins(list(found.items()))
+    for measured in found.values():
+        warn_of(measured.trace)
     return list(found.values())
 
 
@@ -154,9 +165,9 @@ def measured_of(trace: Trace, path: Path, settings: Settings) -> Measured:
     labels = trace.provenance.get("labels", {})
     student, teacher = trace.provenance.get("student", {}), trace.provenance.get("teacher", {})
     return Measured(
-        run=str(labels.get("run") or path.parent.name),
+        run=visible(str(labels.get("run") or path.parent.name)),
         step=labels.get("step", student.get("step")),
-        teacher=str(labels.get("teacher") or Path(str(teacher.get("path", "unknown"))).name),
+        teacher=visible(str(labels.get("teacher") or Path(str(teacher.get("path", "unknown"))).name)),
         states=str(labels.get("states", "unknown")),
         trace=trace,
         settings=settings,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from opd_probe.atomic import whole_file
 from opd_probe.errors import OutputError
+from opd_probe.trace.digest import add_digest
 from opd_probe.trace.schema import FORMAT_VERSION, ROLLOUT_ID, STATE_COLUMN
 
 Array = NDArray[Any]
@@ -58,20 +59,23 @@ def write_file(
     schema = _parquet_schema(columns, rollouts, provenance)
     ids = rollouts.column("rollout_id").combine_chunks()
     try:
-        with whole_file(path) as temporary:
+        # Opened here: of a path Arrow takes what stands before a colon for the name of a file system.
+        with whole_file(path) as temporary, temporary.open("w+b") as handle:
             with pq.ParquetWriter(
-                temporary,
+                handle,
                 schema,
                 compression="zstd",
                 compression_level=1,
                 use_dictionary=[ROLLOUT_ID.name],
                 column_encoding=_encodings(columns),
                 write_statistics=True,
+                write_page_checksum=True,
             ) as writer:
                 for block in blocks:
                     writer.write_batch(_record_batch(block, columns, ids, schema), row_group_size=ROW_GROUP)
-            with temporary.open("rb") as handle:
-                os.fsync(handle.fileno())
+            add_digest(handle)
+            handle.flush()
+            os.fsync(handle.fileno())
     except OSError as error:
         raise OutputError(
             f"trace {path}: cannot be written ({error.strerror or error}); free space or choose another --out"

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from opd_probe.errors import OutputError
+from opd_probe.atomic import reserve
+from opd_probe.errors import OutputError, warn
 from opd_probe.trace.parquet import Array
 from opd_probe.trace.schema import Column
 from opd_probe.trace.table import Trace, write_trace
+
+ROOM = "room"
+"""The file of a spool that holds the place of the trace on the disk until it is written."""
 
 
 class TraceSpool:
@@ -22,14 +31,19 @@ class TraceSpool:
     The engine works through rollouts longest first; a trace lists them as they were given. Each rollout's
     rows have their place from the start, so a block is written once, and on disk an interrupted replay goes on
     where it stopped: ``done`` says which rollouts are whole, and ``answered`` of which a part of the columns is there.
+    A digest is kept of each, and what does not agree with it when work goes on counts as not there.
 
     Args:
         counts: int [n_rollouts], the number of states of each rollout.
         columns: the state columns to hold.
         depth: K.
-        directory: where to keep memory-mapped columns; None keeps them in memory.
+        directory: where to keep memory-mapped columns; None keeps them in memory. Their room on the disk is taken at
+            once, and that of the trace beside it.
         key: identifies the work (inputs and settings). A spool on disk with another key is started afresh.
-        answers: whether columns of a rollout come in two parts, see :meth:`put_answer`.
+        answers: the columns of a rollout that come before the others, see :meth:`put_answer`.
+
+    Raises:
+        OutputError: the directory cannot be written, or its disk has no room.
     """
 
     def __init__(
@@ -40,58 +54,75 @@ class TraceSpool:
         directory: Path | None = None,
         key: str = "",
         *,
-        answers: bool = False,
+        answers: Sequence[str] = (),
     ) -> None:
         self.offsets = np.concatenate([[0], np.cumsum(np.asarray(counts, dtype=np.int64))])
-        self.columns = tuple(columns)
-        self.directory = directory
-        n_rollouts = len(self.offsets) - 1
-        total = int(self.offsets[-1])
-        resumed = directory is not None and _spool_key(directory) == key
-        if directory is not None and not resumed:
-            _start_directory(directory)
-        mode = "r+" if resumed else "w+"
-        self.arrays: dict[str, Array] = {}
-        for column in self.columns:
-            shape = (total, depth) if column.shape == "top" else (total,)
-            self.arrays[column.name] = self._allocate(column.name, shape, column.dtype, mode)
-        self.done = self._allocate("done", (n_rollouts,), "bool", mode)
+        self.columns, self.directory = tuple(columns), directory
+        self._answers = tuple(answers)
+        n_rollouts, total = len(self.offsets) - 1, int(self.offsets[-1])
+        flags = n_rollouts if answers else 0
+        shapes: dict[str, tuple[tuple[int, ...], str]] = {
+            column.name: ((total, depth) if column.shape == "top" else (total,), column.dtype) for column in columns
+        }
+        shapes |= {
+            "done": ((n_rollouts,), "bool"),
+            "done_digests": ((n_rollouts,), "uint32"),
+            "answered": ((flags,), "bool"),
+            "answered_digests": ((flags,), "uint32"),
+        }
+        held, resumed = _held(directory, shapes, key)
+        self.arrays: dict[str, Array] = {column.name: held[column.name] for column in self.columns}
+        self.done, self._done_digests = held["done"], held["done_digests"]
+        self.answered, self._answered_digests = held["answered"], held["answered_digests"]
+        if resumed:
+            self._check()
         self.done[np.diff(self.offsets) == 0] = True
-        self.answered = self._allocate("answered", (n_rollouts if answers else 0,), "bool", mode)
-        if directory is not None and not resumed:
-            (directory / "key").write_text(key)  # last: a spool without it was never whole
 
-    def _allocate(self, name: str, shape: tuple[int, ...], dtype: str, mode: str) -> Array:
-        if self.directory is None or 0 in shape:
-            return np.zeros(shape, dtype=dtype)
-        path = self.directory / f"{name}.npy"
-        if mode == "r+":
-            return np.lib.format.open_memmap(path, mode="r+")
-        return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+    def _check(self) -> None:
+        """Forget what does not agree with its digest."""
+        names = [column.name for column in self.columns]
+        lost = set()
+        pairs = ((self.done, self._done_digests, names), (self.answered, self._answered_digests, self._answers))
+        for flags, digests, columns in pairs:
+            for rollout in np.flatnonzero(flags.view(np.uint8)).tolist():
+                flags[rollout] = self._digest(rollout, columns) == digests[rollout]
+                if not flags[rollout]:
+                    lost.add(rollout)
+        if lost:
+            warn(f"{self.directory}: {len(lost)} finished rollouts in it are damaged; they are done again")
+
+    def _digest(self, rollout: int, columns: Sequence[str]) -> int:
+        digest = 0
+        for name in columns:
+            digest = zlib.crc32(self.arrays[name][self._rows(rollout)].data, digest)
+        return digest
 
     def put(self, rollout: int, values: Mapping[str, Array]) -> None:
         """Store the rows of one whole rollout."""
         rows = self._rows(rollout)
         for column in self.columns:
             self.arrays[column.name][rows] = values[column.name]
+        self._done_digests[rollout] = self._digest(rollout, [column.name for column in self.columns])
         self.done[rollout] = True
 
     def put_answer(self, rollout: int, values: Mapping[str, Array]) -> None:
-        """Store some columns of one rollout, for :meth:`answer` to give back until the whole is put."""
-        for name, column in values.items():
-            self.arrays[name][self._rows(rollout)] = column
+        """Store the columns of one rollout that come first, for :meth:`answer` to give back until the whole is put."""
+        for name in self._answers:
+            self.arrays[name][self._rows(rollout)] = values[name]
+        self._answered_digests[rollout] = self._digest(rollout, self._answers)
         self.answered[rollout] = True
 
     def put_answers(self, blocks: Iterable[Mapping[str, Array]]) -> None:
-        """Store some columns of all rows, given in order, block by block; their top lists may be deeper."""
+        """Store such columns of all rows, given in order, block by block; their top lists may be deeper."""
         start = 0
         for block in blocks:
             stop = start + len(block["rollout"])
-            for name, column in block.items():
-                if name in self.arrays:
-                    held = self.arrays[name][start:stop]
-                    held[:] = column[:, : held.shape[1]] if held.ndim == 2 else column
+            for name in self._answers:
+                held = self.arrays[name][start:stop]
+                held[:] = block[name][:, : held.shape[1]] if held.ndim == 2 else block[name]
             start = stop
+        for rollout in range(len(self.answered)):
+            self._answered_digests[rollout] = self._digest(rollout, self._answers)
         self.answered[:] = True
 
     def answer(self, rollout: int, columns: Sequence[str]) -> dict[str, Array]:
@@ -109,6 +140,8 @@ class TraceSpool:
         if path is None:
             return Trace(rollouts, provenance, arrays=self.arrays)
         source = Trace(rollouts, provenance, arrays=self.arrays)
+        if self.directory is not None:
+            (self.directory / ROOM).unlink(missing_ok=True)
         trace = write_trace(path, source.blocks(names), names, rollouts, provenance)
         self.discard()
         return trace
@@ -119,16 +152,81 @@ class TraceSpool:
             shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def _spool_key(directory: Path) -> str | None:
-    key = directory / "key"
-    return key.read_text() if key.is_file() else None
-
-
-def _start_directory(directory: Path) -> None:
+def _held(
+    directory: Path | None, shapes: Mapping[str, tuple[tuple[int, ...], str]], key: str
+) -> tuple[dict[str, Array], bool]:
+    """The arrays of a spool, and whether they go on with work under the same key."""
+    if directory is None:
+        return {name: np.zeros(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}, False
+    size = sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
+    with _room_for(directory, size):
+        if _same_key(directory, key):
+            try:
+                found = {name: _mapped(directory / f"{name}.npy", *one, new=False) for name, one in shapes.items()}
+            except (OSError, ValueError) as error:
+                warn(f"{directory}: unfinished work in it is damaged ({error}); it is started afresh")
+            else:
+                _take_room(directory, size)
+                return found, True
+    shutil.rmtree(directory, ignore_errors=True)
     try:
+        with _room_for(directory, size):
+            directory.mkdir(parents=True)
+            fresh = {name: _mapped(directory / f"{name}.npy", *one, new=True) for name, one in shapes.items()}
+            _take_room(directory, size)
+            (directory / "key").write_bytes(key.encode())  # last: a spool without it was never whole
+    except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
+        raise
+    return fresh, False
+
+
+@contextmanager
+def _room_for(directory: Path, size: int) -> Iterator[None]:
+    """What goes wrong on the disk, in one line.
+
+    Raises:
+        OutputError: in place of what was raised inside.
+    """
+    try:
+        yield
     except OSError as error:
         raise OutputError(
-            f"output {directory}: cannot be written ({error.strerror}); choose another place with --out"
+            f"output {directory.parent}: cannot be written, or has no room for the {2 * size / 1e6:,.1f} MB of a trace "
+            f"and the work on it ({error.strerror or error}); free space or choose another place with --out"
         ) from None
+
+
+def _same_key(directory: Path, key: str) -> bool:
+    try:
+        return (directory / "key").read_bytes() == key.encode()
+    except OSError:
+        return False
+
+
+def _take_room(directory: Path, size: int) -> None:
+    """Hold as much of the disk as the trace will take at most, so that no finished work finds it full."""
+    with (directory / ROOM).open("wb") as handle:
+        reserve(handle, size)
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: str, *, new: bool) -> Array:
+    """An array in a .npy file, whose room on the disk is there: a write to a map never finds the disk full.
+
+    Raises:
+        ValueError: an old file is not of that shape, type and size. OSError: it is not there, or there is no room.
+    """
+    header = BytesIO()
+    about = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, about)
+    content, size = header.getvalue(), prod(shape) * np.dtype(dtype).itemsize
+    with path.open("wb" if new else "rb") as handle:
+        if new:
+            handle.write(content)
+            handle.flush()
+            reserve(handle, len(content) + size)
+        elif handle.read(len(content)) != content or os.fstat(handle.fileno()).st_size != len(content) + size:
+            raise ValueError(f"{path.name} is not of the expected size and shape")
+    if size == 0:
+        return np.zeros(shape, dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r+", offset=len(content), shape=shape)

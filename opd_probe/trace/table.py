@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from opd_probe.errors import MissingError, TraceError
+from opd_probe.errors import MissingError, OpdProbeError, TraceError
+from opd_probe.trace.digest import agrees
 from opd_probe.trace.parquet import (
     PROVENANCE_KEY,
     ROLLOUTS_KEY,
@@ -75,6 +77,11 @@ class Trace:
         return int(self.provenance["vocabulary"]["size"])
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever uses the trace should know, as it was said when the trace was made."""
+        return tuple(str(text) for text in self.provenance.get("warnings") or ())
+
+    @property
     def path(self) -> Path | None:
         """The file that the trace is read from, or None for a trace in memory."""
         return self._path
@@ -84,8 +91,9 @@ class Trace:
         """The numeric state columns that this trace has."""
         if self._arrays is not None:
             return tuple(self._arrays)
-        names = pq.read_schema(self._path).names
-        return tuple(name for name in names if name != ROLLOUT_ID.name)
+        assert self._path is not None
+        with _reading(self._path) as file:
+            return tuple(name for name in file.schema_arrow.names if name != ROLLOUT_ID.name)
 
     @property
     def rollout_offsets(self) -> Array:
@@ -125,13 +133,16 @@ class Trace:
             block["rollout"] = self.rollout_index(start, start + length)
             start += length
             yield block
+        if columns and start != self.n_states:
+            raise TraceError(f"trace {self._path}: {start} of {self.n_states} states in it; run the replay again")
 
     def _raw_blocks(self, columns: list[str], size: int) -> Iterator[dict[str, Array]]:
         if self._arrays is not None:
             for start in range(0, self.n_states, size):
                 yield {name: self._arrays[name][start : start + size] for name in columns}
             return
-        with pq.ParquetFile(self._path) as file:
+        assert self._path is not None
+        with _reading(self._path) as file:
             # One row group at a time: asked for all of them, the reader fetches ahead as much as the whole file.
             for group in range(file.num_row_groups):
                 for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=columns):
@@ -180,31 +191,88 @@ def write_trace(
         OutputError: the file cannot be written.
     """
     write_file(path, blocks, columns, rollouts, provenance)
-    return read_trace(path)
+    return read_trace(path, verify=False)
 
 
-def read_trace(path: str | Path) -> Trace:
+def read_trace(path: str | Path, *, verify: bool = True) -> Trace:
     """Open a trace file. Columns are read when asked for.
+
+    Args:
+        verify: first compare every byte with the digest that the file holds; early traces hold none.
 
     Raises:
         MissingError: there is no such file.
-        TraceError: the file is not a whole trace, or has a format version that this release does not know.
+        TraceError: the file is damaged, is not a whole trace, or has a format version that this release does not know.
     """
     path = Path(path)
     if not path.is_file():
         raise MissingError(f"trace {path}: no such file; give the path of a trace that opd-probe wrote")
+    if verify:
+        _verify(path)
+    with _reading(path) as file:
+        schema, n_rows = file.schema_arrow, file.metadata.num_rows
+        metadata = schema.metadata or {}
+        if VERSION_KEY not in metadata and not any(key.startswith(b"opd_probe.") for key in metadata):
+            raise TraceError(f"trace {path}: a Parquet file, but not one of opd-probe's traces")
+        version = metadata[VERSION_KEY].decode(errors="replace")
+        if version != str(FORMAT_VERSION):
+            raise TraceError(
+                f"trace {path}: format version {version}, this release reads version {FORMAT_VERSION}; "
+                "replay again, or use the release that wrote it"
+            )
+        provenance = json.loads(metadata[PROVENANCE_KEY])
+        trace = Trace(decode_rollouts(metadata[ROLLOUTS_KEY]), provenance, path=path)
+        _check_shapes(trace, schema, n_rows)
+    return trace
+
+
+def _verify(path: Path) -> None:
     try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowInvalid, OSError) as error:
-        detail = str(error).splitlines()[0]
-        raise TraceError(f"trace {path}: not a whole Parquet file ({detail}); run the replay again") from None
-    if VERSION_KEY not in metadata:
-        raise TraceError(f"trace {path}: a Parquet file, but not one of opd-probe's traces")
-    version = metadata[VERSION_KEY].decode(errors="replace")
-    if version != str(FORMAT_VERSION):
+        with path.open("rb") as handle:
+            whole = agrees(handle)
+    except OSError as error:
+        raise TraceError(f"trace {path}: cannot be read ({error.strerror})") from None
+    if whole is False:
         raise TraceError(
-            f"trace {path}: format version {version}, this release reads version {FORMAT_VERSION}; "
-            "replay again, or use the release that wrote it"
+            f"trace {path}: damaged, its bytes do not agree with the digest that was stored with them; "
+            "run the replay again"
         )
-    provenance = json.loads(metadata[PROVENANCE_KEY])
-    return Trace(decode_rollouts(metadata[ROLLOUTS_KEY]), provenance, path=path)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[pq.ParquetFile]:
+    """The open file; whatever a damaged one raises while it is read becomes one line.
+
+    Raises:
+        TraceError: it is not whole, or it is gone.
+    """
+    try:
+        # Opened here: of a path Arrow takes what stands before a colon for the name of a file system.
+        with path.open("rb") as handle, pq.ParquetFile(handle, page_checksum_verification=True) as file:
+            yield file
+    except OpdProbeError:
+        raise
+    except FileNotFoundError:
+        raise TraceError(f"trace {path}: it is no longer there; run the replay again") from None
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        detail = next(iter(str(error).splitlines()), type(error).__name__)
+        raise TraceError(f"trace {path}: not a whole Parquet file ({detail}); run the replay again") from None
+
+
+def _check_shapes(trace: Trace, schema: pa.Schema, n_rows: int) -> None:
+    """Refuse a file whose parts do not fit each other; without a digest it may be damaged anywhere.
+
+    Raises:
+        ValueError: says where.
+    """
+    missing = [c.name for c in ROLLOUT_COLUMNS if not c.optional and c.name not in trace.rollouts.column_names]
+    if missing:
+        raise ValueError(f"no column {missing[0]!r} in its rollout table")
+    if trace.n_states != n_rows or (np.diff(trace.rollout_offsets) < 0).any():
+        raise ValueError(f"{n_rows} rows, of {trace.n_states} states in its rollout table")
+    if trace.K < 1 or trace.vocabulary_size < 1:
+        raise ValueError(f"K = {trace.K} of {trace.vocabulary_size} ids")
+    for field in schema:
+        column = STATE_COLUMN.get(field.name)
+        if column is not None and column.shape == "top" and field.type.list_size != trace.K:
+            raise ValueError(f"lists of {field.type.list_size} in {field.name!r}, K is {trace.K}")

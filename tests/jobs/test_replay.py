@@ -222,6 +222,18 @@ class TestReuse:
             opd_probe.replay(home / "student", home / "teacher", ROWS[:1], k=4, out=out)
         assert read_trace(out).n_states == 4
 
+    def test_a_damaged_trace_is_made_anew(self, home: Path, tmp_path: Path) -> None:
+        """One bit in the middle, where the numbers are."""
+        out = tmp_path / "t.parquet"
+        made = opd_probe.replay(home / "student", home / "teacher", ROWS[:2], k=4, out=out)
+        whole = out.read_bytes()
+        middle = len(whole) // 2
+        out.write_bytes(whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :])
+        with pytest.warns(OpdProbeWarning, match="damaged.*made anew"):
+            again = opd_probe.replay(home / "student", home / "teacher", ROWS[:2], k=4, out=out)
+        assert out.read_bytes() == whole
+        same_numbers(again, made)
+
     def test_not_wanted(self, home: Path, tmp_path: Path, forwards: list[Any]) -> None:
         out = tmp_path / "t.parquet"
         opd_probe.replay(home / "student", home / "teacher", ROWS[:1], k=4, out=out)

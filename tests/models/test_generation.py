@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
 
 from opd_probe.errors import InputError, LogitError
+from opd_probe.models import generation
 from opd_probe.models.generation import invert_cdf, sample_rollouts
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.types import Prompt, Rollout
@@ -216,3 +218,46 @@ def test_inversion_at_the_ends() -> None:
     assert places.tolist() == [1500, 1500]
     weights[:, 2999] = 0.0
     assert invert_cdf(weights, ends)[0].tolist() == [1500, 1500]
+
+
+@pytest.mark.parametrize("after", [1, 5, 11])
+def test_an_interrupted_job_draws_only_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    student = load_model(tiny_model(64, seed=3, spread=3.0))
+    prompts = [Prompt(f"p{n}", ids=tuple(range(5, 8 + n))) for n in range(4)]
+    how: dict[str, Any] = {"num_rollouts": 3, "max_new_tokens": 12, "seed": 4, "batch_tokens": 60}
+    expected = sample_rollouts(student, prompts, **how)
+    drawn: list[int] = []
+    original = generation._Sampler.run
+
+    def run(self: Any, batch: list[Any], finished: Any) -> None:
+        drawn.append(len(batch))
+        original(self, batch, finished)
+
+    monkeypatch.setattr(generation._Sampler, "run", run)
+    ended = 0
+
+    def stop(done: int, total: int) -> None:  # noqa: ARG001
+        nonlocal ended
+        ended = done
+        if done >= after:
+            raise KeyboardInterrupt
+
+    kept = tmp_path / "kept"
+    with pytest.raises(KeyboardInterrupt):
+        sample_rollouts(student, prompts, **how, progress=stop, drafts=kept, key="a")
+    kept.write_text(kept.read_text() + '{"id": "p3/2", "ids": [1')  # killed while it was written
+    drawn.clear()
+    again = sample_rollouts(student, prompts, **how, drafts=kept, key="a")
+    assert sum(drawn) == 12 - ended
+    assert [(one.id, one.response_ids, one.finish_reason) for one in again] == [
+        (one.id, one.response_ids, one.finish_reason) for one in expected
+    ]
+    for one, other in zip(again, expected, strict=True):
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)  # type: ignore[arg-type]
+    drawn.clear()
+    assert sample_rollouts(student, prompts, **how, drafts=kept, key="a") == again
+    assert drawn == []
+    sample_rollouts(student, prompts, **how, drafts=kept, key="b")
+    assert sum(drawn) == 12

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import opd_probe
-from opd_probe.errors import MissingError, OutputError, TraceError
+from opd_probe.errors import MissingError, OpdProbeWarning, OutputError, TraceError
 from opd_probe.trace import Trace, TraceSpool, parquet, read_trace, rollout_table, write_trace
 from opd_probe.trace.parquet import VERSION_KEY
 from opd_probe.trace.schema import (
@@ -257,3 +257,91 @@ class TestSpool:
         (tmp_path / "file").write_text("")
         with pytest.raises(OutputError, match="cannot be written"):
             self.spool(tmp_path / "file" / "spool")
+
+    def begun(self, directory: Path) -> Trace:
+        """A spool with two of its three rollouts done, and the trace that it is to become."""
+        trace = small_trace()
+        spool = self.spool(directory)
+        for index in (0, 3):
+            spool.put(index, self.rows(trace, index))
+        return trace
+
+    def ended(self, directory: Path, trace: Trace) -> list[bool]:
+        """Goes on with a spool to the end, which must be the trace; which rollouts were done already."""
+        spool = self.spool(directory)
+        done: list[bool] = spool.done.tolist()
+        for index in np.flatnonzero(~spool.done):
+            spool.put(int(index), self.rows(trace, int(index)))
+        same(spool.finish(trace.rollouts, trace.provenance, directory.with_name("t.parquet")), trace)
+        return done
+
+    @pytest.mark.parametrize("name", ["position", "student_top_ids", "done", "done_digests"])
+    @pytest.mark.parametrize("damage", ["short", "empty", "gone", "long", "other shape", "pickle"])
+    def test_files_that_do_not_fit_are_done_again(self, tmp_path: Path, name: str, damage: str) -> None:
+        trace = self.begun(tmp_path / "spool")
+        path = tmp_path / "spool" / f"{name}.npy"
+        content = path.read_bytes()
+        if damage == "gone":
+            path.unlink()
+        elif damage == "other shape":
+            np.save(path, np.zeros((1, 2), dtype=np.int32))
+        elif damage == "pickle":
+            np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+        else:
+            path.write_bytes({"short": content[:-1], "empty": b"", "long": content + b"1"}[damage])
+        with pytest.warns(OpdProbeWarning, match=rf"damaged .*{name}.*started afresh"):
+            assert self.ended(tmp_path / "spool", trace) == [False, True, False, False]
+
+    def test_a_key_that_is_no_text(self, tmp_path: Path) -> None:
+        trace = self.begun(tmp_path / "spool")
+        (tmp_path / "spool" / "key").write_bytes(b"\xff\xfe")
+        assert self.ended(tmp_path / "spool", trace) == [False, True, False, False]
+
+    @pytest.mark.parametrize("name", ["position", "teacher_top_logprobs", "jsd", "done", "done_digests"])
+    def test_a_flipped_bit_costs_its_rollout_and_no_other(self, tmp_path: Path, name: str) -> None:
+        trace = self.begun(tmp_path / "spool")
+        path = tmp_path / "spool" / f"{name}.npy"
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 2  # of the last rollout
+        path.write_bytes(bytes(content))
+        expected = [True, True, False, name == "done"]  # a flag of 3 says what a flag of 1 says
+        if name == "done":
+            assert self.ended(tmp_path / "spool", trace) == expected
+        else:
+            with pytest.warns(OpdProbeWarning, match="1 finished rollouts in it are damaged"):
+                assert self.ended(tmp_path / "spool", trace) == expected
+
+    def test_a_flag_without_its_rollout(self, tmp_path: Path) -> None:
+        trace = self.begun(tmp_path / "spool")
+        path = tmp_path / "spool" / "done.npy"
+        path.write_bytes(path.read_bytes()[:-2] + b"\1\1")
+        with pytest.warns(OpdProbeWarning, match="damaged"):
+            assert self.ended(tmp_path / "spool", trace) == [True, True, False, True]
+
+    def test_answers_are_checked_too(self, tmp_path: Path) -> None:
+        trace, names = small_trace(), ["teacher_top_ids", "teacher_logprob"]
+
+        def spool() -> TraceSpool:
+            return TraceSpool(self.counts, self.columns, 8, tmp_path / "spool", "a", answers=names)
+
+        first = spool()
+        for index in (0, 2, 3):
+            first.put_answer(index, self.rows(trace, index))
+        first.put(3, self.rows(trace, 3))
+        assert spool().answered.tolist() == [True, False, True, True]
+        path = tmp_path / "spool" / "teacher_logprob.npy"
+        content = bytearray(path.read_bytes())
+        content[-4 * 36] ^= 1
+        path.write_bytes(bytes(content))
+        with pytest.warns(OpdProbeWarning, match="1 finished rollouts"):
+            again = spool()
+        assert again.answered.tolist() == [False, False, True, True]
+        assert again.done.tolist() == [False, True, False, True]
+
+    def test_the_room_of_the_work_and_of_the_trace_is_taken_first(self, tmp_path: Path) -> None:
+        """As blocks of the disk, not as a length alone: a map over a hole crashes when the disk is full."""
+        counts = [2000]
+        TraceSpool(counts, self.columns, 8, tmp_path / "spool", "a")
+        size = 2000 * sum(4 * (8 if column.shape == "top" else 1) for column in self.columns)
+        files = [path.stat() for path in (tmp_path / "spool").iterdir()]
+        assert sum(512 * one.st_blocks for one in files) >= 2 * size

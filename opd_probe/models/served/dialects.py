@@ -36,7 +36,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A response that a server sampled: ids, their log-probabilities, and its word for why it ended."""
+    """A response that was sampled: ids, their log-probabilities, and a server's word for why it ended."""
 
     ids: list[int]
     logprobs: list[float]

@@ -1,4 +1,4 @@
-"""Sampled responses on disk as they come, so that an interrupted job asks its server only for what is missing."""
+"""Sampled responses on disk as they come, so that an interrupted job draws only what is missing."""
 
 from __future__ import annotations
 
