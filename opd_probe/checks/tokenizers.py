@@ -61,7 +61,8 @@ def pieces(evidence: Evidence) -> Verdict:
     first, second = evidence.student.tokenizer, evidence.teacher.tokenizer
     if first is None or second is None:
         raise Skip(f"the {'student' if first is None else 'teacher'} has no tokenizer")
-    texts = [str(first.decode(list(ids))) for r in evidence.rollouts for ids in (r.prompt_ids, r.response_ids)]
+    both = (ids for rollout in evidence.rollouts for ids in (rollout.prompt_ids, rollout.response_ids))
+    texts = [str(first.decode([token for token in ids if 0 <= token < len(first)])) for ids in both]
     split = [
         tuple(tokenizer(text, add_special_tokens=False)["input_ids"] for tokenizer in (first, second)) for text in texts
     ]

@@ -307,6 +307,11 @@ class Trial:
                 return "padded"
         with _in_one_line(self.model, self.name):
             changed = self.body(self.other)[0]
+        if not bool(
+            torch.isfinite(changed).all()
+        ):  # weights that are broken here and there: a replay says at which state
+            self.finite = False
+            return "padded"
         what = f"model {self.name} ({type(self.model).__name__})"
         if not self._kept(changed, whole):
             raise InputError(

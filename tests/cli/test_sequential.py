@@ -14,7 +14,9 @@ import torch
 from transformers import Qwen2Model
 
 from opd_probe.jobs import memory
+from opd_probe.models.bodies import Body
 from opd_probe.models.loading import LoadedModel
+from opd_probe.models.paths import Trial
 from opd_probe.rollouts.files import read_rollouts
 from opd_probe.trace import read_trace
 from tests.cli.workspace import Caller, files_below
@@ -29,13 +31,25 @@ TWO = ("--ckpts", "runs/good/checkpoint-5", "runs/good/checkpoint-20", "--teache
 def runs(monkeypatch: pytest.MonkeyPatch) -> Counter[float]:
     """Tokens that each model's backbone has read, by a number that tells the weights apart.
 
-    The loader's own look at a fresh model (8 tokens) is left out.
+    What a fresh model is tried on is left out.
     """
     read: Counter[float] = Counter()
     original = Qwen2Model.forward
+    trials: list[str] = []
+
+    for name, trial in (("paths", Trial.paths), ("verdict", Trial.verdict)):
+
+        def tried(self: Trial, *args: Any, trial: Any = trial) -> Any:
+            trials.append(trial.__name__)
+            try:
+                return trial(self, *args)
+            finally:
+                trials.pop()
+
+        monkeypatch.setattr(Trial, name, tried)
 
     def forward(self: Qwen2Model, input_ids: torch.Tensor, **given: Any) -> Any:
-        if input_ids.shape != (1, 8):
+        if not trials:
             read[float(self.embed_tokens.weight[3].sum())] += input_ids.numel()
         return original(self, input_ids=input_ids, **given)
 
@@ -55,14 +69,13 @@ def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         loaded.append(weakref.ref(self))
 
     monkeypatch.setattr(LoadedModel, "__init__", making)
-    for name in ("hidden", "advance"):
-        original = getattr(LoadedModel, name)
+    original = Body.__call__
 
-        def counting(self: LoadedModel, *args: Any, original: Any = original) -> Any:
-            seen.append(sum(one() is not None for one in loaded))
-            return original(self, *args)
+    def counting(self: Body, *args: Any, **given: Any) -> Any:
+        seen.append(sum(one() is not None for one in loaded))
+        return original(self, *args, **given)
 
-        monkeypatch.setattr(LoadedModel, name, counting)
+    monkeypatch.setattr(Body, "__call__", counting)
     return seen
 
 

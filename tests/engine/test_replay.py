@@ -348,6 +348,7 @@ def test_bf16_weights_are_scored_in_float32(teacher: Qwen2ForCausalLM) -> None:
     assert trace.provenance["student"]["dtype"] == "bfloat16"
 
 
+@pytest.mark.filterwarnings("ignore:.*one token:opd_probe.OpdProbeWarning")
 def test_skipped_rollouts(student: Qwen2ForCausalLM, teacher: Qwen2ForCausalLM) -> None:
     rollouts = [
         Rollout("empty", [1], []),
