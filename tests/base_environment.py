@@ -199,7 +199,9 @@ def run_extras(call: Commands) -> set[str]:
     call.refused("mass", "--ckpts", STUDENT, *rest, "--sampler", "vllm", naming="vllm is not installed")
     log = "compatible=events.out.tfevents.1"
     call.refused("overlap", "--traces", "opd-probe-out", "--training-log", log, naming="event files need tensorboard")
-    return {"peft", "accelerate", "tensorboard", "vllm"}
+    Path("packed.gguf").write_bytes(b"GGUF")
+    call.refused("mass", "--ckpts", "packed.gguf", *rest, naming="opd-probe[gguf]")
+    return {"peft", "accelerate", "tensorboard", "vllm", "gguf"}
 
 
 def run_names(api: Recorded) -> None:
@@ -244,6 +246,17 @@ def draw_figures(api: Recorded, trace: Any, later: Any) -> None:
     accuracy = steps.assign(accuracy=[0.2, 0.4], accuracy_lo=[0.1, 0.3], accuracy_hi=[0.3, 0.5])
     recovery = accuracy.assign(model=["a", "b"], gap_recovery=[0.1, 0.2])
     gains = {"gain": [0.2, 0.1], "student_accuracy": [0.3, 0.3], "teacher_accuracy": [0.5, 0.4], "depth": [0, 4]}
+    row = steps.iloc[0]
+    cost = [
+        {
+            "quantity": name,
+            "unit": unit,
+            "value": row[name],
+            "value_lo": row[f"{name}_lo"],
+            "value_hi": row[f"{name}_hi"],
+        }
+        for name, unit in (("reverse_kl", "nats"), ("overlap_ratio", "share"))
+    ]
     log = pd.DataFrame({"run": "mine", "step": [0, 1], "loss": [2.0, 1.0]})
     assert len(api.state_metrics(trace, k=4)) == trace.n_states
     assert np.isfinite(list(api.diagnose(trace, resamples=20).values())).any()
@@ -259,6 +272,7 @@ def draw_figures(api: Recorded, trace: Any, later: Any) -> None:
         api.plot_bars(recovery),
         api.plot_overview(recovery, steps, accuracy),
         api.plot_continuation(pd.DataFrame(gains).assign(**shared)),
+        api.plot_reference(pd.DataFrame(cost)),
     ]
     for figure in figures:
         assert figure.axes
