@@ -87,7 +87,7 @@ def discover(arguments: Sequence[str], *, base: str | None = None, step_pattern:
     for item in expand_paths(arguments):
         if isinstance(item, str):
             _add_hub(groups, item)
-        elif not is_directory(item):
+        elif not is_directory(item) and not is_checkpoint(item):  # one file may be a whole model
             files.append(item)
         elif (problem := _add_directory(groups, item, steps)) is not None:
             empty.append(problem)
@@ -144,7 +144,7 @@ def _add_hub(groups: dict[str, _Group], hub_id: str) -> None:
 
 
 def _add_directory(groups: dict[str, _Group], path: Path, steps: Steps) -> str | None:
-    """Take in one existing directory; returns what was found instead when it has no checkpoint."""
+    """Take in one existing directory, or a file that is a checkpoint; returns what was found where there is none."""
     absolute = Path(os.path.normpath(path.absolute()))
     if cached := cached_revisions(absolute):
         for snapshot, (parts, said) in cached.items():

@@ -428,3 +428,12 @@ def test_a_step_that_is_being_written_is_one_line(tmp_path: Path) -> None:
             assert "\n" not in said
     newest.write_bytes(whole)
     assert all(row["refused"] is None for row in inventory([str(tmp_path / "a")]))
+
+
+def test_a_file_that_is_a_whole_model(tmp_path: Path) -> None:
+    (tmp_path / "packed.gguf").write_bytes(b"GGUF")
+    (tmp_path / "notes.txt").write_text("no model")
+    (run,) = discover([str(tmp_path / "packed.gguf")])
+    assert [checkpoint.path for checkpoint in run.checkpoints] == [str(tmp_path / "packed.gguf")]
+    with pytest.raises(InputError, match="notes.txt: not a directory"):
+        discover([str(tmp_path / "notes.txt")])
