@@ -435,5 +435,5 @@ def test_a_file_that_is_a_whole_model(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no model")
     (run,) = discover([str(tmp_path / "packed.gguf")])
     assert [checkpoint.path for checkpoint in run.checkpoints] == [str(tmp_path / "packed.gguf")]
-    with pytest.raises(InputError, match="notes.txt: not a directory"):
+    with pytest.raises(InputError, match=r"notes\.txt: not a directory"):
         discover([str(tmp_path / "notes.txt")])
