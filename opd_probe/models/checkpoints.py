@@ -88,12 +88,6 @@ def locate(path: str | Path) -> Located | Refused | None:
     return None
 
 
-def checkpoint_format(path: str | Path) -> Format | None:
-    """The format of the checkpoint in a local directory, or None."""
-    found = locate(path)
-    return found.format if isinstance(found, Located) else None
-
-
 def is_checkpoint(path: str | Path) -> bool:
     """Whether a local directory holds a checkpoint of a known format."""
     return isinstance(locate(path), Located)
