@@ -63,9 +63,18 @@ class OpdProbeWarning(UserWarning):
     """Something the user should know, that does not stop the work."""
 
 
+class PassingWarning(OpdProbeWarning):
+    """What concerns one execution of a job alone, and not the same job the next time."""
+
+
 def warn(message: str) -> None:
     """Tell the user something that does not stop the work."""
     warnings.warn(message, OpdProbeWarning, stacklevel=2)
+
+
+def warn_in_passing(message: str) -> None:
+    """Likewise, of something that is over: such as why a trace is made anew."""
+    warnings.warn(message, PassingWarning, stacklevel=2)
 
 
 def is_refused_allocation(error: BaseException) -> bool:

@@ -14,7 +14,9 @@ import pandas as pd
 from opd_probe.commands.result import Result
 from opd_probe.curves.sampling import AS_SCORED
 from opd_probe.errors import InputError
+from opd_probe.jobs.finished import noted, stored_job
 from opd_probe.jobs.plan import make_plan
+from opd_probe.models.remembered import remembering
 from opd_probe.options.request import DEFAULT_OUT, Request
 from opd_probe.options.settings import parse_options
 from opd_probe.output import check_writable, claimed, output_path
@@ -55,17 +57,20 @@ def gather(request: Request, progress: Progress) -> Iterator[Gathered | Result]:
         yield Gathered(in_order(measured), out, request.format or "table", progress)
         return
     plan = make_plan(request)
-    # Imported here because both import torch, which nobody should wait for who only reads traces.
+    # These import torch, which nobody should wait for whose traces are there.
     if plan.dry_run:
         from opd_probe.jobs.estimate import estimate
 
         rows = [json_row(row) for row in estimate(plan)]
         yield Result(rows, present(DRY_RUN_COLUMNS, rows), plan.format)
         return
-    from opd_probe.jobs.pipeline import measure
+    with claimed(plan.out), remembering(plan.out):
+        measured = stored_job(plan)
+        if measured is None:
+            from opd_probe.jobs.pipeline import measure
 
-    with claimed(plan.out):
-        measured = measure(plan, progress)
+            with noted(plan) as measured:
+                measured += measure(plan, progress)
         warn_of_states(measured)
         yield Gathered(in_order(measured), plan.out, plan.format, progress)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.errors import InputError, OpdProbeError, OutOfMemoryError, OutputError, ServerError, warn
+from opd_probe.errors import InputError, OpdProbeError, OutOfMemoryError, OutputError, ServerError, warn_in_passing
 from opd_probe.jobs.files import Files, tokenizer_of
 from opd_probe.jobs.memory import memory_advice
 from opd_probe.jobs.plan import RunPlan
@@ -294,7 +294,7 @@ def stored_samples(path: Path, key: dict[str, Any]) -> list[Rollout] | None:
     made = record.get("key", {})
     if not path.is_file() or made != key:
         if path.is_file() and made.get("sampler", key["sampler"]) != key["sampler"]:
-            warn(f"samples {path}: made by {made['sampler']}, asked for is {key['sampler']}; sampled anew")
+            warn_in_passing(f"samples {path}: made by {made['sampler']}, asked for is {key['sampler']}; sampled anew")
         return None
     rollouts = read_rollouts(path)
     return rollouts if rollouts_digest(rollouts) == record.get("rollouts_sha256") else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from opd_probe.engine.sequences import skip_reason, straddling
 from opd_probe.engine.served import TOLD, ServedReplay
 from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
-from opd_probe.errors import OpdProbeWarning, TraceError
+from opd_probe.errors import TraceError, warn_in_passing
 from opd_probe.jobs.memory import memory_advice
 from opd_probe.jobs.served import foreign_warnings, served_states, tokenizer_of_served, told_beside
 from opd_probe.models.digests import tokenizer_files_digest, weights_digest
@@ -165,7 +164,7 @@ def _reusable(path: Path, fingerprint: Mapping[str, Any], settings: ReplaySettin
     try:
         stored = read_trace(path)
     except TraceError as error:
-        warnings.warn(f"{error} (made anew)", OpdProbeWarning, stacklevel=3)
+        warn_in_passing(f"{error} (made anew)")
         return None
     before = stored.provenance.get("fingerprint", {})
     differing = [name for name, value in fingerprint.items() if before.get(name) != value]
@@ -176,7 +175,7 @@ def _reusable(path: Path, fingerprint: Mapping[str, Any], settings: ReplaySettin
         reasons.append(f"it holds the top {stored.K}, asked for are {settings.k}")
     if not reasons:
         return stored
-    warnings.warn(f"trace {path}: {'; '.join(reasons)}; made anew", OpdProbeWarning, stacklevel=3)
+    warn_in_passing(f"trace {path}: {'; '.join(reasons)}; made anew")
     return None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from opd_probe.models.checkpoints import TOKENIZER_FILES, format_of, resolve_checkpoint, tokenizer_home
 from opd_probe.models.formats import gguf
 from opd_probe.models.hub import home_of, localized
+from opd_probe.models.remembered import file_digest
 from opd_probe.types import Checkpoint
 
 
@@ -42,8 +43,7 @@ def _checkpoint_digest(checkpoint: Checkpoint) -> str:
     files = [*known.weight_files(path), home_of(checkpoint) / "config.json", *(path / name for name in known.settings)]
     for file in files:
         if file.is_file():
-            state = file.stat()
-            digest.update(_file_digest(file.resolve(), state.st_size, state.st_mtime_ns))
+            digest.update(content_digest(file))
     if checkpoint.base is not None and known.adapter(path):
         digest.update(weights_digest(checkpoint.base).encode())
     return digest.hexdigest()
@@ -53,8 +53,7 @@ def _checkpoint_digest(checkpoint: Checkpoint) -> str:
 def _file_digest(file: Path, size: int, mtime_ns: int) -> bytes:
     """One teacher is asked for with every checkpoint, and reading it takes as long as its disk is slow."""
     del size, mtime_ns  # they are part of the cache's key only
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").digest()
+    return file_digest(file)
 
 
 def tokenizer_files_digest(place: Any) -> str | None:
@@ -68,11 +67,16 @@ def tokenizer_files_digest(place: Any) -> str | None:
     if gguf.recognises(Path(place)):
         if gguf.TOKENS not in gguf.metadata(Path(place)):
             return None
-        state = Path(place).stat()
-        return _file_digest(Path(place).resolve(), state.st_size, state.st_mtime_ns).hex()
+        return content_digest(Path(place)).hex()
     files = [tokenizer_home(Path(place)) / name for name in TOKENIZER_FILES]
     digest = hashlib.sha256()
     for file in files:
         if file.is_file():
             digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest() if any(file.is_file() for file in files) else None
+
+
+def content_digest(file: Path) -> bytes:
+    """sha256 over a file's bytes, asked for once while its size and time of change stay."""
+    state = file.stat()
+    return _file_digest(file.resolve(), state.st_size, state.st_mtime_ns)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from pathlib import Path
 from typing import BinaryIO
 
 _MAGIC = b"PAR1"
@@ -32,15 +33,29 @@ def add_digest(file: BinaryIO) -> None:
 
 def agrees(file: BinaryIO) -> bool | None:
     """Whether a file's bytes agree with the digest that is kept in it; None: none is kept, as in early traces."""
+    found = _record(file)
+    return None if found is None else _sha256(file, range(found[0], found[0] + _RECORD_SIZE)) == found[1]
+
+
+def kept_digest(path: Path) -> str | None:
+    """The digest that a file keeps, not compared with its bytes; None: none is kept, as in early traces.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        found = _record(file)
+    return None if found is None else found[1]
+
+
+def _record(file: BinaryIO) -> tuple[int, str] | None:
+    """Where the digest in a file begins, and what it is."""
     start = _footer_start(file)
     if start is None or start < _RECORD_SIZE:
         return None
-    start -= _RECORD_SIZE
-    file.seek(start)
+    file.seek(start - _RECORD_SIZE)
     record = _RECORD.fullmatch(file.read(_RECORD_SIZE))
-    if record is None:
-        return None
-    return _sha256(file, range(start, start + _RECORD_SIZE)) == record[1].decode()
+    return None if record is None else (start - _RECORD_SIZE, record[1].decode())
 
 
 def _footer_start(file: BinaryIO) -> int | None:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from opd_probe.atomic import reserve
-from opd_probe.errors import OutputError, warn
+from opd_probe.errors import OutputError, warn_in_passing
 from opd_probe.trace.parquet import Array
 from opd_probe.trace.schema import Column
 from opd_probe.trace.table import Trace, write_trace
@@ -89,7 +89,7 @@ class TraceSpool:
                 if not flags[rollout]:
                     lost.add(rollout)
         if lost:
-            warn(f"{self.directory}: {len(lost)} finished rollouts in it are damaged; they are done again")
+            warn_in_passing(f"{self.directory}: {len(lost)} finished rollouts in it are damaged; they are done again")
 
     def _digest(self, rollout: int, columns: Sequence[str]) -> int:
         digest = 0
@@ -164,7 +164,7 @@ def _held(
             try:
                 found = {name: _mapped(directory / f"{name}.npy", *one, new=False) for name, one in shapes.items()}
             except (OSError, ValueError) as error:
-                warn(f"{directory}: unfinished work in it is damaged ({error}); it is started afresh")
+                warn_in_passing(f"{directory}: unfinished work in it is damaged ({error}); it is started afresh")
             else:
                 _take_room(directory, size)
                 return found, True
