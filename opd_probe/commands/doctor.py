@@ -19,7 +19,7 @@ from opd_probe.engine.replay import Progress as StatesDone
 from opd_probe.engine.settings import BATCH_TOKENS, ReplaySettings
 from opd_probe.errors import InputError
 from opd_probe.jobs.files import Files, special_ids_near
-from opd_probe.jobs.memory import memory_advice
+from opd_probe.jobs.memory import is_large, memory_advice
 from opd_probe.jobs.plan import RunPlan, Teacher, model_path, plan_runs, result_format
 from opd_probe.jobs.pool import ModelPool
 from opd_probe.jobs.prompting import Prompter
@@ -104,13 +104,20 @@ def doctor(
         raise InputError("teacher_weights: the teacher is not served; leave it out")
     given = without_padding(given, special_ids_near(student, tokenizer), None)
 
+    gone: list[bool] = []
+
+    def load_student() -> LoadedModel:
+        model = load_model(student, **load)
+        gone.append(isinstance(student, (str, Path, Checkpoint)) and is_large(model))
+        return model
+
     def load_teacher() -> LoadedModel | ServedModel:
-        if isinstance(student, (str, Path, Checkpoint)):
-            gc.collect()  # modules hold reference cycles: without it the student would stay beside it
+        if any(gone):
+            gc.collect()
         return known if served else load_model(known, **load)
 
     pair = Pair(
-        lambda: load_model(student, **load),
+        load_student,
         load_teacher,
         None if teacher_weights is None else lambda: load_model(teacher_weights, **load),
         None if teacher_prompts is None else prompts_as_given(known, tokenizer, teacher_prompts, given).ids,

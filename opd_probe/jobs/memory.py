@@ -38,6 +38,16 @@ def memory_advice(doing: str) -> Iterator[None]:
         ) from None
 
 
+LARGE = 10_000_000
+"""Parameters of a model whose memory is worth a garbage collection, which takes up to a second."""
+
+
+def is_large(model: Any) -> bool:
+    """Whether a loaded model that is let go should be collected at once: modules hold reference cycles, so that it
+    would stay beside the next one otherwise."""
+    return int(model.identity["parameters"]) > LARGE
+
+
 HEADROOM = 0.85
 """The share of the free memory that weights may take; the rest is for what a replay holds beside them."""
 

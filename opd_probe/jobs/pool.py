@@ -6,16 +6,13 @@ import gc
 from collections.abc import Collection
 from pathlib import Path
 
-from opd_probe.jobs.memory import memory_advice
+from opd_probe.jobs.memory import is_large, memory_advice
 from opd_probe.jobs.plan import RunPlan
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.models.outline import Outline, read_outline
 from opd_probe.models.served.model import ServedModel
 from opd_probe.progress import Progress
 from opd_probe.types import Checkpoint
-
-_LARGE = 10_000_000
-"""Parameters of a model whose memory is worth a garbage collection, which takes up to a second."""
 
 _Key = tuple[str | None, ...]
 
@@ -93,7 +90,7 @@ class ModelPool:
     def _keep(self, keys: Collection[_Key]) -> None:
         """Forget the others, and have their memory back before the next is loaded: modules hold reference cycles."""
         gone = [key for key in self._loaded if key not in keys]
-        large = any(self._loaded[key].identity["parameters"] > _LARGE for key in gone)
+        large = any(is_large(self._loaded[key]) for key in gone)
         for key in gone:
             del self._loaded[key]
         if large:

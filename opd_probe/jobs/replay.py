@@ -12,7 +12,7 @@ from opd_probe.engine.replay import Progress
 from opd_probe.engine.settings import BATCH_TOKENS, TRACE_K, ReplaySettings
 from opd_probe.errors import InputError
 from opd_probe.jobs.files import special_ids_near, tokenizer_of
-from opd_probe.jobs.memory import too_large_together
+from opd_probe.jobs.memory import is_large, too_large_together
 from opd_probe.jobs.served import served_model, settings_for
 from opd_probe.jobs.tracing import TraceRequest, shared_student
 from opd_probe.models.checkpoints import resolve_checkpoint
@@ -223,15 +223,18 @@ def _traces(
     disk = existing_directory(requests[0].path.parent) if requests[0].path is not None else None
     first = shared_student(loaded, given, settings, disk, replays=len(lacking), alone=sequential, progress=progress)
     kept = None if sequential else loaded
+    gone = sequential and is_large(loaded)
     del loaded  # when it has run alone, nothing holds it any more
     for number in lacking:
-        gc.collect()  # modules hold reference cycles: without it the model before would stay beside this one
+        if gone:
+            gc.collect()
         request = requests[number]
         served = isinstance(request.teacher, ServedModel)
         # In self-distillation one model stands on both sides.
         itself = kept if _same(student, request.teacher) else None
         teacher = request.teacher if served else itself or load_model(request.teacher, **load)
         traces[number] = request.make(first, teacher, given, fingerprints[number], progress)
+        gone = not served and teacher is not itself and is_large(teacher)
         del teacher
     return [trace for trace in traces.values() if trace is not None]
 

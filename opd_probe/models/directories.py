@@ -8,15 +8,29 @@ from pathlib import Path
 
 def entries(path: Path) -> list[Path]:
     """What is in a directory, in the order of names; nothing where it cannot be listed."""
+    return [path / name for name in _names(path, directories=False)]
+
+
+def subdirectories(path: Path, prefix: str = "") -> list[Path]:
+    """The directories in a directory whose names begin so, links to directories among them, in the order of names."""
+    return [path / name for name in _names(path, directories=True, prefix=prefix)]
+
+
+def _names(path: Path, *, directories: bool, prefix: str = "") -> list[str]:
+    """Listed without asking for each entry's state, since the directory above a checkpoint may hold thousands."""
     try:
-        return sorted(path.iterdir())
+        with os.scandir(path) as found:
+            named = (entry for entry in found if entry.name.startswith(prefix))
+            return sorted(entry.name for entry in named if not directories or _is_directory(entry))
     except OSError:
         return []
 
 
-def subdirectories(path: Path) -> list[Path]:
-    """The directories in a directory, links to directories among them, in the order of names."""
-    return [entry for entry in entries(path) if is_directory(entry)]
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def is_directory(path: Path) -> bool:

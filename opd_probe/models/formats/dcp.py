@@ -47,7 +47,7 @@ def inside(path: Path) -> Path | None:
 def _models(path: Path) -> list[Path]:
     if recognises(path):
         return []
-    return [place for place in subdirectories(path) if place.name.startswith(_MODELS) and recognises(place)]
+    return [place for place in subdirectories(path, _MODELS) if recognises(place)]
 
 
 def refuses(path: Path) -> str | None:

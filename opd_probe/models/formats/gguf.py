@@ -39,9 +39,10 @@ def refuses(path: Path) -> str | None:
 def _files(path: Path) -> list[Path]:
     """Those of a directory that holds nothing else: one with directories in it may be that of several models."""
     others = (path / "config.json", path / "adapter_config.json")
-    if any(file.is_file() for file in others) or any(not d.name.startswith((".", "_")) for d in subdirectories(path)):
+    if any(file.is_file() for file in others):
         return []
-    return [entry for entry in entries(path) if recognises(entry)]
+    found = [entry for entry in entries(path) if recognises(entry)]
+    return [] if found and any(not d.name.startswith((".", "_")) for d in subdirectories(path)) else found
 
 
 def weight_files(path: Path) -> list[Path]:
