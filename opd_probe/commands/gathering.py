@@ -65,14 +65,14 @@ def gather(request: Request, progress: Progress) -> Iterator[Gathered | Result]:
         yield Result(rows, present(DRY_RUN_COLUMNS, rows), plan.format)
         return
     with claimed(plan.out), remembering(plan.out):
-        measured = stored_job(plan)
-        if measured is None:
+        found = stored_job(plan)
+        if found is None:
             from opd_probe.jobs.pipeline import measure
 
-            with noted(plan) as measured:
-                measured += measure(plan, progress)
-        warn_of_states(measured)
-        yield Gathered(in_order(measured), plan.out, plan.format, progress)
+            with noted(plan) as found:
+                found += measure(plan, progress)
+        warn_of_states(found)
+        yield Gathered(in_order(found), plan.out, plan.format, progress)
 
 
 def _refuse_inputs_beside_traces(request: Request) -> None:

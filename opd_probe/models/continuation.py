@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from opd_probe.models.bodies import Caching, Past
+from opd_probe.models.joining import copied, joined, trim
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.paths import last_of_prompts, next_tokens
 from opd_probe.types import LengthRule
@@ -23,19 +24,27 @@ class Continuation:
         rows: for each sequence its prompt's number.
         rule: whose length decides the factors of a model that has several. A whole that is not there yet cannot decide:
             then the prefix does.
+        joining: others may join them later, for a model with which that is exact.
 
     Attributes:
         hidden: [B, d], at the last token of each sequence, where the output layer is.
     """
 
     def __init__(
-        self, model: LoadedModel, prompts: Sequence[Sequence[int]], rows: Sequence[int], rule: LengthRule = "prefix"
+        self,
+        model: LoadedModel,
+        prompts: Sequence[Sequence[int]],
+        rows: Sequence[int],
+        rule: LengthRule = "prefix",
+        *,
+        joining: bool = False,
     ) -> None:
         self.model = model
         self.rule: LengthRule = "server" if rule == "server" else "prefix"
         self.read = [list(prompts[row]) for row in rows]
-        self.caching = _caching(model, prompts)
+        self.caching = model.cache_for("joined") if joining else _caching(model, prompts)
         self.mask: Tensor | None = None
+        self.past: Past
         self.hidden = self._begin(prompts, torch.tensor(list(rows)))
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -46,6 +55,38 @@ class Continuation:
         kept = torch.tensor(rows)
         self.past.select(kept)
         self.mask = None if self.mask is None else self.mask[kept.to(self.mask.device)]
+
+    @property
+    def width(self) -> int:
+        """Columns of what is kept of the sequences, padding included."""
+        return self.past.length
+
+    def repeated(self, times: int) -> Continuation:
+        """The only sequence, that many times, to go on by itself; what is here stays as it is."""
+        copy = Continuation.__new__(Continuation)
+        copy.__dict__.update(self.__dict__, past=copied(self.past), read=[list(self.read[0]) for _ in range(times)])
+        rows = torch.zeros(times, dtype=torch.int64)
+        copy.past.select(rows)
+        copy.mask = None if self.mask is None else self.mask[rows.to(self.mask.device)]
+        copy.hidden = self.hidden[rows.to(self.hidden.device)]
+        return copy
+
+    def join(self, other: Continuation) -> None:
+        """Let the sequences of another go on with these, behind them; the other is spent."""
+        masks = [_padded_mask(one, max(self.width, other.width)) for one in (self, other)]
+        self.mask = None if bool(torch.cat(masks).all()) else torch.cat(masks)
+        self.past = joined(self.past, other.past)
+        self.read += other.read
+        self.hidden = torch.cat([self.hidden, other.hidden])
+
+    def trim(self) -> None:
+        """Let go of the columns in which all sequences are padded, where the cache allows it."""
+        if self.mask is None:
+            return
+        padded = int((self.mask.amax(0) == 0).sum())
+        if padded and trim(self.past, padded):
+            mask = self.mask[:, padded:]
+            self.mask = None if bool(mask.all()) else mask
 
     def append(self, tokens: Tensor) -> None:
         """One more token [B] for each sequence."""
@@ -93,6 +134,12 @@ class Continuation:
     def _key(self) -> tuple[int, ...]:
         factors = self.model.length_factors
         return () if factors is None else factors.key(self._length())
+
+
+def _padded_mask(one: Continuation, width: int) -> Tensor:
+    mask = torch.ones(len(one.read), one.width, dtype=torch.int64, device=one.model.device)
+    mask = mask if one.mask is None else one.mask
+    return torch.nn.functional.pad(mask, (width - one.width, 0))
 
 
 def one_length(model: LoadedModel) -> bool:

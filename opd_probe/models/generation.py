@@ -15,6 +15,7 @@ from torch import Tensor
 
 from opd_probe.errors import InputError, LogitError, OutOfMemoryError
 from opd_probe.models.continuation import Continuation, one_length
+from opd_probe.models.filling import Filling
 from opd_probe.models.lengths import check_rule
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.outline import Outline
@@ -119,13 +120,16 @@ def sample_rollouts(
 
     finished(_take_kept(wanted, kept, prompts))
     todo = [draft for draft in wanted if not draft.ids]
-    apart = len(set(lengths)) > 1 and one_length(student)
-    for batch in _batches(todo, lengths, max_new_tokens, batch_tokens, apart=apart):
-        try:
-            with fitting_threads(student.output_layer.weight):
-                sampler.run(batch, finished)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise OutOfMemoryError("out of memory while sampling; lower --batch-tokens or --max-new-tokens") from None
+    try:
+        with fitting_threads(student.output_layer.weight):
+            if todo and student.length_factors is None and student.cache_for("joined") is not None:
+                sampler.fill(todo, finished, batch_tokens)
+            else:
+                apart = len(set(lengths)) > 1 and one_length(student)
+                for batch in _batches(todo, lengths, max_new_tokens, batch_tokens, apart=apart):
+                    sampler.run(batch, finished)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise OutOfMemoryError("out of memory while sampling; lower --batch-tokens or --max-new-tokens") from None
     made_by = sampler_version("transformers")
     return [
         make_rollout(
@@ -238,6 +242,11 @@ class _Sampler:
         self.allowed = torch.from_numpy(ids).to(layer.weight.device)
         self.projection = OutputProjection(layer.weight, layer.bias, self.allowed, layer.scale, layer.softcap)
         self.scratch = Scratch()
+
+    def fill(self, todo: list[_Draft], finished: Callable[[Sequence[_Draft]], None], bound: int) -> None:
+        """Fill drafts of a model whose sequences may join others, as :class:`opd_probe.models.filling.Filling`."""
+        args = self.student, self.prompts, self.rule, bound, self.max_new_tokens, self._draw
+        Filling[_Draft](*args).run(todo, finished)
 
     @torch.inference_mode()
     def run(self, batch: list[_Draft], finished: Callable[[Sequence[_Draft]], None]) -> None:

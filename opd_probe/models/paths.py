@@ -33,6 +33,7 @@ from opd_probe.models.bodies import (
     rounding_of,
 )
 from opd_probe.models.guards import brief
+from opd_probe.models.joining import joined, trim
 from opd_probe.models.lengths import LengthFactors
 from opd_probe.models.readout import OutputLayer, given_logits, measured_layer, stated_layer
 from opd_probe.models.ties import TieWatch, undecided
@@ -211,13 +212,14 @@ class Trial:
         """Whether a cached path is exact, and how.
 
         Args:
-            what: ``shared``, ``pieces``, ``padded prompts`` or ``prompts of one length``.
+            what: ``shared``, ``pieces``, ``padded prompts``, ``prompts of one length`` or ``joined``.
         """
         tries: dict[str, Callable[[Caching], list[tuple[Tensor, Tensor]]]] = {
             "shared": self._shared,
             "pieces": self._pieces,
             "padded prompts": self._padded_prompts,
             "prompts of one length": self._equal_prompts,
+            "joined": self._joined,
         }
         if not paths.decided:
             return None
@@ -385,6 +387,42 @@ class Trial:
             got.append(hidden)
             alone = {id(self.one): self.alone[0], id(self.other): self.alone[1]}
             wants.append(torch.stack([alone[id(row)][start + step] for row, start in zip(rows, starts, strict=True)]))
+        return list(zip(got, wants, strict=True))
+
+    def _joined(self, how: Caching) -> list[tuple[Tensor, Tensor]]:
+        """Sequences that others join as they grow, longer ones and shorter ones, and leave."""
+        both = {0: (self.one, self.alone[0]), 1: (self.other, self.alone[1])}
+        past, mask, rows = Past(how), None, [(0, self.alike)]  # of each row the sequence, and how much of it is read
+        got = [last_of_prompts(self.body, self.one[:, : self.alike], None, past)]
+        wants = [self.alone[0][None, self.alike - 1]]
+
+        def step() -> None:
+            nonlocal mask, rows
+            new = torch.cat([both[which][0][:, read] for which, read in rows])
+            hidden, mask = next_tokens(self.body, new, mask, past)
+            got.append(hidden)
+            wants.append(torch.stack([both[which][1][read] for which, read in rows]))
+            rows = [(which, read + 1) for which, read in rows]
+
+        step()
+        for which, length in ((1, self.alike + 3), (0, max(1, self.alike - 1))):
+            alone = Past(how)
+            got.append(last_of_prompts(self.body, both[which][0][:, :length], None, alone))
+            wants.append(both[which][1][None, length - 1])
+            old = torch.ones(len(rows), past.length, dtype=torch.int64) if mask is None else mask
+            width = max(past.length, length)
+            masks = [(old, past.length), (torch.ones(1, length, dtype=torch.int64), length)]
+            mask = torch.cat([torch.nn.functional.pad(one, (width - size, 0)) for one, size in masks])
+            past, rows = joined(past, alone), [*rows, (which, length)]
+            step()
+        past.select(torch.tensor([0, 2]))
+        assert mask is not None
+        mask, rows = mask[torch.tensor([0, 2])], [rows[0], rows[2]]
+        padded = past.length - max(read for _, read in rows)
+        if trim(past, padded):
+            mask = mask[:, padded:]
+        while max(read for _, read in rows) < self.length:
+            step()
         return list(zip(got, wants, strict=True))
 
     def _same(self, got: Tensor, want: Tensor, *, are_logits: bool = False, fine: float = _FINE) -> bool:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
 
 from opd_probe.errors import InputError, LogitError
 from opd_probe.models import generation
+from opd_probe.models.filling import Filling
 from opd_probe.models.generation import invert_cdf, sample_rollouts
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.types import Prompt, Rollout
@@ -88,6 +89,52 @@ def test_draws_do_not_depend_on_the_batch(student: LoadedModel, batch_tokens: in
     assert [r.response_ids for r in alone] == [r.response_ids for r in expected[12:16]]
     fewer = sample_rollouts(student, PROMPTS, num_rollouts=2, max_new_tokens=25)
     assert fewer[2].response_ids == expected[4].response_ids
+
+
+def test_a_response_that_ends_makes_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some go back for want of room and are read again; each prompt is read once but for those."""
+    student = load_model(tiny_model(64, seed=3, spread=3.0))
+    begun, widths = [], []
+    begin, draw = Filling._begin, generation._Sampler._draw
+
+    def counted(self: Any, drafts: Any) -> Any:
+        begun.extend({draft.prompt for draft in drafts if not draft.ids})
+        return begin(self, drafts)
+
+    def watched(self: Any, batch: Any, hidden: torch.Tensor, uniforms: torch.Tensor) -> Any:
+        widths.append(len(batch))
+        return draw(self, batch, hidden, uniforms)
+
+    monkeypatch.setattr(Filling, "_begin", counted)
+    monkeypatch.setattr(generation._Sampler, "_draw", watched)
+    how: dict[str, Any] = {"num_rollouts": 5, "max_new_tokens": 60}
+    alone = sample_rollouts(student, PROMPTS, batch_tokens=1, **how)
+    assert set(widths) == {1}
+    for bound in (90, 200, 800):
+        begun.clear()
+        widths.clear()
+        together = sample_rollouts(student, PROMPTS, batch_tokens=bound, **how)
+        assert [(one.id, one.response_ids) for one in together] == [(one.id, one.response_ids) for one in alone]
+        for one, other in zip(together, alone, strict=True):
+            assert np.allclose(one.logprobs, other.logprobs, atol=1e-5)  # type: ignore[arg-type]
+        assert sorted(begun) == sorted(range(len(PROMPTS)))
+        assert len(widths) < sum(len(one.response_ids) for one in together) / (2 if bound > 100 else 1)
+    lengths = {len(one.response_ids) for one in alone}
+    assert min(lengths) < 12
+    assert max(lengths) == 60
+
+
+@pytest.mark.parametrize("config", OTHERS.values(), ids=OTHERS)
+def test_windows_and_states_of_those_that_join(config: Any) -> None:
+    torch.manual_seed(2)
+    student = load_model(AutoModelForCausalLM.from_config(config).eval())
+    assert student.cache_for("joined") is not None
+    how: dict[str, Any] = {"num_rollouts": 3, "max_new_tokens": 25}
+    alone = sample_rollouts(student, PROMPTS, batch_tokens=1, **how)
+    together = sample_rollouts(student, PROMPTS, batch_tokens=150, **how)
+    for one, other in zip(together, alone, strict=True):
+        assert one.response_ids == other.response_ids
+        assert np.allclose(one.logprobs, other.logprobs, atol=1e-5)  # type: ignore[arg-type]
 
 
 def test_seeds_prompts_and_samples_have_streams_of_their_own(student: LoadedModel) -> None:
@@ -229,13 +276,13 @@ def test_an_interrupted_job_draws_only_what_is_missing(
     how: dict[str, Any] = {"num_rollouts": 3, "max_new_tokens": 12, "seed": 4, "batch_tokens": 60}
     expected = sample_rollouts(student, prompts, **how)
     drawn: list[int] = []
-    original = generation._Sampler.run
+    original = generation._Sampler.fill
 
-    def run(self: Any, batch: list[Any], finished: Any) -> None:
-        drawn.append(len(batch))
-        original(self, batch, finished)
+    def fill(self: Any, todo: list[Any], *more: Any) -> None:
+        drawn.append(len(todo))
+        original(self, todo, *more)
 
-    monkeypatch.setattr(generation._Sampler, "run", run)
+    monkeypatch.setattr(generation._Sampler, "fill", fill)
     ended = 0
 
     def stop(done: int, total: int) -> None:  # noqa: ARG001
