@@ -45,6 +45,12 @@ def _prompts(small: bool) -> list[Row]:
     return lengths.measure_prompts(8, 1, lengths.Shape(64, 128, 1, 1, 1)) if small else lengths.measure_prompts()
 
 
+def _filling(small: bool) -> list[Row]:
+    from benchmarks import sampling
+
+    return sampling.measure_filling(2, 2, 2) if small else sampling.measure_filling()
+
+
 def _sampling(small: bool) -> list[Row]:
     from benchmarks import sampling
 
@@ -73,6 +79,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "lengths": _lengths,
     "prompts": _prompts,
     "sampling": _sampling,
+    "filling": _filling,
     "memory": _memory,
     "after-trace": _after_trace,
 }

@@ -1,16 +1,24 @@
 """Sampling against transformers' own batched generation: same model, prompts, number of tokens.
 
-python -m benchmarks sampling
+python -m benchmarks sampling filling
+
+The second has responses of log-normal length, as distillation has them: ours fills the place of each that ends, and is
+held against itself in batches that wait for their last, with room kept for the longest, and against ``generate``.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from transformers import LogitsProcessorList
 
 from benchmarks.lengths import SHAPE
 from benchmarks.measuring import Row, paired
 from benchmarks.replay import Shape, build
+from opd_probe.models import generation
 from opd_probe.models.generation import sample_rollouts
 from opd_probe.models.loading import LoadedModel
 from opd_probe.types import Prompt
@@ -62,3 +70,88 @@ def measure(count: int = 32, new_tokens: int = 256, repeats: int = 3, shape: Sha
     }
     workload = f"sampling {count} × {new_tokens:,} tokens"
     return paired(workload, paths, repeats, count * new_tokens, {"naive": "transformers' generate"})
+
+
+BATCH = 2_048
+"""The default bound on the tokens of a batch, for responses an eighth as long."""
+
+MEDIAN, SPREAD, LONGEST, END = 40, 0.95, 512, 0
+"""Lengths as in real runs, an eighth as long. The end of a response is an id of its own."""
+
+
+def ending_lengths(count: int) -> list[int]:
+    """Log-normal, the longest among them."""
+    generator = np.random.default_rng(1)
+    lengths = np.clip(generator.lognormal(np.log(MEDIAN), SPREAD, count).astype(int), 4, LONGEST)
+    lengths[generator.integers(count)] = LONGEST
+    return [int(length) for length in lengths]
+
+
+def measure_filling(count: int = 64, samples: int = 4, width: int = 32, repeats: int = 1) -> list[Row]:
+    """Three rows, the last of them what the others are timed against."""
+    model = build(SHAPE, torch.float32, 0)
+    model.model.generation_config.eos_token_id = END
+    model = replace(model, eos_ids=(END,))
+    prompts = prompts_of(count, SHAPE.width)
+    lengths = dict(
+        zip([(p.id, n) for p in prompts for n in range(samples)], ending_lengths(count * samples), strict=True)
+    )
+
+    def uniforms(seed: int, prompt: str, sample: int, size: int) -> NDArray[np.float64]:
+        """Those of a stream; the end, which is the first id of all, is drawn where it is planned and nowhere else."""
+        found = np.maximum(plain(seed, prompt, sample, size), 0.01)
+        found[lengths[prompt, sample] - 1] = 0.0
+        return found
+
+    def drawn(bound: int) -> int:
+        generation._uniforms = uniforms
+        try:
+            found = sample_rollouts(model, prompts, num_rollouts=samples, max_new_tokens=LONGEST, batch_tokens=bound)
+        finally:
+            generation._uniforms = plain
+        assert [len(one.response_ids) for one in found] == list(lengths.values())
+        return len(found)
+
+    def waiting() -> int:
+        known, model.paths.verdicts["joined"] = model.cache_for("joined"), None
+        try:
+            return drawn(BATCH)
+        finally:
+            model.paths.verdicts["joined"] = known
+
+    plain = generation._uniforms
+    paths = {
+        "opd-probe": lambda: drawn(width * (LONGEST + 96)),
+        "in batches with room for the longest": waiting,
+        "transformers' generate": lambda: generate_lengths(model, prompts, lengths, width),
+    }
+    model.cache_for("joined")
+    workload = f"sampling {count} × {samples} responses of log-normal length, {width} at a time"
+    tokens = sum(lengths.values())
+    return paired(workload, paths, repeats, tokens, {"naive": "transformers' generate"}, warm=False)
+
+
+def generate_lengths(model: LoadedModel, prompts: list[Prompt], lengths: dict[tuple[str, int], int], width: int) -> int:
+    """``generate`` in batches of that many rows, each response ended at its length."""
+    rows = [
+        (prompt, lengths[prompt.id, sample]) for prompt in prompts for sample in range(len(lengths) // len(prompts))
+    ]
+    for start in range(0, len(rows), width):
+        part = rows[start : start + width]
+        longest = max(len(prompt.ids or ()) for prompt, _ in part)
+        ids = torch.zeros((len(part), longest), dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, (prompt, _) in enumerate(part):
+            given = torch.tensor(prompt.ids)
+            ids[row, longest - len(given) :], mask[row, longest - len(given) :] = given, 1
+        ends = torch.tensor([longest + length - 1 for _, length in part])
+
+        def end(input_ids: torch.Tensor, scores: torch.Tensor, ends: torch.Tensor = ends) -> torch.Tensor:
+            scores[:, END] = torch.where(input_ids.shape[1] == ends, torch.inf, -torch.inf)
+            return scores
+
+        model.model.generate(
+            ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=LONGEST, pad_token_id=END,
+            logits_processor=LogitsProcessorList([end]),
+        )  # fmt: skip
+    return len(rows)

@@ -57,6 +57,7 @@ class Filling(Generic[D]):
         self.max_new_tokens, self.draw = max_new_tokens, draw
         self.eos = set(student.eos_ids)
         self.live: list[D] = []
+        self.back: deque[D] = deque()  # begun, and let go of for want of room
         self.growing: Continuation | None = None
         self.read: tuple[int, Continuation] | None = None  # a prompt that more responses are to come of
         self.ended, self.ended_tokens = 0, 0
@@ -66,7 +67,7 @@ class Filling(Generic[D]):
         """Fill the drafts; ``finished`` hears which came to their end."""
         # Long prompts first, as in batches: the longest is read while nothing else is held.
         waiting = deque(sorted(todo, key=lambda draft: -len(self._tokens(draft))))
-        while waiting or self.live:
+        while waiting or self.back or self.live:
             self._admit(waiting)
             assert self.growing is not None
             at = [draft.uniforms[len(draft.ids)] for draft in self.live]
@@ -79,17 +80,15 @@ class Filling(Generic[D]):
             over = [draft.stopped or len(draft.ids) == self.max_new_tokens for draft in self.live]
             if any(over):
                 gone = [draft for draft, ends in zip(self.live, over, strict=True) if ends]
-                self.ended, self.ended_tokens = (
-                    self.ended + len(gone),
-                    self.ended_tokens + sum(len(d.ids) for d in gone),
-                )
+                self.ended += len(gone)
+                self.ended_tokens += sum(len(draft.ids) for draft in gone)
                 finished(gone)
             stay = [index for index, ends in enumerate(over) if not ends]
             # Those that have least go back when there is no more room, and are read again later.
             while len(stay) > 1 and len(stay) * (self.growing.width + 1) > self.bound:
                 least = min(stay, key=lambda index: (len(self.live[index].ids), -index))
                 stay.remove(least)
-                waiting.appendleft(self.live[least])
+                self.back.appendleft(self.live[least])
             self._keep(stay, tokens)
 
     def _keep(self, stay: list[int], tokens: Tensor) -> None:
@@ -111,18 +110,22 @@ class Filling(Generic[D]):
         width = 0 if self.growing is None else self.growing.width
         length = self.ended_tokens // self.ended if self.ended else min(_GUESS, self.max_new_tokens)
         growth = length // 2  # those that are there are on their way, on average half of it
-        chosen: list[D] = []
+        again: list[D] = []
+        fresh: list[D] = []
         rows = len(self.live)
-        while waiting:
-            wider = max(width, len(self._tokens(waiting[0])))
-            if rows and (rows + 1) * (wider + growth) > self.bound:
-                break
-            chosen.append(waiting.popleft())
-            rows, width = rows + 1, wider
-        if self.live and waiting and len(chosen) * _SHARE < rows:
-            waiting.extendleft(reversed(chosen))
+        for source, taken in ((self.back, again), (waiting, fresh)):
+            while source:
+                wider = max(width, len(self._tokens(source[0])))
+                if rows and (rows + 1) * (wider + growth) > self.bound:
+                    break
+                taken.append(source.popleft())
+                rows, width = rows + 1, wider
+        chosen = again + fresh
+        if self.live and (self.back or waiting) and len(chosen) * _SHARE < rows:
+            self.back.extendleft(reversed(again))
+            waiting.extendleft(reversed(fresh))
             return
-        for group in self._groups(chosen, waiting):
+        for group in [*([self._begin(again)] if again else []), *self._groups(fresh, waiting)]:
             if self.growing is None:
                 self.growing = group
             else:
@@ -154,5 +157,5 @@ class Filling(Generic[D]):
 
 
 def _of(prompt: int, drafts: Iterable[Draft]) -> int:
-    """How many of the first drafts are of a prompt and have not begun."""
-    return sum(1 for _ in takewhile(lambda draft: draft.prompt == prompt and not draft.ids, drafts))
+    """How many of the first drafts are of a prompt."""
+    return sum(1 for _ in takewhile(lambda draft: draft.prompt == prompt, drafts))
