@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import warn
-from opd_probe.jobs.plan import RunPlan
+from opd_probe.jobs.plan import RunPlan, Source
 from opd_probe.jobs.rendering import student_tokenizer, thinking_of, warn_of_readings
 from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.models.hub import home_of, localized, tokenizer_place
@@ -29,8 +29,8 @@ class Files:
 
     def __init__(self, plans: Sequence[RunPlan]) -> None:
         self._plans = plans
-        self._rollouts: dict[str, list[Rollout]] = {}
-        self._steps_are: dict[str, str] = {}
+        self._rollouts: dict[Source, list[Rollout]] = {}
+        self._steps_are: dict[Source, str] = {}
         self._prompts: dict[str, list[Prompt]] = {}
         self._special: dict[tuple[str | None, ...], SpecialIds] = {}
         self._stripped: dict[tuple[str, str, int | None, SpecialIds], list[Rollout]] = {}
@@ -46,14 +46,14 @@ class Files:
             if plan.source.kind == "prompts":
                 warn_of_readings(plan, self.prompts(plan))
                 continue
-            warn_of_readings(plan, self.rollouts(plan.source.path))
+            warn_of_readings(plan, self.rollouts(plan.source))
             for checkpoint in plan.run.checkpoints:
                 self.replayed(plan, checkpoint)
-            steps_are = self._steps_are[plan.source.path]
+            steps_are = self._steps_are[plan.source]
             if (
                 steps_are
                 and not plan.settings.step_offset
-                and check_steps(self.rollouts(plan.source.path), plan.source.path)
+                and check_steps(self.rollouts(plan.source), plan.source.path)
             ):
                 warn(f"rollouts {plan.source.path}: {steps_are}")
 
@@ -81,20 +81,20 @@ class Files:
             self._thinking[key] = thinking_of(tokenizer, first.path, thinking)
         return named | self._thinking[key]
 
-    def rollouts(self, path: str) -> list[Rollout]:
+    def rollouts(self, source: Source) -> list[Rollout]:
         """The rollouts of a file."""
-        if path not in self._rollouts:
-            found = read_rollout_set([path])
+        if source not in self._rollouts:
+            found = read_rollout_set([source.path], step_pattern=source.step_pattern)
             for line in remarks(found):
                 warn(line)
-            self._rollouts[path] = found.rollouts
-            self._steps_are[path] = source_named(found.kind).steps_are
-        return self._rollouts[path]
+            self._rollouts[source] = found.rollouts
+            self._steps_are[source] = source_named(found.kind).steps_are
+        return self._rollouts[source]
 
     def replayed(self, plan: RunPlan, checkpoint: Checkpoint) -> tuple[list[Rollout], StateOrigin]:
         """The rollouts of a file that belong to a checkpoint, and whose states they are."""
         path, settings = plan.source.path, plan.settings
-        everything = self.rollouts(path)
+        everything = self.rollouts(plan.source)
         chosen = of_checkpoint(everything, checkpoint, plan.run.checkpoints, settings.step_offset, path)
         chosen = rollouts_with(chosen, self._variables(plan))
         if any(rollout.token_source == "retokenized" for rollout in chosen):
