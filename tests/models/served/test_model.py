@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from opd_probe.errors import InputError, OpdProbeError, ServerError
+from opd_probe.errors import InputError, OpdProbeError, OpdProbeWarning, ServerError
 from opd_probe.models.served.client import Client, Patience, Refused
 from opd_probe.models.served.dialects import DIALECTS
 from opd_probe.models.served.endpoint import parse_endpoint
@@ -21,6 +21,7 @@ from opd_probe.models.served.model import CONCURRENCY, ServedModel, connect
 from tests.models.served import cases
 from tests.models.served.recorded_server import Exchanges, Fault, Served, serving
 from tests.models.served.sglang_server import SGLangAnswers
+from tests.models.served.vllm_server import VLLMAnswers
 
 QUICK = Patience(attempts=4, first=0.001, longest=0.01, read=5.0)
 PATH = "/v1/completions"
@@ -361,3 +362,28 @@ def test_a_closed_client_gives_up_at_once(server: Served) -> None:
     with pytest.raises(ServerError):
         client.get("/v1/models")
     assert server.asked == []
+
+
+def test_what_does_not_answer_is_said() -> None:
+    answers = VLLMAnswers(cases.teacher())
+    answers.asleep = True
+    patience = Patience(attempts=2, first=0.001, read=30.0, remark=0.2)
+    with serving(answers) as server:
+        served = reach(server, patience)
+        server.fail(PATH, [Fault(wait=1.0)] * 4)
+        said = r"server .*: /v1/completions \(12 tokens, top 8\) has had no answer for 0\.[234]\d* s.*sleeps: wake it"
+        with pytest.warns(OpdProbeWarning, match=said) as caught:
+            list(served.scores(sequences(), cases.K))
+    lines = [str(one.message) for one in caught]
+    assert len(lines) <= 3  # at first and each time that the wait has doubled, not for every request
+    assert any("nor have 3 other requests" in line for line in lines)
+
+
+@pytest.mark.parametrize("waits", ["retries", "hello"])
+def test_what_is_tried_again_for_long_is_said(server: Served, waits: str) -> None:
+    patience = Patience(attempts=4, first=0.2, longest=0.4, remark=0.15)
+    served = reach(server, patience)
+    server.fail(PATH, [Fault(503)] * 3)
+    server.fail("/v1/models", [Fault(503)] * 2)
+    with pytest.warns(OpdProbeWarning, match="has had no answer for .*it may be asleep, starting, or busy"):
+        served.allowed(cases.K) if waits == "retries" else reach(server, patience)

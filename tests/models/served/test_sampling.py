@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import opd_probe
-from opd_probe.errors import InputError, ServerError
+from opd_probe.errors import InputError, OpdProbeWarning, ServerError
 from opd_probe.models.outline import Outline
 from opd_probe.models.served.client import Patience
 from opd_probe.models.served.endpoint import parse_endpoint
@@ -22,7 +22,8 @@ from opd_probe.types import Checkpoint, Rollout
 from tests.models.served import cases
 from tests.models.served.recorded_server import Exchanges, Fault, Served, serving
 from tests.models.served.sglang_server import SGLangAnswers
-from tests.tiny import tiny_tokenizer
+from tests.models.served.vllm_server import VLLMAnswers
+from tests.tiny import tiny_model, tiny_tokenizer
 
 QUICK = Patience(attempts=3, first=0.001, longest=0.01)
 ALLOWED = np.setdiff1d(np.arange(cases.WIDTH), cases.BANNED)
@@ -225,3 +226,65 @@ def test_which_model_is_which_checkpoint(tmp_path: Path) -> None:
     with serving(cards({"id": "org/name", "root": "org/name"})) as server:
         hub = Checkpoint("org/name", format="hub")
         assert served_checkpoint(parse_endpoint(server.url), hub, alone=True, patience=QUICK).model == "org/name"
+
+
+def test_answers_from_a_prefix_cache_of_other_weights(tmp_path: Path) -> None:
+    answers = VLLMAnswers(cases.student())
+    with serving(answers) as server:
+        check_logprobs(sampled(server))
+        answers.cached = tiny_model(cases.WIDTH, hidden=64, seed=4, tied=False, spread=0.5)
+        drafts = tmp_path / "drafts"
+        for options in ({}, {"temperature": 0.7}, {"allowed_ids": ALLOWED}):
+            said = r"rollout '[ab]/\d': its log-probabilities of \d+ sampled tokens and its own scores .* reset"
+            with pytest.raises(ServerError, match=said) as caught:
+                sampled(server, drafts=drafts, **options)
+            assert "\n" not in str(caught.value)
+        assert not drafts.exists()  # none of them is used later
+
+
+def test_raw_logits_in_place_of_log_probabilities() -> None:
+    answers = VLLMAnswers(cases.student())
+    with serving(answers) as server:
+        for raw in (0.0, 60.0):
+            answers.raw = raw
+            with pytest.raises(ServerError, match="--logprobs-mode raw_logprobs"):
+                sampled(server)
+
+
+def test_a_small_difference_is_a_warning() -> None:
+    answers = VLLMAnswers(cases.student())
+    answers.noise = 0.1
+    with serving(answers) as server, pytest.warns(OpdProbeWarning, match=r"differ by 0\.\d+ nats .*\d+ tokens"):
+        sampled(server)
+
+
+def test_an_adapter_has_the_context_of_its_parent() -> None:
+    answers = VLLMAnswers(cases.student(), adapters=("lora",))
+    longer = {"max_new_tokens": 124}
+    unlimited = replace(OUTLINE, max_positions=None)
+    with serving(answers) as server:
+        served = connect(parse_endpoint(f"{server.url}#lora"), patience=QUICK)
+        assert (served.context, served.max_positions) == (128, 127)
+        with pytest.raises(InputError, match=r"lora at .*prompts of up to 5 tokens and 124 new ones .* context of 128"):
+            sample_from_server(unlimited, served, cases.PROMPTS, **{**cases.SAMPLING, **longer})
+        answers.cards[0]["max_model_len"] = None  # nothing tells: it cuts in silence, as vLLM does
+        answers.context = 12
+        served = connect(parse_endpoint(f"{server.url}#lora"), patience=QUICK)
+        silent = replace(unlimited, eos_ids=(63,))
+        with pytest.raises(ServerError, match=r"have 12 tokens: is that its context\? then lower --max-new-tokens"):
+            sample_from_server(silent, served, cases.PROMPTS, **{**cases.SAMPLING, **longer})
+
+
+def test_an_answer_that_is_broken_off_is_asked_for_again() -> None:
+    answers, seen = VLLMAnswers(cases.student()), []
+
+    def aborts(answer: Any, body: Any) -> None:
+        if "seed" in body:
+            seen.append(body)
+            if len(seen) == 1:
+                answer["choices"][0].update(finish_reason="abort", token_ids=[], logprobs={"token_logprobs": []})
+
+    answers.change = aborts
+    with serving(answers) as server:
+        check(sampled(server), "vllm 0.32.0, served")
+    assert len(seen) == 6 + 1
