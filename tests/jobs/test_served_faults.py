@@ -248,6 +248,9 @@ def test_a_rollout_that_a_server_refuses_is_named(server: Served, answers: VLLMA
 
 def test_an_adapter_has_the_context_of_its_parent(student: LoadedModel) -> None:
     rows = [{"id": "long", "prompt_ids": [5] * 40, "response_ids": [7] * 88}]
-    with serving(VLLMAnswers(cases.teacher(), adapters=("lora",))) as server:
-        with pytest.raises(opd_probe.OpdProbeError, match=r"'long': .* 128 tokens, lora at .* scores 127 at most"):
-            opd_probe.replay(student, f"{server.url}#lora", rows, k=cases.K)
+    said = r"'long': .* 128 tokens, lora at .* scores 127 at most"
+    with (
+        serving(VLLMAnswers(cases.teacher(), adapters=("lora",))) as server,
+        pytest.raises(opd_probe.OpdProbeError, match=said),
+    ):
+        opd_probe.replay(student, f"{server.url}#lora", rows, k=cases.K)

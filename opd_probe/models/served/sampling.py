@@ -228,9 +228,7 @@ def _check_drawn(
         whole = len(rollout.prompt_ids) + len(drawn.ids)
         advice = "does the server have this checkpoint?"
         if drawn.reason == "length":
-            advice = (
-                f"prompt and response have {whole:,} tokens, as if its context held no more; lower --max-new-tokens"
-            )
+            advice = f"prompt and response have {whole:,} tokens: is that its context? then lower --max-new-tokens"
         raise ServerError(
             f"{where}: ended after {len(drawn.ids)} tokens without EOS (the server says {drawn.reason}); expected "
             f"{max_new_tokens}; {advice}"
