@@ -33,8 +33,8 @@ from opd_probe.types import Rollout
 UNKNOWN = ("teacher_entropy", "reverse_kl", "forward_kl", "jsd", "teacher_mass_outside")
 """Columns of a trace that a served teacher leaves unknown: NaN at every state."""
 
-MANY = 256
-"""States without a list, and none with one, after which no other is asked about."""
+FAULTY = 0.5
+"""Share of states without a list beyond which a server is one of another kind."""
 
 TOLD = ("teacher_top_ids", "teacher_top_logprobs", "teacher_logprob")
 """Columns that come from the server."""
@@ -136,7 +136,7 @@ class ServedReplay:
 
         Raises:
             ServerError: no usable answer, with the rollout that it was asked for; numbers that are no
-                log-probabilities; or no list of any state. What came before has been yielded.
+                log-probabilities; or no list of most states. What came before has been yielded.
         """
         todo = [sequence for sequence in self._asked.values() if not answered[sequence.rollout]]
         todo.sort(key=lambda sequence: -len(sequence.input_ids))
@@ -144,33 +144,35 @@ class ServedReplay:
         told = total - sum(len(sequence.positions) for sequence in todo)
         if progress is not None:
             progress(told, total)
-        known, held = bool(answered.any()), []
+        held = []
         try:
             for number, answer in self.teacher.scores(_Asked(todo), self.settings.k):
                 sequence = todo[number]
                 self._check_logprobs(answer, sequence)
-                self.faults |= {(sequence.rollout, state): what for state, what in answer.faults.items()}
-                known = known or len(answer.faults) < len(answer.logprob)
-                if not known and len(self.faults) >= MANY:
-                    break
-                # Kept back, so that nobody keeps them, while they may be those of a server of another kind.
-                held.append((sequence, self._on_shared(answer, sequence)))
-                while known and held:
-                    sequence, columns = held.pop(0)
-                    yield sequence.rollout, columns
-                    told += len(sequence.positions)
-                    if progress is not None:
-                        progress(told, total)
+                columns = self._on_shared(answer, sequence)
+                if answer.faults:  # kept by nobody until it is clear that the server is one that tells lists
+                    held.append((sequence, columns))
+                    self.faults |= {(sequence.rollout, state): what for state, what in answer.faults.items()}
+                    if len(self.faults) > total * FAULTY:
+                        break
+                    continue
+                yield sequence.rollout, columns
+                told += len(sequence.positions)
+                if progress is not None:
+                    progress(told, total)
         except ServerError as error:
             if error.index is None:
                 raise
             raise ServerError(f"{self._named(todo[error.index])}: {error}") from None
-        if self.faults and not known:
+        if len(self.faults) > total * FAULTY:
             where, came = next(iter(self.unreadable().items()))
             raise ServerError(
-                f"{self.teacher.name}: told no list of log-probabilities of any of {len(self.faults):,} states; of "
-                f"{where}, it told {came}; expected the layout of vLLM or SGLang"
+                f"{self.teacher.name}: told no list of log-probabilities of {len(self.faults):,} states, of "
+                f"{total:,} in all; of {where}, it told {came}; expected the layout of vLLM or SGLang"
             )
+        yield from ((sequence.rollout, columns) for sequence, columns in held)
+        if progress is not None:
+            progress(total, total)
 
     def _named(self, sequence: StateSequence) -> str:
         """A rollout and how long what is asked of it is."""

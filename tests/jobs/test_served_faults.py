@@ -160,19 +160,20 @@ def test_raw_logits_are_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_lists_of_no_state_are_another_layout(
-    server: Served, answers: VLLMAnswers, student: LoadedModel, tmp_path: Path
+@pytest.mark.parametrize("left", [0, 2])
+def test_a_server_without_lists_of_most_states_is_of_another_kind(
+    left: int, server: Served, answers: VLLMAnswers, student: LoadedModel, whole: Trace, tmp_path: Path
 ) -> None:
-    answers.change = lambda answer, _: answer["choices"][0].update(
-        prompt_logprobs=[None] * len(answer["choices"][0]["prompt_logprobs"])
-    )
-    out = tmp_path / "trace.parquet"
+    def few(answer: Any, _: Any) -> None:
+        entries = answer["choices"][0]["prompt_logprobs"]
+        entries[: len(entries) - left] = [None] * (len(entries) - left)
+
+    answers.change = few
+    said = rf"told no list of log-probabilities of \d+ states, of {whole.n_states} in all; of rollout 'r\d', position 0"
     for _ in range(2):  # what came the first time is kept by nobody
-        with pytest.raises(
-            ServerError, match=r"told no list .* any of \d+ states; of rollout 'r\d', position 0, it told null"
-        ):
-            replayed(server, student, out=out)
-    assert not out.exists()
+        with pytest.raises(ServerError, match=said):
+            replayed(server, student, out=tmp_path / "trace.parquet")
+    assert not (tmp_path / "trace.parquet").exists()
 
 
 def test_weights_that_were_replaced_in_place(

@@ -88,7 +88,7 @@ def read_states(read: Callable[[int], State], places: Sequence[int], ids: Sequen
         except Unusable as came:
             faults[state] = str(came)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            faults[state] = f"lacks {error}" if isinstance(error, KeyError) else f"of another layout: {error}"
+            faults[state] = f"no {error}" if isinstance(error, KeyError) else f"of another layout: {error}"
         else:
             ordered = sorted(top, key=lambda entry: (-entry[1], entry[0]))
             top_ids[state] = [token for token, _ in ordered]

@@ -169,11 +169,13 @@ class SGLang:
     def told(self, answer: Any, ids: Sequence[int], places: Sequence[int], k: int) -> Told:
         meta = _meta(answer)
         tokens, tops = (_entries(meta, name, ids) for name in ("input_token_logprobs", "input_top_logprobs"))
-        _same_ids(_unclipped([int(entry[1]) for entry in tokens], ids), ids, "input_token_logprobs")
+        # An entry that is none says nothing of its id, and leaves its own state unknown.
+        named = [int(entry[1]) if isinstance(entry, list) else token for entry, token in zip(tokens, ids, strict=True)]
+        _same_ids(_unclipped(named, ids), ids, "input_token_logprobs")
 
         def read(place: int) -> State:
             top = [(id_of(token), logprob_of(value)) for value, token, *_ in list_of(tops[place], list)]
-            return top, logprob_of(tokens[place][0])
+            return top, logprob_of(list_of(tokens[place], list)[0])
 
         return read_states(read, places, ids, k)
 
@@ -215,14 +217,19 @@ DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (VLLM(), SG
 
 
 def _choice(answer: Any) -> Json:
-    (choice,) = answer["choices"]
-    return dict(choice)
+    choices = answer.get("choices") if isinstance(answer, Mapping) else None
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], Mapping):
+        raise ValueError("has no choices, or not one")
+    return dict(choices[0])
 
 
 def _meta(answer: Any) -> Json:
-    if isinstance(answer, list):  # some versions answer a list to a list of ids
+    if isinstance(answer, list) and len(answer) == 1:  # some versions answer a list to a list of ids
         (answer,) = answer
-    return dict(answer["meta_info"])
+    meta = answer.get("meta_info") if isinstance(answer, Mapping) else None
+    if not isinstance(meta, Mapping):
+        raise ValueError("has no meta_info")
+    return dict(meta)
 
 
 def _reason(meta: Json) -> Any:
@@ -243,7 +250,7 @@ def _adapter(model: Json) -> dict[str, Any]:
 
 
 def _same_ids(told: Any, sent: Sequence[int], name: str) -> None:
-    if told is None:
+    if not isinstance(told, list):
         raise ValueError(f"{name} is missing, so that nothing says which ids were scored")
     if list(told) != list(sent):
         raise ValueError(f"{name} are not the ids that were sent: the server changed the sequence")

@@ -65,15 +65,15 @@ STATES: dict[str, tuple[Change, str]] = {
     "a number without end": (of_other(10**400), "10000000000000000000000… in place"),
     "a null list": (lambda e, place, _: e.__setitem__(place, None), "null in place of a list"),
     "a list in place of a mapping": (lambda e, place, _: e.__setitem__(place, [1]), "[1] in place of a list"),
-    "an empty list": (lambda e, place, _: e.__setitem__(place, {}), "lacks"),
+    "an empty list": (lambda e, place, _: e.__setitem__(place, {}), "no "),
     "a shorter list": (drop, f"{cases.K - 1} ids in place of {cases.K}"),
     "an id twice": (twice, f"{cases.K - 1} ids in place of"),
     "a negative id": (renamed("-3"), '"-3" in place of an id'),
     "a huge id": (renamed("99999999999"), '"99999999999" in place of an id'),
     "a word": (renamed("word"), '"word" in place of an id'),
-    "no rank": (lambda e, place, token: other(e[place], token).pop("rank"), "lacks"),
+    "no rank": (lambda e, place, token: other(e[place], token).pop("rank"), "no "),
     "a rank that is text": (lambda e, place, token: other(e[place], token).update(rank="x"), '"x" in place'),
-    "no token of its own": (lambda e, place, token: e[place].pop(str(token)), "lacks"),
+    "no token of its own": (lambda e, place, token: e[place].pop(str(token)), "no "),
     "nothing that is possible": (
         lambda e, place, _: [value.update(logprob=-9999.0) for value in e[place].values()],
         "no id that is possible",
@@ -126,6 +126,10 @@ SGLANG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "an id twice": (
         lambda m: m["input_top_logprobs"][BROKEN][2].__setitem__(1, m["input_top_logprobs"][BROKEN][3][1]),
         "one id twice",
+    ),
+    "a null beside the list": (
+        lambda m: m["input_token_logprobs"].__setitem__(BROKEN, None),
+        "null in place of a list",
     ),
     "no value of the token": (lambda m: m["input_token_logprobs"][BROKEN].__setitem__(0, None), "null in place"),
     "another value of the token": (
