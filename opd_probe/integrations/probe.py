@@ -112,7 +112,7 @@ class Probe:
         shutil.rmtree(path.with_name(f".{path.name}.partial"), ignore_errors=True)
         settings = self.settings.for_replay()
         if isinstance(teacher, ServedModel):
-            teacher.forget()  # its weights may have been replaced since the step before
+            teacher.look_again()  # its weights may have been replaced since the step before
             settings = settings_for(teacher, settings, least=self.settings.k)
         states = "own" if self.prompts else "fixed"
         named = {"run": self.run, "step": step, "teacher": self.teacher, "states": states, **labels}

@@ -120,9 +120,18 @@ class ServedModel:
         own = self._sample or []
         return next((sample for sample in known if same(sample, own, self._answered_again)), own)
 
-    def forget(self) -> None:
-        """Ask anew what the server allows and answers, since its weights may have been replaced."""
-        self._limits.clear()
+    def look_again(self) -> None:
+        """Ask anew what the server says of its weights and answers, since they may have been replaced.
+
+        Raises:
+            ServerError: as of :meth:`scores`.
+        """
+        if not self._limits:
+            return
+        with Client(self.endpoint, self.patience) as client:
+            if "weight_version" in self.details:
+                self.details = {**self.details, "weight_version": weight_version(client, self.dialect.name)}
+            self._probe(client, max(self._limits.values()))
 
     def _answered_again(self) -> list[Sample]:
         k = max(self._limits.values(), default=1)
