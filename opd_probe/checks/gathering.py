@@ -25,6 +25,7 @@ from opd_probe.checks.passes import (
 )
 from opd_probe.engine.replay import Progress
 from opd_probe.engine.sequences import build_sequences
+from opd_probe.engine.served import ServedReplay
 from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import InputError, OpdProbeError, OutOfMemoryError
@@ -136,6 +137,7 @@ class _Gathering:
     stage: Stage
     prompts: Prompts | None
     missing: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def evidence(self) -> Evidence:
         vocabulary: SharedVocabulary | None = self._part("vocabulary", self._vocabulary)
@@ -149,6 +151,7 @@ class _Gathering:
             vocabulary=vocabulary,
             student_prompts=self._rendered("student_prompts", self.side.tokenizer),
             teacher_prompts=self._rendered("teacher_prompts", self.teacher.tokenizer),
+            unreadable=self.unreadable,
             missing=self.missing,
         )
         if vocabulary is None:
@@ -222,7 +225,10 @@ class _Gathering:
         alone = batch_tokens == 1
         teacher = OneByOne(self.teacher) if alone and isinstance(self.teacher, ServedModel) else self.teacher
         run = engine(student, teacher, rollouts, ids, self._settings(k, batch_tokens), self.prompts)
-        return states(run, self.stage(f"teacher, {'one rollout at a time' if alone else 'in batches'}"))
+        found = states(run, self.stage(f"teacher, {'one rollout at a time' if alone else 'in batches'}"))
+        if isinstance(run, ServedReplay) and not alone:
+            self.unreadable |= run.unreadable()
+        return found
 
     def _prompt_change(
         self, known: Evidence, first: Mapping[int, Columns], batched: StoredModel, ids: NDArray[np.int64], k: int

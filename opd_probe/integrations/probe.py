@@ -150,12 +150,14 @@ class Probe:
         shutil.rmtree(path.with_name(f".{path.name}.partial"), ignore_errors=True)
         settings = self.settings.for_replay()
         if isinstance(teacher, ServedModel):
+            teacher.look_again()  # its weights may have been replaced since the step before
             settings = settings_for(teacher, settings, least=self.settings.k)
         states = "own" if self.prompts else "fixed"
         named = {"run": self.run, "step": step, "teacher": self.teacher, "states": states, **labels}
         read = self._teacher_prompts(student, teacher, rollouts)
         request = TraceRequest(student, teacher, path, settings, named, read)
-        return request.make(student, teacher, rollouts, {"rollouts": rollouts_digest(rollouts)}, None)
+        known = request.teacher_parts() if isinstance(teacher, ServedModel) else {}
+        return request.make(student, teacher, rollouts, {"rollouts": rollouts_digest(rollouts), **known}, None)
 
     def _states(self, student: LoadedModel, teacher: LoadedModel | ServedModel, step: int) -> list[Rollout]:
         settings, variables = self.settings, self._variables(student)

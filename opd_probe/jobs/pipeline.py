@@ -182,8 +182,11 @@ def _nothing_half_written(path: Path) -> Iterator[None]:
 
 
 def _has_progress(partial: Path) -> bool:
-    for flags in ("done", "answered"):
+    for digests in (
+        "done_digests",
+        "answered_digests",
+    ):  # without one are rollouts that have no state
         with suppress(OSError, ValueError):
-            if np.load(partial / f"{flags}.npy", mmap_mode="r").any():
+            if np.load(partial / f"{digests}.npy", mmap_mode="r").any():
                 return True
     return False
