@@ -105,6 +105,7 @@ METRICS: dict[str, Label] = {
     },
     "loss": Label("Training loss", "nats"),
     "grad_norm": Label("Gradient norm", "L2 norm", "before clipping"),
+    "training_learning_rate": Label("Learning rate", "", "as the trainer logged it"),
     "training_reward": Label("Training reward", "reward", "as the trainer logged it"),
     "training_accuracy": Label("Training accuracy", "share", "as the trainer logged it"),
     "training_response_length": Label("Training response length", "tokens", "as the trainer logged it"),
