@@ -355,7 +355,7 @@ VariantOption = Annotated[
         panel=_RESULT,
         metavar="NAME",
         help="In another trainer's definitions, under its names and in files of their own: verl (verl:-10:10 with "
-        "its clamps), fireworks, or "
+        "its clamps), fireworks, nemo-rl, or "
         "thunlp[:SUPPORT[:WEIGHTS]] (only_stu, only_tch, intersection, union, union-intersection; student_p, "
         "teacher_p, none).",
     ),

@@ -169,6 +169,33 @@ def prime_rl(root: Path, rows: Rows | None = None) -> Path:
     return root / "token_exports"
 
 
+def nemo_rl_row(**change: Any) -> dict[str, Any]:
+    row = {
+        "input_ids": [3, 4, 5, 6, 7, 1, 0, 0],
+        "token_mask": [False, False, True, True, False, True, False, False],
+        "input_length": 6,
+        "reward": 1.0,
+        "sample_loss_mask": 1.0,
+        "sample_index": 0,
+        "prompt_group_index": 0,
+        "agent_ref": {"name": "math"},
+    }
+    return {**row, **change}
+
+
+def nemo_rl(root: Path, rows: Rows | None = None) -> Path:
+    folder = root / "exp_001"
+    folder.mkdir(parents=True)
+    for step in (2, 10):
+        given = rows or [nemo_rl_row(), nemo_rl_row(reward=0.0, sample_index=1)]
+        columns: dict[str, Any] = {name: [row[name] for row in given] for name in given[0]}
+        tensors = {name: held if name == "agent_ref" else torch.tensor(held) for name, held in columns.items()}
+        head = {"format_version": 1, "payload_type": "opd_topk_offline_inputs", "step": step, "k": 4}
+        torch.save({**head, **tensors}, folder / f"opd_topk_offline_inputs_step{step}.pt")
+        torch.save({"token_sample_index": torch.zeros(1), "step": step}, folder / f"opd_token_stats_step{step}.pt")
+    return folder
+
+
 def lm_eval_row(**change: Any) -> dict[str, Any]:
     row = {
         "doc_id": 0,
@@ -244,6 +271,7 @@ WRITERS: dict[str, Callable[..., Path]] = {
     "slime": slime,
     "open-instruct": open_instruct,
     "prime-rl": prime_rl,
+    "nemo-rl": nemo_rl,
     "lm-eval": lm_eval,
     "openai": openai,
     "opd-probe": native,

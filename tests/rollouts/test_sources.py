@@ -30,6 +30,7 @@ from tests.rollouts.left_behind import (
     completion,
     lines,
     lm_eval_row,
+    nemo_rl_row,
     opd_row,
     open_instruct_row,
     prime_rl_row,
@@ -41,7 +42,7 @@ from tests.rollouts.left_behind import (
 from tests.tiny import tiny_model
 
 HUGE = pytest.param(10**400, id="huge")
-SAMPLED = {"slime", "open-instruct", "prime-rl", "openai", "opd-probe"}
+SAMPLED = {"slime", "open-instruct", "prime-rl", "nemo-rl", "openai", "opd-probe"}
 
 
 def first_of(kind: str, root: Path, row: dict[str, Any]) -> Rollout:
@@ -333,6 +334,22 @@ def test_prime_rl_losses_of_several_channels(tmp_path: Path) -> None:
     assert (second.step, second.response_mask) == (7, (1, 1, 0, 1))
 
 
+def test_nemo_rl(tmp_path: Path) -> None:
+    found = read_rollout_set([WRITERS["nemo-rl"](tmp_path)])
+    assert [file.name for file in found.ignored] == ["opd_token_stats_step2.pt", "opd_token_stats_step10.pt"]
+    first, second = found.rollouts[:2]
+    assert (first.id, first.step, first.prompt_id, first.score) == ("opd_topk_offline_inputs_step2/0", 2, "2/0", 1.0)
+    assert (first.prompt_ids, first.response_ids, first.response_mask) == ((3, 4), (5, 6, 7, 1), (1, 1, 0, 1))
+    assert (second.score, second.extra["agent_ref"]) == (0.0, {"name": "math"})
+    empty = nemo_rl_row(token_mask=[False] * 8)
+    assert dict(read_rollout_set([WRITERS["nemo-rl"](tmp_path / "b", [nemo_rl_row(), empty])]).skipped) == {
+        "without a token of the student's": 2
+    }
+    for length in (5, 9, -1):
+        with pytest.raises(InputError, match=f"input_length is {length}; expected 0 to 8, and no token"):
+            read_rollouts(WRITERS["nemo-rl"](tmp_path / str(length), [nemo_rl_row(input_length=length)]))
+
+
 def test_lm_eval(tmp_path: Path) -> None:
     found = read_rollout_set([WRITERS["lm-eval"](tmp_path)])
     assert dict(found.skipped) == {"of responses that are there already": 2}
@@ -462,6 +479,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "slime": slime_sample(),
     "open-instruct": open_instruct_row(),
     "prime-rl": prime_rl_row(),
+    "nemo-rl": nemo_rl_row(),
     "lm-eval": lm_eval_row(),
     "openai": completion(),
     "opd-probe": {"prompt_ids": [3], "response_ids": [4], "messages": [], "extra": "{}"},
