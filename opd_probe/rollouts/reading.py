@@ -16,7 +16,7 @@ from opd_probe.rollouts.sampling import sampling_of
 from opd_probe.rollouts.sources import Skipped, Source, Where, accepted, recognise, source_named
 from opd_probe.types import Rollout
 
-_SUFFIXES = (".jsonl", ".parquet", ".ndjson", ".pt")
+_SUFFIXES = (".jsonl", ".parquet", ".ndjson", ".pt", ".eval")
 """Of files that are looked at in a directory; one named is read whatever it is called."""
 
 

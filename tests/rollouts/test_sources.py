@@ -28,6 +28,8 @@ from tests.rollouts.left_behind import (
     WRITERS,
     chat,
     completion,
+    inspect_sample,
+    lighteval_row,
     lines,
     lm_eval_row,
     nemo_rl_row,
@@ -42,7 +44,7 @@ from tests.rollouts.left_behind import (
 from tests.tiny import tiny_model
 
 HUGE = pytest.param(10**400, id="huge")
-SAMPLED = {"slime", "open-instruct", "prime-rl", "nemo-rl", "openai", "opd-probe"}
+SAMPLED = {"slime", "open-instruct", "prime-rl", "nemo-rl", "lighteval", "openai", "opd-probe"}
 
 
 def first_of(kind: str, root: Path, row: dict[str, Any]) -> Rollout:
@@ -480,6 +482,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "open-instruct": open_instruct_row(),
     "prime-rl": prime_rl_row(),
     "nemo-rl": nemo_rl_row(),
+    "lighteval": lighteval_row(),
+    "inspect-ai": inspect_sample(),
     "lm-eval": lm_eval_row(),
     "openai": completion(),
     "opd-probe": {"prompt_ids": [3], "response_ids": [4], "messages": [], "extra": "{}"},

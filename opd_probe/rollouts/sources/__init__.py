@@ -7,6 +7,8 @@ from typing import Any
 
 from opd_probe.errors import InputError
 from opd_probe.rollouts.sources import (
+    inspect_ai,
+    lighteval,
     lm_eval,
     native,
     nemo_rl,
@@ -33,6 +35,8 @@ SOURCES: tuple[Source, ...] = (
     prime_rl.SOURCE,
     nemo_rl.SOURCE,
     lm_eval.SOURCE,
+    lighteval.SOURCE,
+    inspect_ai.SOURCE,
     openai.SOURCE,
     native.SOURCE,
 )

@@ -39,6 +39,7 @@ SOURCE = Source(
     "input, output",
     ("input", "output"),
     _rollouts,
+    lambda row: not isinstance(row["output"], Mapping),  # which evaluations have under these names
     step_of=step_of_file,
     steps_are=f"in training, {NEXT_STEP}; in validation they are the checkpoint's of that step",
 )
