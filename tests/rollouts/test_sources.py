@@ -82,6 +82,21 @@ def test_verl(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_verls_sessions_with_several_outputs(tmp_path: Path) -> None:
+    """As its trainer of 0.9 dumps them: the final score on each row, and a context of its own in each."""
+    uids = {"a_0_0": "3 4", "a_0_1": "so far: 3", "a_0_10": "so far: 7", "a_1_0": "3 4", "b_0_0": "5 6"}
+    rows = [verl_row(uid=uid, input=text, output=uid, score=float(uid[2] == "0")) for uid, text in uids.items()]
+    found = read_rollouts(lines(tmp_path / "7.jsonl", rows))
+    assert [(r.extra["uid"], r.score, r.answer) for r in found] == [
+        ("a_0_0", None, None), ("a_0_1", None, None), ("a_0_10", 1.0, "7"), ("a_1_0", 0.0, "7"), ("b_0_0", 1.0, "7"),
+    ]  # fmt: skip
+    assert [r.extra.get("session_score") for r in found] == [1.0, 1.0, None, None, None]
+    names = [r.prompt_id for r in found]
+    assert names[0] == names[1] == names[2] == names[3] != names[4]
+    alone = read_rollouts(lines(tmp_path / "8.jsonl", [rows[3], rows[4], verl_row(uid="c")]))
+    assert [(r.prompt_id, r.score) for r in alone] == [(None, 0.0), (None, 1.0), (None, 1.0)]  # told by their texts
+
+
 @pytest.mark.parametrize(
     ("gts", "answer"),
     [
