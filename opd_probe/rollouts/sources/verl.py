@@ -3,9 +3,9 @@
 Read in verl's ``RayPPOTrainer._dump_generations``: ``input``, ``output``, ``gts``, ``score``, ``step``, and one field
 for each thing that the reward function tells. Both texts are decoded without special tokens.
 
-Since 0.9 ``PPOTrainer._log_rollout_data`` writes ``uid``, which is ``{prompt}_{session}_{output}``: an agent's session may
-have several outputs, each with a context of its own, and the session's final score stands on every one. It is that of the
-last, and so is the answer; all are of one prompt.
+Since 0.9 ``PPOTrainer._log_rollout_data`` writes ``uid``, which is ``{prompt}_{session}_{output}``: an agent's session
+may have several outputs, each with a context of its own, and the session's final score stands on every one. It is that
+of the last, and so is the answer; all are of one prompt.
 """
 
 from __future__ import annotations
@@ -53,9 +53,8 @@ def _sessions(rollouts: Sequence[Rollout]) -> list[Rollout]:
         if uid:
             session, output = (uid.group(1), uid.group(2)), int(uid.group(3))
             last[session] = max(output, last.get(session, 0))
-            first[uid.group(1)] = min(
-                (output, rollout.prompt or ""), first.get(uid.group(1), (output, rollout.prompt or ""))
-            )
+            begins = (output, rollout.prompt or "")
+            first[uid.group(1)] = min(begins, first.get(uid.group(1), begins))
     if not any(last.values()):
         return list(rollouts)
     done = []
