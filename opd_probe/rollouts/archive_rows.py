@@ -17,6 +17,9 @@ ZSTANDARD = 93
 
 _LOCAL = 30
 """Bytes of a member's own header before its name."""
+_NOT_OURS = (RecursionError, NotImplementedError)
+"""Of what a damaged file may ask for: depth without end, a version of the format that there is not."""
+
 _LARGEST = 2**31
 """Bytes of one sample."""
 
@@ -39,7 +42,7 @@ def archive_rows(path: Path, what: str) -> Iterator[tuple[str, Mapping[str, Any]
                 yield f"{what} {path}, {member.filename}", {**_document(file, member), "header": header}
     except InputError:
         raise
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, struct.error, RecursionError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, struct.error, zlib.error, *_NOT_OURS) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{what} {path}: not a whole archive ({reason}); copy it again") from None
 

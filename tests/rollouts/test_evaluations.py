@@ -173,11 +173,13 @@ def test_archives_that_were_cut_off_or_changed(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
     with zipfile.ZipFile(HERE / "inspect.eval") as archive:
         at = archive.getinfo("samples/2_epoch_1.json").header_offset + 200
-    changed = bytearray(whole)
-    changed[at] ^= 255
-    broken.write_bytes(bytes(changed))
-    with pytest.raises(InputError, match="not a whole archive"):
-        read_rollouts(broken)
+    version = whole.index(b"PK\x01\x02") + 6
+    for place in (at, version):
+        changed = bytearray(whole)
+        changed[place] ^= 255
+        broken.write_bytes(bytes(changed))
+        with pytest.raises(InputError, match="not a whole archive"):
+            read_rollouts(broken)
 
 
 @pytest.mark.parametrize(
