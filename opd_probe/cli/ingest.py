@@ -17,7 +17,13 @@ def ingest(
     ],
     out: Annotated[
         str,
-        typer.Option("--out", "-o", metavar="FILE", help="The .parquet or .jsonl file to write.", show_default=False),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="The .parquet or .jsonl file to write; a directory for the traces of NeMo-RL's statistics.",
+            show_default=False,
+        ),
     ],
     kind: Annotated[
         str | None,
@@ -36,6 +42,8 @@ def ingest(
     format: options.FormatOption = None,
 ) -> None:
     """Turn what a trainer or an evaluation left into a rollout file, and say what was recognised.
+
+    NeMo-RL's statistics of both models' top k (opd_topk_stats_step1.pt) become traces, without a model.
 
     Responses with an answer and no score are graded. Text without token ids stays text and is marked as re-tokenised.
 

@@ -19,6 +19,10 @@ from opd_probe.types import Prompt, Rollout
 MARK = "padding"
 """The key in ``extra`` of what was found: how many pad tokens were ``stripped``, and how many are ``unproved``."""
 
+ENDS_PADDED = "ends_padded"
+"""The key in ``extra`` of responses whose writer is known to have padded them on the right, with the pad token or,
+where a tokenizer has none, with EOS: all but the EOS that they ended in is then padding."""
+
 PER_TOKEN = ("teacher_logprobs", "trainer_logprobs", "trainer_entropy", "advantages", "opd_reverse_kl")
 """Lists in ``extra`` with an entry per response token, which are cut with it."""
 
@@ -151,8 +155,11 @@ def _response_row(rollout: Rollout, special: SpecialIds) -> _Row:
     masked = (0, 0) if mask is None else _runs(mask, 0)
     ended = right < len(ids) and int(ids[-right - 1]) in special.eos
     real = (0, 1 if special.pad in special.eos and not ended else 0)
-    repeated = _repeated_eos(rollout, special, masked[1])
-    return _Row(ids, rollout.step, _attention(rollout, RESPONSE), left, right, masked, real, repeated)
+    attended = _attention(rollout, RESPONSE)
+    if attended is None and rollout.extra.get(ENDS_PADDED):
+        attended = _own(ids, special)
+    repeated = 0 if attended is not None else _repeated_eos(rollout, special, masked[1])
+    return _Row(ids, rollout.step, attended, left, right, masked, real, repeated)
 
 
 def _repeated_eos(rollout: Rollout, special: SpecialIds, masked: int) -> int:
@@ -166,6 +173,16 @@ def _repeated_eos(rollout: Rollout, special: SpecialIds, masked: int) -> int:
         sampled = [n for n, value in enumerate(rollout.logprobs) if value < 0.0]
         run = min(run, len(ids) - sampled[-1]) if sampled else run
     return max(0, run - 1 - masked)
+
+
+def _own(ids: Sequence[int], special: SpecialIds) -> Sequence[int]:
+    """A 0/1 for each token of a response whose writer padded it: 0 behind the EOS that it ended in."""
+    last = int(ids[-1]) if len(ids) else None
+    pad = last if special.pad is None and last in special.eos else special.pad
+    right = _runs(ids, pad)[1]
+    before = int(ids[-right - 1]) if right < len(ids) else None
+    behind = right - (pad in special.eos and before not in special.eos and right > 0)
+    return [1] * (len(ids) - behind) + [0] * behind
 
 
 def _runs(values: Sequence[int], value: int | None) -> tuple[int, int]:
@@ -238,7 +255,7 @@ def _marked(rollout: Rollout, prompt: _Cut, response: _Cut) -> Rollout:
         MARK: {"stripped": stripped, "unproved": prompt.unproved + response.unproved + response.repeated},
     }
     if stripped:
-        for name in (*PROMPT, *RESPONSE):  # they are of the ids that were
+        for name in (*PROMPT, *RESPONSE, ENDS_PADDED):  # they are of the ids that were
             extra.pop(name, None)
     for name in PER_TOKEN:
         if isinstance(values := extra.get(name), (list, tuple)) and len(values) == n:

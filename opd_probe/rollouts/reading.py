@@ -17,7 +17,7 @@ from opd_probe.rollouts.sampling import sampling_of
 from opd_probe.rollouts.sources import Skipped, Source, Where, accepted, recognise, source_named
 from opd_probe.types import Rollout
 
-_SUFFIXES = (".jsonl", ".parquet", ".ndjson", ".pt")
+_SUFFIXES = (".jsonl", ".parquet", ".ndjson", ".pt", ".eval")
 """Of files that are looked at in a directory; one named is read whatever it is called."""
 
 
@@ -80,11 +80,15 @@ def read_rollout_set(
             continue
         read.append((file, opened[0]))
         _refuse_two_kinds(read[0], read[-1])
+        places: list[str] = []
+        held: list[Rollout] = []
         for place, entry in _entries(*opened, file, pattern):
             if isinstance(entry, Skipped):
                 skipped[entry.reason] += 1
             else:
-                rollouts.append((place, replace(entry, id=prefix + entry.id)))
+                places.append(place)
+                held.append(replace(entry, id=prefix + entry.id))
+        rollouts += zip(places, opened[0].together(held), strict=True)
     if not read:
         raise InputError(f"rollouts {paths[0]}: none of its {len(found)} files is recognised; expected {accepted()}")
     rollouts, evaluated = _of_training(rollouts, frozenset().union(*(kind.evaluated(file) for file, kind in read)))

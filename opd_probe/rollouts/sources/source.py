@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Source:
         left_out: why none of a file's rollouts is one, as what lies beside it says; None: they are.
         evaluated: steps at which what lies beside a file says that the trainer evaluated, and which kind of rollouts
             were logged in the same place unmarked.
+        together: what the rollouts of a file become once all are known, in their order.
         steps_are: which checkpoint sampled the rollouts of a step, where it is not the one of that step.
     """
 
@@ -65,6 +66,7 @@ class Source:
     logs_again: bool = False
     left_out: Callable[[Path], str | None] = lambda _: None
     evaluated: Callable[[Path], frozenset[int]] = lambda _: frozenset()
+    together: Callable[[Sequence[Rollout]], Sequence[Rollout]] = list
     steps_are: str = ""
 
     def fits(self, row: Mapping[str, Any]) -> bool:
