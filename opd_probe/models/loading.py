@@ -30,7 +30,7 @@ from opd_probe.models.hub import localized, tokenizer_place
 from opd_probe.models.lengths import LengthFactors
 from opd_probe.models.paths import Paths, Trial, paths_of
 from opd_probe.models.placeholders import placeholder_ids
-from opd_probe.models.placement import DeviceMap, check_device_map, input_device
+from opd_probe.models.placement import DeviceMap, check_device_map, input_device, input_embeddings
 from opd_probe.models.positions import max_positions
 from opd_probe.models.quantised import quantisation_of_model
 from opd_probe.models.readout import OutputLayer as OutputLayer
@@ -272,7 +272,7 @@ def _wrap(
 
 def computing_type(model: Any, layer: OutputLayer) -> torch.dtype:
     """The type of a model's embeddings; where these are packed, of its output layer."""
-    weight: Tensor = getattr(model.get_input_embeddings(), "weight", layer.weight)
+    weight: Tensor = getattr(input_embeddings(model), "weight", layer.weight)
     plain = weight.is_floating_point() and weight.element_size() > 1
     return weight.dtype if plain else layer.weight.dtype
 

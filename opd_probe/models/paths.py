@@ -34,6 +34,7 @@ from opd_probe.models.bodies import (
 )
 from opd_probe.models.guards import brief
 from opd_probe.models.lengths import LengthFactors
+from opd_probe.models.placement import input_embeddings
 from opd_probe.models.readout import OutputLayer, given_logits, measured_layer, stated_layer
 from opd_probe.models.ties import TieWatch, undecided
 
@@ -87,7 +88,8 @@ class Paths:
         scale, softcap: of its output layer, None when its own logits are used.
         batching: how sequences go together.
         decided: False for a model that attends to the best few of what it has read and has equal scores among them:
-            what it says of a prefix changes when the prefix goes on, so that only whole sequences can be compared.
+            what it says of a prefix may change when the prefix goes on, so that a replay reads whole rollouts and the
+            sampler whole prefixes, and no cache is used.
         verdicts: of what a job may or may not ask for, by name: the caching with which it is exact, or None.
     """
 
@@ -424,7 +426,11 @@ class Trial:
                 return output * (1 + epsilon * signs)
 
             alone = self._logits(self.body(self.one)[0])
-            handle = self.model.get_input_embeddings().register_forward_hook(jitter)
+            embeddings = input_embeddings(self.model)
+            if embeddings is None:  # nothing to move: no path may differ by more than float32 does
+                self._noise = alone.new_zeros(len(alone))
+                return self._noise
+            handle = embeddings.register_forward_hook(jitter)
             try:
                 moved = self._logits(self.body(self.one)[0])
             finally:
@@ -472,11 +478,8 @@ def _sequences(model: Any, factors: LengthFactors | None) -> tuple[Tensor, Tenso
 
 def _embeddings(model: Any) -> int:
     """Ids that a model has embeddings for."""
-    try:
-        weight = model.get_input_embeddings().weight
-        return int(weight.shape[0])
-    except (AttributeError, NotImplementedError):
-        return int(model.config.get_text_config().vocab_size)
+    weight = getattr(input_embeddings(model), "weight", None)
+    return int(model.config.get_text_config().vocab_size if weight is None else weight.shape[0])
 
 
 def special_ids(config: Any) -> set[int]:
