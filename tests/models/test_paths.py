@@ -16,9 +16,9 @@ from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.models.bodies import Body, own_logits
 from opd_probe.models.generation import sample_rollouts
 from opd_probe.models.loading import load_model
-from opd_probe.models.paths import special_ids, thresholds
 from opd_probe.models.placeholders import placeholder_ids
 from opd_probe.models.readout import measured_layer, stated_layer
+from opd_probe.models.trial_ids import special_ids, thresholds
 from opd_probe.types import Prompt
 from tests.architectures.build import build, randomised
 from tests.tiny import tiny_model
