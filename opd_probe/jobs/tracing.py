@@ -105,17 +105,21 @@ class TraceRequest:
         return self.settings.length_factors if any(map(has_length_factors, models)) else None
 
     def stored(self, fingerprint: Mapping[str, Any]) -> Trace | None:
-        """The trace that is there already, when it fits, else None. Loads no model.
+        """The trace that is there already, when it fits, else None. Loads no model, and opens the file once.
 
-        A trace that does not fit any more is warned about, with the reason.
+        It has today's labels, in the file too, where ``--traces`` reads them. A trace that does not fit any more is
+        warned about, with the reason.
         """
         if self.path is None or not self.path.is_file():
             return None
         found = _reusable(self.path, fingerprint, self.settings)
-        if found is not None and self.labels:
-            found.provenance["labels"] = {**found.provenance.get("labels", {}), **self.labels}
-        if found is not None:
-            warn_of(found)
+        if found is None:
+            return None
+        before = found.provenance.get("labels", {})
+        if before != (labels := {**before, **self.labels}):
+            found.provenance["labels"] = labels
+            found = found.save(self.path)
+        warn_of(found)
         return found
 
     def make(
