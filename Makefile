@@ -10,12 +10,14 @@ CONTRACT := .venv-contract
 CONTRACT_INSTALLED := $(CONTRACT)/.installed
 QUANTISED := .venv-quantised
 QUANTISED_INSTALLED := $(QUANTISED)/.installed
+LOGGERS := .venv-loggers
+LOGGERS_INSTALLED := $(LOGGERS)/.installed
 NEWEST := .venv-newest
 REAL := .real
 REAL_INSTALLED := $(REAL)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help architectures demo test base check lint types docs bench figures notebooks lab lab-bases lab-signatures contract quantised real newest clean
+.PHONY: help architectures demo test base check lint types docs bench figures notebooks lab lab-bases lab-signatures contract quantised loggers real newest clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -131,6 +133,17 @@ $(QUANTISED_INSTALLED): pyproject.toml constraints.txt
 quantised: $(QUANTISED_INSTALLED) ## run the tests of quantised models with every package that runs on a CPU
 	$(QUANTISED)/bin/python -m pytest -q tests/models/test_quantised.py tests/models/test_gguf.py
 
+# The packages that write training logs, in an environment of their own: they take minutes to install.
+$(LOGGERS_INSTALLED): pyproject.toml constraints.txt constraints-loggers.txt
+	$(PYTHON) -m venv $(LOGGERS)
+	$(LOGGERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(LOGGERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-loggers.txt \
+		--editable '.[tensorboard,loggers]' pytest pytest-xdist
+	@touch $@
+
+loggers: $(LOGGERS_INSTALLED) ## run the tests of training logs on what their packages write today
+	$(LOGGERS)/bin/python -m pytest -q tests/runs/test_loggers.py
+
 clean: ## remove the environment and everything that the commands above made
-	rm -rf $(VENV) $(QUANTISED) $(BASE) $(CONTRACT) $(REAL) $(NEWEST) build runs opd-probe-out lab-cache site
+	rm -rf $(VENV) $(QUANTISED) $(LOGGERS) $(BASE) $(CONTRACT) $(REAL) $(NEWEST) build runs opd-probe-out lab-cache site
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

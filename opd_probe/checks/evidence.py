@@ -96,6 +96,7 @@ class Evidence:
         prompt_change: by rollout index, log q of the states under the teacher's own prompt less that under the
             student's.
         in_process: by rollout index, the log-probabilities of the states by a served teacher's weights in this process.
+        unreadable: what a server told in place of a list, by where.
         everything: what the handful was taken from; empty: it is all there is.
         missing: by the name of a part above, why it is not there.
     """
@@ -113,6 +114,7 @@ class Evidence:
     teacher_prompts: Mapping[int, Sequence[int]] = field(default_factory=dict)
     prompt_change: Mapping[int, Floats] = field(default_factory=dict)
     in_process: Mapping[int, Floats] = field(default_factory=dict)
+    unreadable: Mapping[str, str] = field(default_factory=dict)
     everything: Sequence[Rollout] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
 

@@ -26,6 +26,7 @@ from opd_probe.checks.passes import (
 )
 from opd_probe.engine.replay import Progress, Replay
 from opd_probe.engine.sequences import build_sequences, with_prompts
+from opd_probe.engine.served import ServedReplay
 from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import InputError, OpdProbeError, OutOfMemoryError
@@ -142,6 +143,7 @@ class _Gathering:
     stage: Stage
     prompts: Prompts | None
     missing: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def evidence(self) -> Evidence:
         vocabulary: SharedVocabulary | None = self._part("vocabulary", self._vocabulary)
@@ -155,6 +157,7 @@ class _Gathering:
             vocabulary=vocabulary,
             student_prompts=self._rendered("student_prompts", self.side.tokenizer),
             teacher_prompts=self._rendered("teacher_prompts", self.teacher.tokenizer),
+            unreadable=self.unreadable,
             missing=self.missing,
         )
         if vocabulary is None:
@@ -229,7 +232,11 @@ class _Gathering:
         progress = self.stage(f"teacher, {'one rollout at a time' if alone else 'in batches'}")
         settings, teacher = self._settings(k, batch_tokens), self.teacher
         if not alone:
-            return states(engine(student, teacher, rollouts, ids, settings, self.prompts), progress)
+            run = engine(student, teacher, rollouts, ids, settings, self.prompts)
+            found = states(run, progress)
+            if isinstance(run, ServedReplay):
+                self.unreadable |= run.unreadable()
+            return found
         if isinstance(teacher, ServedModel):
             return states(engine(student, OneByOne(teacher), rollouts, ids, settings, self.prompts), progress)
         read = rollouts if self.prompts is None else with_prompts(rollouts, self.prompts)

@@ -15,6 +15,7 @@ from opd_probe.errors import InputError
 from opd_probe.models.formats import peft as peft_format
 from opd_probe.models.formats import verl_lora
 from opd_probe.models.guards import brief, one_line, quiet
+from opd_probe.models.tying import states_tied
 
 _TASKS = ("CAUSAL_LM", "FEATURE_EXTRACTION")
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "embeddings")
@@ -231,7 +232,7 @@ def _widen(model: PreTrainedModel, weights: Path) -> None:
     PEFT then stores the whole embedding and output layer, and refuses a base of another width.
     """
     embeddings: Any = model.get_input_embeddings()
-    width = stored_width(weights, tied=bool(model.config.get_text_config().tie_word_embeddings))
+    width = stored_width(weights, tied=states_tied(model.config))
     if width is not None and width != embeddings.weight.shape[0]:
         model.resize_token_embeddings(width, mean_resizing=False)
 
