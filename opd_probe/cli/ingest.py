@@ -38,6 +38,7 @@ def ingest(
     grade: Annotated[
         bool, typer.Option("--grade", help="Grade every response that has an answer, though it has a score.")
     ] = False,
+    step_pattern: options.StepPattern = None,
     format: options.FormatOption = None,
 ) -> None:
     """Turn what a trainer or an evaluation left into a rollout file, and say what was recognised.
@@ -51,7 +52,7 @@ def ingest(
     quieten_libraries()
     from opd_probe.commands.ingest import ingest as run
 
-    shown = run(paths, out, progress, kind=kind, score=score, regrade=grade)
+    shown = run(paths, out, progress, kind=kind, score=score, regrade=grade, step_pattern=step_pattern)
     progress.close()
     if format == options.Format.json:
         printing.print_json(shown)

@@ -28,6 +28,7 @@ def ingest(
     kind: str | None = None,
     score: str | None = None,
     regrade: bool = False,
+    step_pattern: str | None = None,
 ) -> dict[str, Any]:
     """Read rollouts, grade those that have an answer and no score, and write them to ``out``; or write the traces that
     dumps of both models' log-probabilities make to a directory.
@@ -36,6 +37,7 @@ def ingest(
         kind: what wrote them; None: recognised by their fields.
         score: the field that is the score.
         regrade: grade those with a score, too.
+        step_pattern: how the step is read from the name of a file or its folder; None: as those of checkpoints are.
 
     Returns:
         What was recognised, in JSON types.
@@ -56,7 +58,7 @@ def ingest(
     if any(path.resolve() == Path(given).resolve() for given in paths):
         raise InputError(f"--out {out}: is a file to be read, which is not written over; choose another name")
     progress.begin("read")
-    found = read_rollout_set(paths, kind, progress.update, besides=path)
+    found = read_rollout_set(paths, kind, progress.update, besides=path, step_pattern=step_pattern)
     rollouts = found.rollouts if score is None else [_scored(rollout, score) for rollout in found.rollouts]
     rollouts, graded = _graded(rollouts, regrade, progress)
     write_rollouts(path, rollouts)

@@ -583,3 +583,42 @@ def test_missing_is_not_zero(tmp_path: Path) -> None:
     rollout = first_of("open-instruct", tmp_path, open_instruct_row(logprobs=[None, float("nan"), 0.0]))
     assert rollout.logprobs is not None
     assert [math.isnan(value) for value in rollout.logprobs] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("epoch_1", 1), ("step-10", 10), ("ckpt-10", 10), ("checkpoint_10", 10), ("hf_iter_0000010", 10),
+        ("iter_0000010", 10), ("global_step10", 10), ("000010", 10), ("step10-unsharded", 10), ("epoch=1-step=10", 10),
+        ("runs__mine__checkpoint-80", 80), ("mine__step80-unsharded", 80), ("aime24", None), ("Qwen3-8B", None),
+        ("20261129", None), ("noseps10", None),
+    ],
+)  # fmt: skip
+def test_folders_say_their_step_as_checkpoints_do(name: str, step: int | None, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    assert read_rollouts(lines(folder / "samples_gsm8k_1.jsonl", [lm_eval_row()]))[0].step == step
+    file = lines(tmp_path / f"{name}.jsonl", [without_step()])
+    assert read_rollouts(file)[0].step == (step if step is not None or not name[-1].isdigit() else file_number(name))
+
+
+def without_step() -> dict[str, Any]:
+    return {name: value for name, value in verl_row().items() if name != "step"}
+
+
+def file_number(name: str) -> int:
+    """What ends a file's name, in which trainers put the step alone."""
+    return int("".join(letter for letter in name[-8:] if letter.isdigit()))
+
+
+def test_a_pattern_reads_the_step_of_other_names(tmp_path: Path) -> None:
+    folder = tmp_path / "after12u"
+    folder.mkdir()
+    file = lines(folder / "samples_gsm8k_1.jsonl", [lm_eval_row()])
+    assert read_rollout_set([file]).rollouts[0].step is None
+    assert read_rollout_set([file], step_pattern=r"after(\d+)u").rollouts[0].step == 12
+    file = lines(tmp_path / "a3b-9.jsonl", [without_step()])
+    assert read_rollout_set([file], step_pattern=r"a(\d+)b").rollouts[0].step == 3
+    assert read_rollout_set([file]).rollouts[0].step == 9
+    with pytest.raises(InputError, match="has no group"):
+        read_rollout_set([file], step_pattern="after")
