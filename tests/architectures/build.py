@@ -135,6 +135,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "chameleon": {"vocabulary_map": {"<image>": 400, "IMGIMGBZ": 401, "IMGIMGCZ": 402}},
     "cohere_compass": {"text_config": _BY_LAYER}, "cohere_compass_text": _BY_LAYER,
+    "cosmos3_edge": {"text_config": _sections(2, 3, 3)},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"] * 2, "num_experts_per_tok": 2}},
     "glm5_next": {"text_config": {"index_kpool": 2}},
     "granite4_vision": {"deepstack_layer_map": [[1, 0]], "downsample_rate": "1/2"},
