@@ -94,7 +94,16 @@ _INDEXED = {
     "linear_num_value_heads": 8,
 }
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 2}
+_LOOP = {
+    "unpadded_vocab_size": 399, "num_hidden_layers": 6, "n_layers_per_attn_res_block": 2, "loop_layer_index_start": 2,
+    "loop_layer_index_end": 4, "loop_num_passes": 2, "loop_gate_rank": 8, "rel_extent": 8, "log_scaling_n_floor": 8,
+}  # fmt: skip
 OWN: dict[str, dict[str, Any]] = {
+    "apertus1p5": {
+        "text_config": {"output_vocab_size": 399}, "vision_config": {"codebook_size": 30},
+        "audio_config": {"codebook_size": 30, "codebook_dim": 64}, "image_token_offset": 320, "audio_token_offset": 350,
+    },
+    "apertus1p5_text": {"output_vocab_size": 399},
     "bailing_hybrid": {"layer_types": _HALVES, "head_dim": 16},
     "bamba": {**_MAMBA, "attn_layer_indices": [1, 3]},
     "dbrx": {
@@ -106,6 +115,7 @@ OWN: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2, "n_routed_experts": 4, "first_k_dense_replace": 1, "moe_intermediate_size": 32,
         "topk_method": "greedy", "n_group": 1, "topk_group": 1,
     },
+    "dory": {"initializer_range": 1.0, "n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1},
     "dots1": {
         "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 2, "topk_group": 1,
         "first_k_dense_replace": 1,
@@ -125,6 +135,7 @@ OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4, "window_size": 8},
     "granitemoehybrid": {**_MAMBA, "mamba_expand": 2, "layer_types": ["mamba", "attention"] * 2},
     "hunyuan_v1_dense": {"head_dim": 16}, "hunyuan_v1_moe": {"head_dim": 16},
+    "inkling2_loop": {"text_config": _LOOP, "vision_config": {"text_hidden_size": 64}}, "inkling2_loop_text": _LOOP,
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "kimi_linear": {"layer_types": ["linear_attention"] * 2 + ["full_attention", "linear_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
@@ -164,6 +175,7 @@ OWN: dict[str, dict[str, Any]] = {
 """What some types need beside that, so that their parts fit each other; ``...`` takes a value away."""
 for _name in ("qwen2_vl", "qwen2_5_vl", "glm4v", "glm46v", "glm_ocr", "glmga", "paddleocr_vl"):
     OWN[_name] = {"text_config": _sections(2, 3, 3)}
+OWN["hy_v4_vl"] = {"text_config": _sections(2, 1, 1)}
 OWN["glm4v_moe"] = {"text_config": _sections(2, 1, 1)}
 OWN["ernie4_5_vl_moe"] = {"text_config": _sections(3, 3, 2)}
 OWN["qwen2_5_omni_thinker"] = {"text_config": _sections(2, 3, 3)}
