@@ -81,12 +81,15 @@ def _class_for(config: Any) -> Any:
     """Through which class of transformers a configuration becomes a model: the one that gives the architecture that the
     checkpoint was saved from; else a causal language model where its type is one, else one that reads images or sounds
     beside its text (Qwen-VL, Mistral 3)."""
-    known = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
+    known: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
     fitting = [auto for auto in known if type(config) in auto._model_mapping]
     saved = config.architectures or ()
-    return next(
-        (auto for auto in fitting if auto._model_mapping[type(config)].__name__ in saved), [*fitting, known[0]][0]
-    )
+
+    def gives(auto: Any) -> bool:
+        found = auto._model_mapping[type(config)]
+        return any(one.__name__ in saved for one in (found if isinstance(found, tuple) else (found,)))
+
+    return next((auto for auto in fitting if gives(auto)), [*fitting, known[0]][0])
 
 
 def _from_weights(

@@ -8,6 +8,7 @@ characters with tokens and says nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,9 +106,9 @@ def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
     return {str(name): float(value) for name, value in numbers if isinstance(value, (bool, int, float))}
 
 
-def _step(path: Path) -> int | None:
+def _step(path: Path, pattern: re.Pattern[str] | None = None) -> int | None:
     """That of the model's folder, which holds one for each time."""
-    return step_of_folder(path.resolve().parent)
+    return step_of_folder(path.resolve().parent, pattern)
 
 
 SOURCE = Source("lighteval", "doc, model_response", ("doc", "model_response"), _rollouts, step_of=_step)
