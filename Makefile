@@ -15,7 +15,7 @@ REAL := .real
 REAL_INSTALLED := $(REAL)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help architectures demo test base check lint types docs bench figures notebooks lab lab-bases lab-signatures contract quantised real newest clean
+.PHONY: help architectures fuzz demo test base check lint types docs bench figures notebooks lab lab-bases lab-signatures contract quantised real newest clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -70,6 +70,12 @@ figures: $(INSTALLED) ## redraw the gallery from figures/data
 
 architectures: $(INSTALLED) ## try every type that transformers has, and write docs/models.md (goes on where it stopped)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures.sweep --page docs/models.md
+
+COUNT ?= 20000
+SEED ?= 0
+FUZZED ?=
+fuzz: $(INSTALLED) ## read COUNT damaged and hostile inputs with every reader (goes on where it stopped), SEED another set
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --count $(COUNT) --seed $(SEED) $(if $(FUZZED),--reader $(FUZZED)) --page docs/fuzzing.md
 
 notebooks: demo ## execute the notebooks on the demo's runs and store what they show
 	$(BIN)/python notebooks/execute.py

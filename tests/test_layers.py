@@ -34,6 +34,7 @@ LAYERS = {
     "output": 1,
     "types": 0,
     "errors": 0,
+    "texts": 0,
     "atomic": 0,
     "plain": 0,
     "progress": 0,
@@ -41,8 +42,8 @@ LAYERS = {
 }
 """The height of every package. A module imports from below, or from its own package."""
 
-SIDEWAYS = {("models", "rollouts"), ("rollouts", "models")}
-"""Neighbours that may know each other: what goes into a replay."""
+SIDEWAYS = {("models", "rollouts"), ("rollouts", "models"), ("errors", "plain")}
+"""Neighbours that may know each other: what goes into a replay, and what may stand in a message."""
 
 FORBIDDEN = {
     "cli": {"torch", "transformers"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError, warn
@@ -14,6 +13,7 @@ from opd_probe.rollouts.files import prompt_key, write_rollouts
 from opd_probe.rollouts.grading import grade_rollout
 from opd_probe.rollouts.reading import RolloutSet, read_rollout_set, remarks
 from opd_probe.rollouts.sources import source_named
+from opd_probe.texts import real_path
 from opd_probe.types import Rollout
 
 
@@ -43,7 +43,7 @@ def ingest(
     if path.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"--out {out}: expected the .jsonl or .parquet file to write")
     check_file_writable(path)
-    if any(path.resolve() == Path(given).resolve() for given in paths):
+    if any(real_path(path) == real_path(given) for given in paths):
         raise InputError(f"--out {out}: is a file to be read, which is not written over; choose another name")
     progress.begin("read")
     found = read_rollout_set(paths, kind, progress.update, besides=path)

@@ -31,6 +31,7 @@ from opd_probe.rollouts.encoding import encode_rollouts
 from opd_probe.rollouts.files import read_rollouts, rollouts_digest, rollouts_from_dicts, write_rollouts
 from opd_probe.rollouts.prompts import read_prompts
 from opd_probe.rollouts.selection import drawn
+from opd_probe.texts import read_text
 from opd_probe.trace import Trace
 from opd_probe.types import Checkpoint, Prompt, Rollout
 
@@ -223,7 +224,7 @@ def write_manifest(directory: Path, probe: Probe, models: Mapping[str, str | Non
     if not path.exists():
         return write_bytes(path, text.encode())
     read_manifest(path)
-    if yaml.safe_load(path.read_text(encoding="utf-8")) != values:
+    if yaml.safe_load(read_text(path)) != values:
         warn(f"manifest {path}: is there already and says something else; kept as it is")
     return path
 

@@ -10,6 +10,7 @@ from opd_probe.models.splitting import TEMPLATE, tokenizers_differ
 from opd_probe.models.vocabulary import chat_template_of, load_tokenizer, with_template
 from opd_probe.options.naming import user_path
 from opd_probe.options.settings import Settings
+from opd_probe.texts import read_text
 from opd_probe.types import Prompt, Rollout
 
 
@@ -23,7 +24,7 @@ def template_source(place: str, option: str = "--template") -> str:
     path = user_path(place)
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return read_text(path)
         except UnicodeDecodeError:
             raise InputError(f"{option} {place}: not UTF-8 text; expected a Jinja chat template") from None
         except OSError as error:

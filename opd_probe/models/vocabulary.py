@@ -17,6 +17,7 @@ from opd_probe.errors import MissingError, VocabularyError
 from opd_probe.models.checkpoints import tokenizer_home
 from opd_probe.models.formats import gguf
 from opd_probe.models.guards import one_line, quiet
+from opd_probe.texts import read_json
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 
@@ -220,7 +221,7 @@ def _says_it_all(directory: Path) -> bool:
     if not config.is_file() or not (directory / "tokenizer.json").is_file():
         return False
     try:
-        named = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
+        named = read_json(config).get("tokenizer_class")
     except (ValueError, AttributeError):
         return False  # the loader says what is wrong with the file
     return named in ("TokenizersBackend", "PreTrainedTokenizerFast")

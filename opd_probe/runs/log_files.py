@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -14,6 +13,7 @@ import pandas as pd
 
 from opd_probe.errors import InputError, MissingError, warn
 from opd_probe.models.steps import step_of_name
+from opd_probe.texts import parse_json, read_json
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "loss": ("loss", "train/loss", "distillation/loss", "actor/loss", "actor/pg_loss"),
@@ -151,7 +151,7 @@ def _encoding(path: Path) -> str:
 
 def _state(path: Path) -> Iterator[Row]:
     """transformers' ``trainer_state.json``."""
-    content = json.loads(path.read_text(encoding=_encoding(path)))
+    content = read_json(path, encoding=_encoding(path))
     if not isinstance(content, dict) or not isinstance(content.get("log_history"), list):
         raise ValueError("no list log_history in it")
     for number, row in enumerate(content["log_history"]):
@@ -170,7 +170,7 @@ def _lines(path: Path) -> Iterator[Row]:
             if broken:
                 raise ValueError(broken)
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError as error:
                 broken = f"line {number}: {error}"  # of the last line it is a log that is still being written
                 continue
@@ -223,7 +223,10 @@ def _events(path: Path) -> Iterator[Row]:
         raise InputError(
             f"training log {path}: event files need tensorboard; install it, or give trainer_state.json or a CSV file"
         ) from None
-    events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+    try:
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+    except Exception as error:  # protocol buffers have errors of their own
+        raise ValueError(f"{type(error).__name__}: {error}") from None
     for tag in events.Tags()["scalars"]:
         for event in events.Scalars(tag):
             yield {"step": event.step, tag: event.value}

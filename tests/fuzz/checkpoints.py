@@ -55,7 +55,9 @@ def _adapted(more: dict[str, Any]) -> Any:
     from peft import LoraConfig, get_peft_model
 
     modules = ["q_proj", "down_proj"]
-    return get_peft_model(_model(), LoraConfig(r=2, lora_alpha=4, target_modules=modules, task_type="CAUSAL_LM", **more))
+    return get_peft_model(
+        _model(), LoraConfig(r=2, lora_alpha=4, target_modules=modules, task_type="CAUSAL_LM", **more)
+    )
 
 
 def verl_fsdp(root: Path, jobs: Path | None) -> list[Tree]:

@@ -9,11 +9,18 @@ from pathlib import Path
 from tests.fuzz.trees import Tree, framed
 
 STEPS = [{"step": step, "loss": 0.5 / step, "grad_norm": 2.0, "reward": 0.1 * step, "epoch": 0.1} for step in (1, 2, 3)]
-VERL = [{"step": step, "data": {"actor/pg_loss": 0.5, "critic/score/mean": 0.2, "response_length/mean": 9.0}} for step in (1, 2)]
+VERL = [
+    {"step": step, "data": {"actor/pg_loss": 0.5, "critic/score/mean": 0.2, "response_length/mean": 9.0}}
+    for step in (1, 2)
+]
 
 
 def _json(root: Path) -> Tree:  # noqa: ARG001
-    return {"trainer_state.json": json.dumps({"global_step": 3, "log_history": [*STEPS, {"step": 3, "eval_loss": 1.0}]}).encode()}
+    return {
+        "trainer_state.json": json.dumps(
+            {"global_step": 3, "log_history": [*STEPS, {"step": 3, "eval_loss": 1.0}]}
+        ).encode()
+    }
 
 
 def _lines(name: str) -> Callable[[Path], Tree]:
@@ -30,7 +37,10 @@ def _csv(root: Path) -> Tree:  # noqa: ARG001
 
 
 def _console(root: Path) -> Tree:  # noqa: ARG001
-    lines = [f"\x1b[36m(TaskRunner pid=4)\x1b[0m step:{n} - actor/pg_loss:np.float64(0.{n}) - actor/grad_norm:1.0" for n in (1, 2)]
+    lines = [
+        f"\x1b[36m(TaskRunner pid=4)\x1b[0m step:{n} - actor/pg_loss:np.float64(0.{n}) - actor/grad_norm:1.0"
+        for n in (1, 2)
+    ]
     return {"run.log": ("starting\n" + "\n".join(lines) + " [repeated 2x across cluster]\n").encode()}
 
 

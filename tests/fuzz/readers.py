@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.fuzz.trees import Tree, tree_of
+from tests.fuzz.trees import Tree, lay, tree_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,16 @@ def readers(jobs: Path | None = None) -> list[Reader]:
     Args:
         jobs: what :mod:`tests.training_jobs` left on disk, for checkpoints of several ranks; None: without them.
     """
-    return [*_rollouts(), *_prompts(), *_logs(), *_manifests(), *_checkpoints(jobs), *_tokenizers(), *_stored(), *_served()]
+    return [
+        *_rollouts(),
+        *_prompts(),
+        *_logs(),
+        *_manifests(),
+        *_checkpoints(jobs),
+        *_tokenizers(),
+        *_stored(),
+        *_served(),
+    ]
 
 
 def reader_named(name: str, jobs: Path | None = None) -> Reader:
@@ -105,9 +114,16 @@ def tokenizer() -> Any:
 
 PROMPT_ROWS: list[dict[str, Any]] = [
     {"id": "a", "prompt": "3 4", "answer": "7"},
-    {"prompt": [{"role": "user", "content": "3 4"}], "reward_model": {"ground_truth": ["7", "8"]}, "extra_info": {"i": 1}},
+    {
+        "prompt": [{"role": "user", "content": "3 4"}],
+        "reward_model": {"ground_truth": ["7", "8"]},
+        "extra_info": {"i": 1},
+    },
     {"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": [{"type": "text", "text": "5"}]}]},
-    {"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}], "tools": [{"type": "function"}]},
+    {
+        "messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}],
+        "tools": [{"type": "function"}],
+    },
     {"prompt_ids": [3, 4, 5], "chat_template_kwargs": {"enable_thinking": True}},
 ]
 
@@ -178,7 +194,10 @@ def _manifests() -> Iterator[Reader]:
 
     def seeds(root: Path) -> list[Tree]:  # noqa: ARG001
         other = b"teacher: http://user:hunter2@host:8000/v1#m\nrollouts: prompts.jsonl\nout: results\njsd: true\n"
-        return [{"opd-probe.yaml": MANIFEST.replace("../teacher", "student").encode(), **rest}, {"opd-probe.yaml": other, **rest}]
+        return [
+            {"opd-probe.yaml": MANIFEST.replace("../teacher", "student").encode(), **rest},
+            {"opd-probe.yaml": other, **rest},
+        ]
 
     def read(root: Path) -> None:
         from opd_probe.options.manifest import read_manifest
@@ -198,13 +217,28 @@ def _checkpoints(jobs: Path | None) -> Iterator[Reader]:
         yield Reader(f"checkpoints:{name}", lambda root, maker=maker: _small(maker(root, jobs)), _read_headers)
 
     def models(root: Path) -> list[Tree]:
-        return [tree for name in MAKERS for tree in _small(MAKERS[name](root / name, None)) if not _is_adapter(tree)]
+        return [tree for tree in _loadable(root) if not _is_adapter(tree)]
 
     def adapters(root: Path) -> list[Tree]:
-        return [tree for name in MAKERS for tree in _small(MAKERS[name](root / name, None)) if _is_adapter(tree)]
+        return [tree for tree in _loadable(root) if _is_adapter(tree)]
 
     yield Reader("models:loaded", models, _load)
     yield Reader("models:adapters", adapters, _load)
+
+
+def _loadable(root: Path) -> Iterator[Tree]:
+    """The checkpoints that a model can be made of."""
+    from opd_probe.errors import OpdProbeError
+    from tests.fuzz.checkpoints import MAKERS
+
+    for name, maker in MAKERS.items():
+        for number, tree in enumerate(_small(maker(root / name, None))):
+            lay(tree, root / f"{name}-{number}")
+            try:
+                _load(root / f"{name}-{number}")
+            except OpdProbeError:
+                continue
+            yield tree
 
 
 def _is_adapter(tree: Tree) -> bool:
@@ -259,7 +293,11 @@ def _tokenizers() -> Iterator[Reader]:
     def seeds(root: Path) -> list[Tree]:
         tiny_tokenizer(12, chat_template=CHAT_TEMPLATE).save_pretrained(root / "words")
         pieces = _byte_level(root / "pieces")
-        return [tree_of(root / "words"), tree_of(pieces), {**tree_of(pieces), "config.json": b'{"model_type": "qwen2"}'}]
+        return [
+            tree_of(root / "words"),
+            tree_of(pieces),
+            {**tree_of(pieces), "config.json": b'{"model_type": "qwen2"}'},
+        ]
 
     def read(root: Path) -> None:
         from opd_probe.models.vocabulary import load_tokenizer, special_ids, template_digest, tokenizer_digest
@@ -280,11 +318,12 @@ def _tokenizers() -> Iterator[Reader]:
     def render(root: Path) -> None:
         from opd_probe.jobs.rendering import template_source
         from opd_probe.rollouts.prompts import check_messages
+        from opd_probe.texts import read_json
 
         text = template_source(str(root / "t.jinja"))
         try:
-            messages = json.loads((root / "m.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            messages = read_json(root / "m.json")
+        except (OSError, ValueError):
             messages = PROMPT_ROWS[3]["messages"]
         check_messages("messages", messages)
         _rendered(tokenizer(), text, messages)
@@ -308,7 +347,9 @@ def _byte_level(place: Path) -> Path:
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    inner.train_from_iterator(["3 4 5 six seven"] * 3, trainers.BpeTrainer(vocab_size=270, special_tokens=["<s>", "</s>"]))
+    inner.train_from_iterator(
+        ["3 4 5 six seven"] * 3, trainers.BpeTrainer(vocab_size=270, special_tokens=["<s>", "</s>"])
+    )
     made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", bos_token="<s>")
     made.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}"
     made.save_pretrained(place)
@@ -344,9 +385,8 @@ def _stored() -> Iterator[Reader]:
 
 def _show(root: Path) -> None:
     import opd_probe
-    from opd_probe.options.settings import settle
     from opd_probe.options.settings import parse_options
-    from opd_probe.runs.stored import find_traces, token_source_of, quantised_models
+    from opd_probe.runs.stored import find_traces
 
     (one,) = find_traces([str(root / "t.parquet")], parse_options({}))
     _ = one.labels, one.key
@@ -359,7 +399,11 @@ _COUNTS = (3, 0, 5, 2)
 def _columns() -> Any:
     from opd_probe.trace.schema import STATE_COLUMNS
 
-    return [one for one in STATE_COLUMNS if one.name in ("position", "student_top_ids", "student_logprob", "teacher_top_logprobs")]
+    return [
+        one
+        for one in STATE_COLUMNS
+        if one.name in ("position", "student_top_ids", "student_logprob", "teacher_top_logprobs")
+    ]
 
 
 def _spool(root: Path) -> list[Tree]:
@@ -368,7 +412,13 @@ def _spool(root: Path) -> list[Tree]:
     place = root / "spool"
     spool = TraceSpool(_COUNTS, _columns(), 4, place, "the key", answers=["teacher_top_logprobs"])
     for rollout in (0, 2):
-        spool.put(rollout, {c.name: np.ones((_COUNTS[rollout], 4) if c.shape == "top" else _COUNTS[rollout], c.dtype) for c in _columns()})
+        spool.put(
+            rollout,
+            {
+                c.name: np.ones((_COUNTS[rollout], 4) if c.shape == "top" else _COUNTS[rollout], c.dtype)
+                for c in _columns()
+            },
+        )
     del spool
     tree = tree_of(place)
     return [{f"spool/{name}": content for name, content in tree.items()}]
@@ -394,7 +444,9 @@ def _samples(root: Path) -> list[Tree]:
     from opd_probe.models.served.drafts import Drafts
     from opd_probe.types import Rollout
 
-    rollouts = [Rollout(f"r{i}", (3, 4), (5, 6, 1), prompt_id="p", logprobs=(-0.5, -1.0, float("nan"))) for i in range(3)]
+    rollouts = [
+        Rollout(f"r{i}", (3, 4), (5, 6, 1), prompt_id="p", logprobs=(-0.5, -1.0, float("nan"))) for i in range(3)
+    ]
     store_samples(root / "step-5.parquet", rollouts, _KEY)
     drafts = Drafts(root / ".step-5.partial", "key")
     for rollout in rollouts:
@@ -425,6 +477,7 @@ def _served() -> Iterator[Reader]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer goes out at once
     root = Path()
 
     def _answer(self) -> None:

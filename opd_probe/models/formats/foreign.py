@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import opd_probe.models.formats.huggingface as huggingface
+from opd_probe.texts import read_text
 
 _ZERO_STATES = ("*zero_pp_rank_*_optim_states.pt", "zero_pp_rank_*_model_states.pt", "mp_rank_*_model_states.pt")
 
@@ -34,7 +35,7 @@ def _deepspeed(path: Path) -> str | None:
 def _tag(path: Path) -> Path | None:
     """The folder that ``latest`` names."""
     try:
-        name = (path / "latest").read_text(encoding="utf-8").strip()
+        name = read_text(path / "latest").strip()
     except (OSError, UnicodeDecodeError):
         return None
     return path / name if name and (path / name).is_dir() else None
@@ -64,7 +65,7 @@ def _megatron(path: Path) -> str | None:
     if not any(path.glob("*.distcp")):
         return None
     try:
-        stated = (path / "metadata.json").read_text(encoding="utf-8")
+        stated = read_text(path / "metadata.json")
     except (OSError, UnicodeDecodeError):
         return None
     if "sharded_backend" not in stated:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from opd_probe.errors import InputError
 from opd_probe.models.formats.headers import Headers, TensorHeader, is_packing, read_json_object, safetensors_headers
+from opd_probe.texts import read_json
 
 ACCEPTED = "config.json with model.safetensors or its index and shards"
 SINGLE = "model.safetensors"
@@ -61,7 +61,7 @@ def _indexed(path: Path) -> list[str]:
     """
     index = path / INDEX
     try:
-        return sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        return sorted({str(name) for name in read_json(index)["weight_map"].values()})
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{index}: not a safetensors index ({error}); save the checkpoint again") from None
 

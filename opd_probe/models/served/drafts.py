@@ -8,6 +8,7 @@ from pathlib import Path
 
 from opd_probe.errors import OutputError
 from opd_probe.models.served.dialects import Drawn
+from opd_probe.texts import parse_json, read_text
 
 
 class Drafts:
@@ -61,11 +62,11 @@ def _read(path: Path, key: str) -> dict[str, Drawn]:
     """What a file holds under a key, up to the first line that is not whole."""
     found: dict[str, Drawn] = {}
     try:
-        first, *lines = path.read_text(encoding="utf-8").splitlines()
-        if json.loads(first) != {"key": key}:
+        first, *lines = read_text(path).splitlines()
+        if parse_json(first) != {"key": key}:
             return {}
         for line in lines:
-            row = json.loads(line)
+            row = parse_json(line)
             drawn = Drawn([int(token) for token in row["ids"]], [float(p) for p in row["logprobs"]], row["reason"])
             found[str(row["id"])] = drawn
     except (OSError, ValueError, TypeError, KeyError, AttributeError):

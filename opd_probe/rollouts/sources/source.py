@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from opd_probe.texts import parse_json, read_text, real_path
 from opd_probe.types import Rollout
 
 
@@ -83,7 +83,7 @@ def step_of_file(path: Path) -> int | None:
 
 def step_of_folder(path: Path) -> int | None:
     """N of a file in ``checkpoint-N``, ``global_step_N``, ``step_N``, or a folder whose name ends in one of these."""
-    found = re.search(r"(?:^|[^a-z])(?:checkpoint-|global_step_|step_)(\d+)$", path.resolve().parent.name)
+    found = re.search(r"(?:^|[^a-z])(?:checkpoint-|global_step_|step_)(\d+)$", real_path(path).parent.name)
     return int(found.group(1)) if found else None
 
 
@@ -93,9 +93,9 @@ def evaluated_beside(folder: Path) -> frozenset[int]:
     states = sorted([*folder.glob("trainer_state.json"), *folder.glob("checkpoint-*/trainer_state.json")])
     entries: list[Any] = []
     for path in states:
-        entries += _entries(path.read_text(encoding="utf-8", errors="replace"))
+        entries += _entries(read_text(path, errors="replace"))
     for path in folder.glob("logging.jsonl"):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_text(path, errors="replace").splitlines():
             entries += _entries(line)
     steps = set()
     for entry in entries:
@@ -109,7 +109,7 @@ def evaluated_beside(folder: Path) -> frozenset[int]:
 def _entries(text: str) -> list[Any]:
     """The entries of a log: those of an object's ``log_history``, else the object."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except (ValueError, RecursionError):
         return []
     history = content.get("log_history") if isinstance(content, dict) else None

@@ -1,0 +1,56 @@
+"""Files of others, which may be anything: where they lie, and their text and JSON, whole or refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+
+def check_ordinary(path: Path) -> None:
+    """Refuse what is no file of its own, such as a pipe, from which reading would wait for ever.
+
+    Raises:
+        OSError: it is none, or is not there.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not an ordinary file", os.fspath(path))
+
+
+def read_text(path: Path, *, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """The text of a file.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is no such text.
+    """
+    check_ordinary(path)
+    return path.read_text(encoding=encoding, errors=errors)
+
+
+def read_json(path: Path, *, encoding: str = "utf-8") -> Any:
+    """The JSON document in a file.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is no JSON.
+    """
+    return parse_json(read_text(path, encoding=encoding))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def real_path(path: str | Path) -> Path:
+    """The absolute path without links; of a circle of links the path itself, where ``Path.resolve`` raises."""
+    return Path(os.path.realpath(path))
