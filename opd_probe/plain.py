@@ -9,7 +9,7 @@ _CONTROL = re.compile(
     "\u200e\u200f\u2028-\u202e\u2066-\u2069"  # what turns the order of letters round, or breaks lines
     "\ud800-\udfff]"  # halves of characters, as in file names that are not UTF-8
 )
-_LOGIN = re.compile(r"(\w:/{1,2})[^/\s@]*:[^/\s@]*@")
+_LOGIN = re.compile(r"(?i)(\bhttps?:/{0,2}|\w://?)[^/\s@]*@")
 """User and password in an address."""
 
 _LONGEST = 2_000

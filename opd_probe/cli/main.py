@@ -16,7 +16,21 @@ from typing import Annotated, Any
 
 import typer
 
-from opd_probe.cli import align, ckpts, compare, doctor, figures, ingest, lab, mass, overlap, rollout, show, tokens
+from opd_probe.cli import (
+    align,
+    ckpts,
+    compare,
+    doctor,
+    figures,
+    ingest,
+    lab,
+    mass,
+    overlap,
+    rollout,
+    show,
+    tokens,
+    verify,
+)
 from opd_probe.cli.arguments import spread
 from opd_probe.cli.session import progress
 from opd_probe.cli.signals import stopped_by_signals
@@ -48,7 +62,7 @@ def _root(
 ) -> None: ...
 
 
-for module in (overlap, mass, align, figures, compare, tokens, rollout, ckpts, ingest, doctor, show, lab):
+for module in (overlap, mass, align, figures, compare, tokens, rollout, ckpts, ingest, doctor, show, verify, lab):
     module.register(app)
 
 

@@ -207,6 +207,8 @@ def _traces(
     student, settings = requests[0].student, requests[0].settings
     settings.check()
     given = read_source(rollouts)
+    origin = str(Path(rollouts).absolute()) if isinstance(rollouts, (str, Path)) else None
+    requests = [replace(one, rollouts_from=origin) for one in requests]
     requests = [_ready(*pair, given, teacher_tokenizer) for pair in zip(requests, prompts, strict=True)]
     given = without_padding(given, special_ids_near(student, settings.tokenizer))
     fingerprints = [request.fingerprint(given) for request in requests]
