@@ -22,6 +22,10 @@ from opd_probe.texts import read_json
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
+_LARGEST_ID = 2**26
+"""Beyond it a table of strings by id would fill the memory; vocabularies have some 2**18 tokens."""
+
+
 @dataclass(frozen=True, slots=True)
 class SharedVocabulary:
     """The ids that both models mean the same by.
@@ -130,6 +134,11 @@ def _compared(left: NDArray[np.object_], right: NDArray[np.object_]) -> tuple[ND
 def _strings(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.object_]:
     """Token strings by id, added tokens included; None where no token has the id."""
     vocabulary = tokenizer.get_vocab()
+    if (largest := max(vocabulary.values(), default=0)) > _LARGEST_ID:
+        raise VocabularyError(
+            f"tokenizer {tokenizer.name_or_path}: has a token of id {largest}; expected ids up to {_LARGEST_ID}, so its "
+            "files are damaged"
+        )
     strings = np.full(max(vocabulary.values(), default=-1) + 1, None, dtype=object)
     strings[list(vocabulary.values())] = list(vocabulary)
     return strings

@@ -12,7 +12,7 @@ import numpy as np
 
 from opd_probe.atomic import whole_file
 from opd_probe.errors import InputError, MissingError, OutputError
-from opd_probe.texts import parse_json, read_json
+from opd_probe.texts import check_ordinary, parse_json, read_json
 
 Row = tuple[str, Mapping[str, Any]]
 """Where the row stands, and the row."""
@@ -138,6 +138,7 @@ def _arrow_rows(path: Path, what: str) -> Iterator[Row]:
     import pyarrow as pa
 
     try:
+        check_ordinary(path)
         with pa.memory_map(str(path)) as source:
             if source.read(6) == b"ARROW1":
                 reader = pa.ipc.open_file(source)

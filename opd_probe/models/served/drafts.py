@@ -8,7 +8,7 @@ from pathlib import Path
 
 from opd_probe.errors import OutputError
 from opd_probe.models.served.dialects import Drawn
-from opd_probe.texts import parse_json, read_text
+from opd_probe.texts import check_ordinary, parse_json, read_text
 
 
 class Drafts:
@@ -46,6 +46,8 @@ class Drafts:
         assert self._path is not None
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.exists():
+                check_ordinary(self._path)
             with self._path.open(mode, encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in lines)
         except OSError as error:
@@ -69,6 +71,6 @@ def _read(path: Path, key: str) -> dict[str, Drawn]:
             row = parse_json(line)
             drawn = Drawn([int(token) for token in row["ids"]], [float(p) for p in row["logprobs"]], row["reason"])
             found[str(row["id"])] = drawn
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         pass
     return found
