@@ -15,7 +15,7 @@ REAL := .real
 REAL_INSTALLED := $(REAL)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help architectures fuzz demo test base check lint types docs bench figures notebooks lab lab-bases lab-signatures contract quantised real newest clean
+.PHONY: help architectures audit fuzz demo test base check lint types docs bench figures notebooks lab lab-bases lab-signatures contract quantised real newest clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -70,6 +70,16 @@ figures: $(INSTALLED) ## redraw the gallery from figures/data
 
 architectures: $(INSTALLED) ## try every type that transformers has, and write docs/models.md (goes on where it stopped)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures.sweep --page docs/models.md
+
+# pip-audit has an environment of its own, so that it finds no holes in itself.
+AUDIT := .venv-audit
+$(AUDIT)/.installed:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	@touch $@
+
+audit: $(INSTALLED) $(AUDIT)/.installed ## look up known holes in the packages, and hold their licences to a list
+	$(BIN)/python -m tests.audit $(AUDIT)/bin/pip-audit
 
 COUNT ?= 20000
 SEED ?= 0
@@ -137,5 +147,5 @@ quantised: $(QUANTISED_INSTALLED) ## run the tests of quantised models with ever
 	$(QUANTISED)/bin/python -m pytest -q tests/models/test_quantised.py tests/models/test_gguf.py
 
 clean: ## remove the environment and everything that the commands above made
-	rm -rf $(VENV) $(QUANTISED) $(BASE) $(CONTRACT) $(REAL) $(NEWEST) build runs opd-probe-out lab-cache site
+	rm -rf $(VENV) $(QUANTISED) $(AUDIT) .fuzz $(BASE) $(CONTRACT) $(REAL) $(NEWEST) build runs opd-probe-out lab-cache site
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

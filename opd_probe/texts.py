@@ -51,6 +51,19 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def within(root: Path, name: str) -> Path:
+    """The path of a file that another file names, which must lie in a directory or below it.
+
+    Links are followed wherever they lead: the hub's client keeps models that way.
+
+    Raises:
+        ValueError: the name leads out of the directory.
+    """
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\x00" in name:
+        raise ValueError(f"names {name}, which leads out of its directory")
+    return root / name
+
+
 def real_path(path: str | Path) -> Path:
     """The absolute path without links; of a circle of links the path itself, where ``Path.resolve`` raises."""
     return Path(os.path.realpath(path))

@@ -42,8 +42,9 @@ LAYERS = {
 }
 """The height of every package. A module imports from below, or from its own package."""
 
-SIDEWAYS = {("models", "rollouts"), ("rollouts", "models"), ("errors", "plain")}
-"""Neighbours that may know each other: what goes into a replay, and what may stand in a message."""
+SIDEWAYS = {("models", "rollouts"), ("rollouts", "models"), ("errors", "plain"), ("trace", "output")}
+"""Neighbours that may know each other: what goes into a replay, and what may stand in a message, and where a
+file may go."""
 
 FORBIDDEN = {
     "cli": {"torch", "transformers"},

@@ -136,7 +136,7 @@ def _strings(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.object_]:
     vocabulary = tokenizer.get_vocab()
     if (largest := max(vocabulary.values(), default=0)) > _LARGEST_ID:
         raise VocabularyError(
-            f"tokenizer {tokenizer.name_or_path}: has a token of id {largest}; expected ids up to {_LARGEST_ID}, so its "
+            f"tokenizer {tokenizer.name_or_path}: has a token of id {largest}; expected ids up to {_LARGEST_ID}: its "
             "files are damaged"
         )
     strings = np.full(max(vocabulary.values(), default=-1) + 1, None, dtype=object)

@@ -12,7 +12,8 @@ import numpy as np
 
 from opd_probe.atomic import whole_file
 from opd_probe.errors import InputError, MissingError, OutputError
-from opd_probe.texts import check_ordinary, parse_json, read_json
+from opd_probe.output import output_path
+from opd_probe.texts import check_ordinary, parse_json, read_json, within
 
 Row = tuple[str, Mapping[str, Any]]
 """Where the row stands, and the row."""
@@ -177,7 +178,11 @@ def _dataset_rows(path: Path, what: str) -> Iterator[Row]:
     except (ValueError, LookupError, TypeError):
         raise InputError(f"{what} {state}: does not name the data files; save the data set again") from None
     for shard in shards:
-        yield from _arrow_rows(path / shard, what)
+        try:
+            file = within(path, shard)
+        except ValueError as error:
+            raise InputError(f"{what} {state}: {error}; save the data set again") from None
+        yield from _arrow_rows(file, what)
 
 
 def _plain(value: Any) -> Any:
@@ -203,7 +208,7 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Seq
     Raises:
         InputError: another extension. OutputError: the file cannot be written.
     """
-    path = Path(path)
+    path = output_path(path)
     if path.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"output {path}: expected a name that ends in .jsonl or .parquet")
     held = list(rows)

@@ -60,8 +60,18 @@ def _pieces_of_arrays() -> list[Callable[..., Any] | tuple[Callable[..., Any], s
     return pieces
 
 
+def _holds_itself(value: Any, above: tuple[int, ...]) -> bool:
+    """Whether a dictionary or list is found again inside itself, which pickles can say and nothing else can write."""
+    if id(value) in above or len(above) > 100:
+        return True
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return any(_holds_itself(one, (*above, id(value))) for one in inside if isinstance(one, (dict, list, tuple)))
+
+
 def _listed(place: str, sample: Mapping[str, Any]) -> dict[str, Any]:
     """A sample with tensors and arrays as lists."""
+    if _holds_itself(sample, ()):
+        raise InputError(f"{place}: holds itself; expected a sample as slime writes it")
     listed = {}
     for name, value in sample.items():
         if type(value).__name__ in ("Tensor", "ndarray"):

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from opd_probe.errors import MissingError, OpdProbeError, TraceError
+from opd_probe.output import output_path
 from opd_probe.texts import parse_json
 from opd_probe.trace.digest import agrees
 from opd_probe.trace.parquet import (
@@ -162,9 +163,13 @@ class Trace:
         return np.empty((0, self.K) if column.shape == "top" else (0,), dtype=column.dtype)
 
     def save(self, path: str | Path) -> Trace:
-        """Write the trace to a Parquet file, atomically, and return the trace that reads it."""
+        """Write the trace to a Parquet file, atomically, and return the trace that reads it.
+
+        Raises:
+            OutputError: it cannot be written, or the path is the address of something that is no disk.
+        """
         blocks = self.blocks(self.columns)
-        return write_trace(Path(path), blocks, self.columns, self.rollouts, self.provenance)
+        return write_trace(output_path(path), blocks, self.columns, self.rollouts, self.provenance)
 
 
 def _to_numpy(values: pa.Array, column: Column, depth: int) -> Array:

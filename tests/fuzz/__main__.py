@@ -58,14 +58,14 @@ def main() -> int:
     arguments = _parsed()
     folder = Path(arguments.folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if arguments.replay:
+        return _replayed(Path(arguments.replay))
+    found = Campaign(folder, arguments).run()
     if arguments.page:
         from tests.fuzz.page import write_page
 
         write_page(Path(arguments.page), folder)
-        return 0
-    if arguments.replay:
-        return _replayed(Path(arguments.replay))
-    return Campaign(folder, arguments).run()
+    return found
 
 
 def _parsed() -> argparse.Namespace:
@@ -77,7 +77,7 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
     parser.add_argument("--folder", default=".fuzz", help="where faults and what was done are kept (%(default)s)")
     parser.add_argument("--replay", metavar="DIRECTORY", help="read one kept input again and show what it does")
-    parser.add_argument("--page", metavar="FILE", help="write the table of what was done into a page, and nothing else")
+    parser.add_argument("--page", metavar="FILE", help="then write the table of what was done into a page")
     return parser.parse_args()
 
 

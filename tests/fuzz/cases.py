@@ -88,14 +88,20 @@ def judge(reader: Reader, tree: Tree, scratch: Path) -> tuple[bool, Fault | None
         fault = Fault("growth", reader.name, f"grew by {grown / 1e9:.1f} GB")
     if fault is None and not reader.writes and (left := _listing(scratch) ^ before):
         fault = Fault("left behind", reader.name, ", ".join(sorted(left)))
-    if fault is None and (left := set(os.listdir(tempfile.gettempdir()))):
-        fault = Fault("temporary", reader.name, ", ".join(sorted(left)))
-    for name in os.listdir(tempfile.gettempdir()):
-        shutil.rmtree(Path(tempfile.gettempdir(), name), ignore_errors=True)
-        with suppress(OSError):
-            Path(tempfile.gettempdir(), name).unlink()
+    if left := _emptied(Path(tempfile.gettempdir())):
+        fault = fault or Fault("temporary", reader.name, ", ".join(left))
     shutil.rmtree(place, ignore_errors=True)
     return was_read, fault
+
+
+def _emptied(folder: Path) -> list[str]:
+    """What lay in the directory for temporary files, which is gone then; torch's own cache is not looked at."""
+    left = [path for path in sorted(folder.iterdir()) if not path.name.startswith("torchinductor")]
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            path.unlink()
+    return [path.name for path in left]
 
 
 def _message_fault(text: str, error: BaseException) -> Fault | None:
@@ -104,7 +110,7 @@ def _message_fault(text: str, error: BaseException) -> Fault | None:
         wrong = "empty message"
     elif visible(text) != text:
         wrong = "control characters"
-    elif SECRET in text or ":hunter2@" in text:
+    elif SECRET in text or re.search(r"https?:\S*:hunter2@", text):
         wrong = "secret"
     elif len(text) > LONGEST:
         wrong = "long message"

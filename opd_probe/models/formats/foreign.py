@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import opd_probe.models.formats.huggingface as huggingface
-from opd_probe.texts import read_text
+from opd_probe.models.directories import is_directory
+from opd_probe.texts import read_text, within
 
 _ZERO_STATES = ("*zero_pp_rank_*_optim_states.pt", "zero_pp_rank_*_model_states.pt", "mp_rank_*_model_states.pt")
 
@@ -36,9 +37,10 @@ def _tag(path: Path) -> Path | None:
     """The folder that ``latest`` names."""
     try:
         name = read_text(path / "latest").strip()
-    except (OSError, UnicodeDecodeError):
+        below = within(path, name)
+    except (OSError, ValueError):
         return None
-    return path / name if name and (path / name).is_dir() else None
+    return below if name and is_directory(below) else None
 
 
 def _meta(path: Path) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from opd_probe.errors import InputError
 from opd_probe.models.formats.headers import Headers, TensorHeader, is_packing, read_json_object, safetensors_headers
-from opd_probe.texts import read_json
+from opd_probe.texts import read_json, within
 
 ACCEPTED = "config.json with model.safetensors or its index and shards"
 SINGLE = "model.safetensors"
@@ -61,7 +61,8 @@ def _indexed(path: Path) -> list[str]:
     """
     index = path / INDEX
     try:
-        return sorted({str(name) for name in read_json(index)["weight_map"].values()})
+        names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
+        return [name for name in names if within(path, name)]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{index}: not a safetensors index ({error}); save the checkpoint again") from None
 
