@@ -1,7 +1,7 @@
 """``make audit``: known holes in what the environment holds, and the licences of what users install with the package.
 
-Holes are looked up with pip-audit, which asks a service on the network; where that cannot be reached the command says so
-and fails, since nothing was checked. Licences are read from the installed packages, without a network.
+Holes are looked up with pip-audit, which asks a service on the network; where that cannot be reached the command says
+so and fails, since nothing was checked. Licences are read from the installed packages, without a network.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 ALLOWED = (
-    "Apache", "MIT", "BSD", "ISC", "PSF", "Python Software Foundation", "MPL", "Mozilla Public License", "Unlicense", "HPND",
-    "Zlib", "0BSD", "CC0", "Public Domain", "NVIDIA",
+    "Apache", "MIT", "BSD", "ISC", "PSF", "Python Software Foundation", "MPL", "Mozilla Public License", "Unlicense",
+    "HPND", "Zlib", "0BSD", "CC0", "Public Domain", "NVIDIA",
 )  # fmt: skip
 """Words of licences that ask for no more than to be named. NVIDIA's own ones are of the libraries that torch brings."""
 
@@ -92,9 +92,8 @@ def _holes(pip_audit: Sequence[str]) -> bool:
     known = [one for one in packages if "skip_reason" not in one]
     for one in known:
         for hole in one["vulns"]:
-            print(
-                f"hole: {one['name']} {one['version']}: {hole['id']}, mended in {', '.join(hole['fix_versions']) or 'none'}"
-            )
+            mended = ", ".join(hole["fix_versions"]) or "none"
+            print(f"hole: {one['name']} {one['version']}: {hole['id']}, mended in {mended}")
     found = sum(len(one["vulns"]) for one in known)
     if not known:
         print(f"holes: not looked for, the service of pip-audit knows none of the {len(packages)} packages from here")
