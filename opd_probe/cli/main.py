@@ -82,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OpdProbeError as error:
             return _fail(str(error))
         except OSError as error:
+            if error.errno == errno.ENOENT and error.filename is None:  # of the system's word for where we are
+                return _fail("the working directory is no longer there; change to one that is")
             if error.errno != errno.ENAMETOOLONG:
                 raise
             return _fail(f"{error.filename}: no such path; the name is too long for one")

@@ -55,13 +55,11 @@ def case(reader: Reader, seeds: Sequence[Tree], seed: int, number: int) -> Tree:
     """An input: of even numbers a real file damaged, of odd ones a well-formed file of other values."""
     random = Random(f"{reader.name} {seed} {number}")
     tree = random.choice(seeds)
-    if number % 2 == 0:
-        others = [content for one in seeds for content in one.values() if isinstance(content, bytes)]
-        return damaged(random, tree, others)
+    others = [content for one in seeds for content in one.values() if isinstance(content, bytes)]
     try:
-        return rewritten(random, tree)
-    except RecursionError:  # of values within values
-        return damaged(random, tree, [])
+        return damaged(random, tree, others) if number % 2 == 0 else rewritten(random, tree)
+    except Exception:  # what was damaged before cannot be taken apart again: cut it off
+        return {name: content[:-1] if isinstance(content, bytes) else content for name, content in tree.items()}
 
 
 def judge(reader: Reader, tree: Tree, scratch: Path) -> tuple[bool, Fault | None]:
