@@ -61,7 +61,10 @@ class OutputError(OpdProbeError, OSError):
 
 
 class ServerError(OpdProbeError, ConnectionError):
-    """A server that cannot be reached, or whose answers cannot be used."""
+    """A server that cannot be reached, or whose answers cannot be used. ``index`` is the 0-based place of the request
+    among several, where one of them failed."""
+
+    index: int | None = None
 
     def __str__(self) -> str:  # as of OutputError
         return str(self.args[0]) if self.args else ""

@@ -61,6 +61,8 @@ def within(root: Path, name: str) -> Path:
     """
     if Path(name).is_absolute() or ".." in Path(name).parts or "\x00" in name:
         raise ValueError(f"names {name}, which leads out of its directory")
+    if any(len(os.fsencode(part)) > 255 for part in Path(name).parts):
+        raise ValueError(f"names {name[:40]}…, which is too long for a file's name")
     return root / name
 
 

@@ -3,9 +3,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.deprecations import listening
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +25,11 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return root
+
+
+@pytest.fixture(autouse=True)
+def deprecated_calls() -> Iterator[list[str]]:
+    """A call of ours that a library calls deprecated fails the test that makes it."""
+    with listening() as heard:
+        yield heard
+    assert not heard, "\n".join(heard)

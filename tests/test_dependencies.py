@@ -20,7 +20,7 @@ ROOT = Path(opd_probe.__file__).parent
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PROMISED = {"seaborn"}
 """What comes along for notebooks, though nothing below ``opd_probe/`` imports it."""
-OURS = {"dev", "docs"}
+OURS = {"dev", "docs", "loggers"}
 """Extras of those who change the package; nothing that it imports may come from them alone."""
 
 

@@ -4,7 +4,7 @@ Importing the package registers every check. The order of the imports is the ord
 """
 
 from opd_probe.checks import tokenizers  # noqa: I001
-from opd_probe.checks import templates, rollouts, padding, mask, shift, scores, signal
+from opd_probe.checks import templates, rollouts, padding, mask, shift, scores, exactness, signal
 from opd_probe.checks.evidence import CheckOptions, Evidence
 from opd_probe.checks.gathering import Pair, gather
 from opd_probe.checks.registry import CHECKS, Finding, examine
@@ -15,6 +15,7 @@ __all__ = [
     "Evidence",
     "Finding",
     "Pair",
+    "exactness",
     "examine",
     "gather",
     "mask",

@@ -52,6 +52,8 @@ class Side:
         width: None for a served model, which does not tell.
         generation_eos: end-of-sequence ids of generation_config alone.
         served: whether it is behind HTTP.
+        dtype: what it computes in; empty for a served model.
+        experts: among how many a layer chooses for each token; 0: it is dense, or does not tell.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Side:
     generation_eos: tuple[int, ...]
     served: bool = False
     placeholder_ids: tuple[int, ...] = ()
+    dtype: str = ""
+    experts: int = 0
 
     @property
     def pad_id(self) -> int | None:
@@ -86,11 +90,13 @@ class Evidence:
         vocabulary: the ids that both models share; None when a replay refuses the pair.
         states: by rollout index, the columns of a batched replay, as a trace would hold them.
         alone: likewise, each rollout by itself.
+        two_paths: by side, the rollouts that took another path through its model in :attr:`alone`.
         teacher_prompts: by rollout index, the prompt ids that the teacher's own template makes of its messages.
         student_prompts: likewise, of the student's.
         prompt_change: by rollout index, log q of the states under the teacher's own prompt less that under the
             student's.
         in_process: by rollout index, the log-probabilities of the states by a served teacher's weights in this process.
+        unreadable: what a server told in place of a list, by where.
         everything: what the handful was taken from; empty: it is all there is.
         missing: by the name of a part above, why it is not there.
     """
@@ -103,10 +109,12 @@ class Evidence:
     vocabulary: SharedVocabulary | None = None
     states: Mapping[int, Columns] = field(default_factory=dict)
     alone: Mapping[int, Columns] = field(default_factory=dict)
+    two_paths: Mapping[str, frozenset[int]] = field(default_factory=dict)
     student_prompts: Mapping[int, Sequence[int]] = field(default_factory=dict)
     teacher_prompts: Mapping[int, Sequence[int]] = field(default_factory=dict)
     prompt_change: Mapping[int, Floats] = field(default_factory=dict)
     in_process: Mapping[int, Floats] = field(default_factory=dict)
+    unreadable: Mapping[str, str] = field(default_factory=dict)
     everything: Sequence[Rollout] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
 

@@ -20,14 +20,17 @@ from opd_probe.checks.passes import (
     prompts_of,
     refused,
     scores,
+    second_paths,
     states,
     without,
 )
-from opd_probe.engine.replay import Progress
-from opd_probe.engine.sequences import build_sequences
+from opd_probe.engine.replay import Progress, Replay
+from opd_probe.engine.sequences import build_sequences, with_prompts
+from opd_probe.engine.served import ServedReplay
 from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import InputError, OpdProbeError, OutOfMemoryError
+from opd_probe.models.experts import experts_of
 from opd_probe.models.loading import LoadedModel, eos_ids_of
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary
@@ -80,9 +83,9 @@ def gather(
     Raises:
         OpdProbeError: a model that cannot be loaded, or rollouts that cannot be encoded.
     """
-    side, encoded, kept = _run_student(pair.student(), rollouts, options, stage)
+    side, encoded, kept, paths = _run_student(pair.student(), rollouts, options, stage)
     teacher = pair.teacher()
-    found = _Gathering(side, teacher, encoded, kept, options, stage, pair.prompts).evidence()
+    found = _Gathering(side, teacher, encoded, kept, {"student": paths}, options, stage, pair.prompts).evidence()
     found = replace(found, everything=everything)
     if not isinstance(teacher, ServedModel) or pair.weights is None or not found.states:
         return found
@@ -104,24 +107,27 @@ def side_of(model: LoadedModel | ServedModel) -> Side:
     known = model.eos_ids
     return Side(
         model.name, model.tokenizer, model.width, model.max_positions, known, generation,
-        placeholder_ids=model.placeholder_ids,
+        placeholder_ids=model.placeholder_ids, dtype=str(model.dtype).removeprefix("torch."),
+        experts=experts_of(model.model.config),
     )  # fmt: skip
 
 
 def _run_student(
     model: LoadedModel, rollouts: Sequence[Rollout], options: CheckOptions, stage: Stage
-) -> tuple[Side, list[Rollout], tuple[StoredModel, StoredModel] | str]:
-    """The student in outline, the rollouts with ids, and its hidden states in batches and one rollout at a time."""
+) -> tuple[Side, list[Rollout], tuple[StoredModel, StoredModel] | str, frozenset[int]]:
+    """The student in outline, the rollouts with ids, its hidden states in batches and one rollout at a time, and for
+    which rollouts these are two paths."""
     special = special_ids_of(model.tokenizer, model.eos_ids)
     encoded = encode_rollouts(without_padding(rollouts, special, None), model.tokenizer, model.eos_ids)
     readable = without(encoded, refused(encoded, lambda _, rollout: build_sequences([rollout], [model])))
     try:
         batched, alone = StoredModel(model, readable), StoredModel(model, readable)
     except InputError as error:
-        return side_of(model), encoded, str(error)
+        return side_of(model), encoded, str(error), frozenset()
     batched.fill(options.batch_tokens, stage("student, in batches"))
-    alone.fill(1, stage("student, one rollout at a time"))
-    return side_of(model), encoded, (batched, alone)
+    apart = second_paths([build_sequences(readable, [model])], options.batch_tokens, model)
+    alone.fill_alone(apart, stage("student, one rollout at a time"))
+    return side_of(model), encoded, (batched, alone), frozenset(apart)
 
 
 @dataclass
@@ -132,10 +138,12 @@ class _Gathering:
     teacher: LoadedModel | ServedModel
     rollouts: list[Rollout]
     kept: tuple[StoredModel, StoredModel] | str
+    two_paths: dict[str, frozenset[int]]
     options: CheckOptions
     stage: Stage
     prompts: Prompts | None
     missing: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def evidence(self) -> Evidence:
         vocabulary: SharedVocabulary | None = self._part("vocabulary", self._vocabulary)
@@ -149,6 +157,7 @@ class _Gathering:
             vocabulary=vocabulary,
             student_prompts=self._rendered("student_prompts", self.side.tokenizer),
             teacher_prompts=self._rendered("teacher_prompts", self.teacher.tokenizer),
+            unreadable=self.unreadable,
             missing=self.missing,
         )
         if vocabulary is None:
@@ -164,7 +173,7 @@ class _Gathering:
             return known
         again = self._part("alone", lambda: self._replay(single, readable, ids, k, 1))
         change = self._part("prompt_change", lambda: self._prompt_change(known, first, batched, ids, k))
-        return replace(known, states=first, alone=again or {}, prompt_change=change or {})
+        return replace(known, states=first, alone=again or {}, two_paths=self.two_paths, prompt_change=change or {})
 
     def _part(self, name: str, make: Callable[[], Any]) -> Any:
         """A part of the evidence; None, and the reason in :attr:`missing`, when bad input stands in its way."""
@@ -220,9 +229,23 @@ class _Gathering:
         self, student: StoredModel, rollouts: list[Rollout], ids: NDArray[np.int64], k: int, batch_tokens: int
     ) -> dict[int, Columns]:
         alone = batch_tokens == 1
-        teacher = OneByOne(self.teacher) if alone and isinstance(self.teacher, ServedModel) else self.teacher
-        run = engine(student, teacher, rollouts, ids, self._settings(k, batch_tokens), self.prompts)
-        return states(run, self.stage(f"teacher, {'one rollout at a time' if alone else 'in batches'}"))
+        progress = self.stage(f"teacher, {'one rollout at a time' if alone else 'in batches'}")
+        settings, teacher = self._settings(k, batch_tokens), self.teacher
+        if not alone:
+            run = engine(student, teacher, rollouts, ids, settings, self.prompts)
+            found = states(run, progress)
+            if isinstance(run, ServedReplay):
+                self.unreadable |= run.unreadable()
+            return found
+        if isinstance(teacher, ServedModel):
+            return states(engine(student, OneByOne(teacher), rollouts, ids, settings, self.prompts), progress)
+        read = rollouts if self.prompts is None else with_prompts(rollouts, self.prompts)
+        sides = Replay(student, teacher, rollouts, ids, settings, self.prompts).sides
+        apart = second_paths(sides, self.options.batch_tokens, teacher)
+        self.two_paths["teacher"] = frozenset(apart)
+        kept = StoredModel(teacher, read)
+        kept.fill_alone(apart, progress)
+        return states(Replay(student, kept, rollouts, ids, settings, self.prompts), None)
 
     def _prompt_change(
         self, known: Evidence, first: Mapping[int, Columns], batched: StoredModel, ids: NDArray[np.int64], k: int

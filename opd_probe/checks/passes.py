@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from opd_probe.checks.evidence import Columns, Floats, teacher_scores
 from opd_probe.engine.replay import Progress, Replay
-from opd_probe.engine.sequences import skip_reason, with_prompts
+from opd_probe.engine.sequences import StateSequence, sequence_batches, skip_reason, with_prompts
 from opd_probe.engine.served import ServedReplay
 from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
@@ -106,6 +107,27 @@ def own_scores(
     kept.fill(batch_tokens, progress)
     settings = ReplaySettings(1, batch_tokens=batch_tokens, compiled=False)
     return teacher_scores(states(Replay(kept, kept, read, np.arange(model.width), settings), None))
+
+
+def second_paths(sides: Sequence[Sequence[StateSequence]], batch_tokens: int, model: LoadedModel) -> dict[int, int]:
+    """The rollouts for which there is another right path through a model than that of a replay, when they go alone, and
+    for each how many tokens at its start to run apart: its prompt, where the replay does not do so and it is exact.
+
+    Args:
+        sides: as for :func:`sequence_batches`; the model reads the last.
+    """
+    found: dict[int, int] = {}
+    for batch in sequence_batches(sides, batch_tokens):
+        members, shared = batch[-1]
+        lengths = Counter(len(member.input_ids) for member in members)
+        for member in members:
+            beside = {"padded": len(members), "of one length": lengths[len(member.input_ids)], "alone": 1}
+            apart = 0 if shared else member.prompt_length - 1
+            if apart and model.cache_for("shared") is None:
+                apart = 0
+            if apart or beside[model.paths.batching] > 1:
+                found[member.rollout] = apart
+    return found
 
 
 def refused(rollouts: Sequence[Rollout], build: Any) -> dict[int, str]:

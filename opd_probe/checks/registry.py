@@ -23,11 +23,13 @@ class Verdict:
     Attributes:
         figure: what was found, in words with its numbers.
         values: the numbers, in JSON types (NaN where unknown).
+        advice: what to do in this case; empty: what the check says.
     """
 
     status: Status
     figure: str
     values: Mapping[str, Any] = field(default_factory=dict)
+    advice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,5 +106,5 @@ def _finding(check: Check, evidence: Evidence) -> Finding:
         verdict = check.function(evidence)
     except (Skip, OpdProbeError) as reason:
         return Finding(check.name, "skip", str(reason))
-    advice = check.advice if verdict.status in ("warn", "fail") else ""
+    advice = (verdict.advice or check.advice) if verdict.status in ("warn", "fail") else ""
     return Finding(check.name, verdict.status, verdict.figure, advice, verdict.values)

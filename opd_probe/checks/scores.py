@@ -24,6 +24,13 @@ TAIL_LIMIT = 0.25
 NOISE_SHARE = 0.1
 """Noise worth a warning, as a share of the signal."""
 
+OF_SERVERS = (
+    "have the server answer alike: one replica behind the URL, or all of one revision; no weights replaced meanwhile; "
+    "its prefix cache reset or off; batch-invariant kernels or float32; or do not read differences of this size as a "
+    "signal"
+)
+"""What is advised where a server answers the same question in two ways."""
+
 
 def compare_paths(first: Mapping[int, Floats], second: Mapping[int, Floats], names: tuple[str, str]) -> Verdict:
     """The verdict on two sets of log-probabilities of the same tokens under the same weights.
@@ -107,7 +114,7 @@ def self_score_stored(evidence: Evidence) -> Verdict:
     measures="noise floor (|Δr| between two scorings in different batches) against the signal (|r|), both in the mean "
     "and in the median",
     rule="fail: as large as the signal in either; warn: above a tenth of it, or a signal of exactly 0 (both models say "
-    "the same)",
+    "the same). Of a served teacher it is what the server answers the second time, too",
     advice="score with --dtype float32, or do not read differences of this size as a signal",
     known_from="SkyRL PR#2256",
 )
@@ -119,6 +126,7 @@ def scoring_noise(evidence: Evidence) -> Verdict:
     if not known.any():
         raise Skip("no token has a finite reward in both scorings")
     change, size = np.abs(batched[known] - single[known]), np.abs(batched[known])
+    served = _noise_of_server(evidence, change)
     noise, signal = float(change.mean()), float(size.mean())
     typical, middle = float(np.median(change)), float(np.median(size))
     values = {
@@ -133,8 +141,28 @@ def scoring_noise(evidence: Evidence) -> Verdict:
     )
     if not size.any():
         return Verdict("warn", f"{figure}: both models say the same everywhere", values)
+    if served is not None:
+        values["noise_of_server"] = served
+        figure += f"; {served:.2g} of it by what the server answers the second time"
     shares = [noise / signal, *([typical / middle] if middle else [])]  # like with like: most tokens may be certain
-    return Verdict(grade(fail=max(shares) >= 1.0, warn=max(shares) > NOISE_SHARE), figure, values)
+    advice = "" if served is None else OF_SERVERS
+    return Verdict(grade(fail=max(shares) >= 1.0, warn=max(shares) > NOISE_SHARE), figure, values, advice)
+
+
+def _noise_of_server(evidence: Evidence, change: Floats) -> float | None:
+    """Mean |Δ log q| between both scorings, where a served teacher has the larger part of the noise; else None."""
+    if not evidence.teacher.served:
+        return None
+    again = evidence.again()
+    pairs = [
+        np.stack([np.asarray(one["teacher_logprob"], np.float64) for one in (columns, again[index])])
+        for index, columns in evidence.replayed().items()
+        if index in again
+    ]
+    both = np.concatenate(pairs, axis=1)
+    both = both[:, np.isfinite(both).all(0)]
+    mean = float(np.abs(both[0] - both[1]).mean()) if both.size else 0.0
+    return mean if mean > float(change.mean()) / 2 else None
 
 
 @register(
@@ -143,8 +171,8 @@ def scoring_noise(evidence: Evidence) -> Verdict:
     "that has none",
     rule="warn: any sampled token: r is null there, and never 0. Of the top k a served teacher tells its own alone, "
     "which is counted and no fault",
-    advice="sample only ids that both models share; serve with more log-probabilities (vLLM: --max-logprobs), or score "
-    "with the teacher's weights",
+    advice="sample only ids that both models share; look into the server's log where it told no list; serve with more "
+    "log-probabilities (vLLM: --max-logprobs), or score with the teacher's weights",
     known_from="vLLM#56860, ms-swift PR#10026",
 )
 def unknown_scores(evidence: Evidence) -> Verdict:
@@ -155,6 +183,10 @@ def unknown_scores(evidence: Evidence) -> Verdict:
         f"{int(sampled.sum()):,} of {len(sampled):,} sampled tokens, and {listed:.1%} of the student's top "
         f"{evidence.options.k}"
     )
+    if evidence.unreadable:
+        values["n_unreadable"] = len(evidence.unreadable)
+        where, came = next(iter(evidence.unreadable.items()))
+        figure += f"; the server told no list of {len(evidence.unreadable):,} states, the first is {where} ({came})"
     return Verdict("warn" if sampled.any() else "ok", figure, values)
 
 

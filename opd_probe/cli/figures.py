@@ -42,8 +42,8 @@ def figures(
             "--variant",
             metavar="NAME",
             show_default=False,
-            help="Also a figure in another trainer's definitions: verl, fireworks or thunlp[:SUPPORT[:WEIGHTS]]; "
-            "repeat it for several.",
+            help="Also a figure in another trainer's definitions: verl, fireworks, nemo-rl or "
+            "thunlp[:SUPPORT[:WEIGHTS]]; repeat it for several.",
         ),
     ] = None,
     k: options.K = None,

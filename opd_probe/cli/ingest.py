@@ -17,7 +17,13 @@ def ingest(
     ],
     out: Annotated[
         str,
-        typer.Option("--out", "-o", metavar="FILE", help="The .parquet or .jsonl file to write.", show_default=False),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="The .parquet or .jsonl file to write; a directory for the traces of NeMo-RL's statistics.",
+            show_default=False,
+        ),
     ],
     kind: Annotated[
         str | None,
@@ -32,9 +38,12 @@ def ingest(
     grade: Annotated[
         bool, typer.Option("--grade", help="Grade every response that has an answer, though it has a score.")
     ] = False,
+    step_pattern: options.StepPattern = None,
     format: options.FormatOption = None,
 ) -> None:
     """Turn what a trainer or an evaluation left into a rollout file, and say what was recognised.
+
+    NeMo-RL's statistics of both models' top k (opd_topk_stats_step1.pt) become traces, without a model.
 
     Responses with an answer and no score are graded. Text without token ids stays text and is marked as re-tokenised.
 
@@ -43,7 +52,7 @@ def ingest(
     quieten_libraries()
     from opd_probe.commands.ingest import ingest as run
 
-    shown = run(paths, out, progress, kind=kind, score=score, regrade=grade)
+    shown = run(paths, out, progress, kind=kind, score=score, regrade=grade, step_pattern=step_pattern)
     progress.close()
     if format == options.Format.json:
         printing.print_json(shown)

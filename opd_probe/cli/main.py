@@ -10,7 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -32,6 +32,7 @@ from opd_probe.cli import (
     verify,
 )
 from opd_probe.cli.arguments import spread
+from opd_probe.cli.repeats import Repeats
 from opd_probe.cli.session import progress
 from opd_probe.cli.signals import stopped_by_signals
 from opd_probe.errors import OpdProbeError, OpdProbeWarning
@@ -73,9 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if argv is None else list(argv)
     with warnings.catch_warnings(), stopped_by_signals() as received:
-        _show_warnings_as_lines()
+        repeats = _show_warnings_as_lines()
         try:
-            code = typer.main.get_command(app).main(spread(words), prog_name="opd-probe", standalone_mode=False)
+            with closing(repeats):
+                code = typer.main.get_command(app).main(spread(words), prog_name="opd-probe", standalone_mode=False)
             if code == INTERRUPTED:  # typer keeps the interrupt to itself and hands on this code
                 return _interrupted(received)
             return code if isinstance(code, int) else 0
@@ -122,24 +124,22 @@ def _fail(message: str) -> int:
     return BAD_INPUT
 
 
-def _show_warnings_as_lines() -> None:
-    """Ours as one line each, once; those of libraries not at all unless Python was told to show them."""
+def _show_warnings_as_lines() -> Repeats:
+    """Ours as one line for each kind; those of libraries not at all unless Python was told to show them."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     warnings.filterwarnings("always", category=OpdProbeWarning)
-    shown: set[str] = set()
+    repeats = Repeats(progress.say)
     plain = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-        if not issubclass(category, OpdProbeWarning):
+        if issubclass(category, OpdProbeWarning):
+            repeats.show(" ".join(str(message).split()))
+        else:
             plain(message, category, *place, **more)
-            return
-        line = f"warning: {' '.join(str(message).split())}"
-        if line not in shown:
-            shown.add(line)
-            progress.say(line)
 
     warnings.showwarning = show
+    return repeats
 
 
 if __name__ == "__main__":

@@ -355,7 +355,7 @@ VariantOption = Annotated[
         panel=_RESULT,
         metavar="NAME",
         help="In another trainer's definitions, under its names and in files of their own: verl (verl:-10:10 with "
-        "its clamps), fireworks, or "
+        "its clamps), fireworks, nemo-rl, or "
         "thunlp[:SUPPORT[:WEIGHTS]] (only_stu, only_tch, intersection, union, union-intersection; student_p, "
         "teacher_p, none).",
     ),
@@ -366,8 +366,8 @@ TrainingLog = Annotated[
         "--training-log",
         panel=_RESULT,
         metavar="[RUN=]FILE",
-        help="A run's training log: trainer_state.json, .jsonl or .csv (of verl and wandb too), tensorboard's "
-        "event files, or verl's console log; "
-        "RUN= when there are several runs, each with its own.",
+        help="A run's training log, or a directory with one: trainer_state.json, .jsonl, .csv, tensorboard's event "
+        "files, what wandb, trackio, mlflow, swanlab or dvclive keep (FILE#NAME of several runs in a file), or verl's "
+        "console log; RUN= when there are several runs, each with its own.",
     ),
 ]

@@ -250,7 +250,7 @@ def _checkpoint(plan: RunPlan, files: Files) -> Checkpoint:
     if plan.source.kind == "prompts":
         files.prompts(plan)
         return latest
-    rollouts = files.rollouts(plan.source.path)
+    rollouts = files.rollouts(plan.source)
     steps = {rollout.step for rollout in rollouts}
     for checkpoint in reversed(plan.run.checkpoints):
         if checkpoint.step is not None and checkpoint.step + plan.settings.step_offset in steps:

@@ -1,18 +1,23 @@
-"""``opd-probe ingest``: what trainers left, as a rollout file of ours."""
+"""``opd-probe ingest``: what trainers left, as a rollout file or as traces of ours."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from opd_probe.engine.nemo_rl import Dump, dump_traces, find_dumps
 from opd_probe.errors import InputError, warn
+from opd_probe.options.naming import file_names
 from opd_probe.output import check_file_writable, output_path
 from opd_probe.progress import Progress
 from opd_probe.rollouts.files import prompt_key, write_rollouts
 from opd_probe.rollouts.grading import grade_rollout
 from opd_probe.rollouts.reading import RolloutSet, read_rollout_set, remarks
 from opd_probe.rollouts.sources import source_named
+from opd_probe.rollouts.sources.source import NEXT_STEP
 from opd_probe.texts import real_path
 from opd_probe.types import Rollout
 
@@ -25,13 +30,16 @@ def ingest(
     kind: str | None = None,
     score: str | None = None,
     regrade: bool = False,
+    step_pattern: str | None = None,
 ) -> dict[str, Any]:
-    """Read rollouts, grade those that have an answer and no score, and write them to ``out``.
+    """Read rollouts, grade those that have an answer and no score, and write them to ``out``; or write the traces that
+    dumps of both models' log-probabilities make to a directory.
 
     Args:
         kind: what wrote them; None: recognised by their fields.
         score: the field that is the score.
         regrade: grade those with a score, too.
+        step_pattern: how the step is read from the name of a file or its folder; None: as those of checkpoints are.
 
     Returns:
         What was recognised, in JSON types.
@@ -41,18 +49,50 @@ def ingest(
     """
     path = output_path(out)
     if path.suffix not in (".jsonl", ".parquet"):
-        raise InputError(f"--out {out}: expected the .jsonl or .parquet file to write")
+        dumps = find_dumps(paths) if kind is None else []
+        if not dumps:
+            raise InputError(
+                f"--out {out}: expected the .jsonl or .parquet file to write; a directory is for the traces of "
+                "NeMo-RL's statistics (opd_topk_stats_step1.pt), of which none was given"
+            )
+        return _ingest_dumps(dumps, path, progress)
     check_file_writable(path)
     if any(real_path(path) == real_path(given) for given in paths):
         raise InputError(f"--out {out}: is a file to be read, which is not written over; choose another name")
     progress.begin("read")
-    found = read_rollout_set(paths, kind, progress.update, besides=path)
+    found = read_rollout_set(paths, kind, progress.update, besides=path, step_pattern=step_pattern)
     rollouts = found.rollouts if score is None else [_scored(rollout, score) for rollout in found.rollouts]
     rollouts, graded = _graded(rollouts, regrade, progress)
     write_rollouts(path, rollouts)
     for line in remarks(found):
         warn(line)
     return _report(found, rollouts, graded)
+
+
+def _ingest_dumps(dumps: Sequence[Dump], out: Path, progress: Progress) -> dict[str, Any]:
+    """Write a trace for each step that a trainer dumped both models' log-probabilities of."""
+    run = real_path(dumps[0].path).parent.name or "run"
+    traces = dump_traces(dumps, run)
+    (folder := out / "traces").mkdir(parents=True, exist_ok=True)
+    progress.begin("write")
+    for done, trace in enumerate(traces):
+        progress.update(done, len(traces))
+        step = trace.provenance["labels"]["step"]
+        trace.save(folder / f"{file_names([run])[run]}-step-{step}.parquet")
+    for line in dict.fromkeys(line for trace in traces for line in trace.warnings):
+        warn(f"run {run}: {line}")
+    skipped = Counter(row for trace in traces for row in trace.rollouts.column("skipped").to_pylist() if row)
+    return {
+        "kind": "nemo-rl",
+        "files": len(dumps),
+        "traces": len(traces),
+        "rollouts": sum(trace.rollouts.num_rows for trace in traces) - sum(skipped.values()),
+        "states": sum(trace.n_states for trace in traces),
+        "k": max(trace.K for trace in traces),
+        "steps": [trace.provenance["labels"]["step"] for trace in traces],
+        "steps_are": NEXT_STEP,
+        "skipped": dict(skipped),
+    }
 
 
 def _scored(rollout: Rollout, name: str) -> Rollout:

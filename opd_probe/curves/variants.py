@@ -33,7 +33,8 @@ def summarize_variant(
 
     Args:
         trace: what a replay or :func:`opd_probe.read_trace` gave; read once, block by block.
-        variant: ``verl``, ``fireworks``, ``thunlp:union``, …, see :func:`opd_probe.metrics.variants.parse_variant`.
+        variant: ``verl``, ``fireworks``, ``nemo-rl``, ``thunlp:union``, …, see
+            :func:`opd_probe.metrics.variants.parse_variant`.
         k: the size of both top sets, at most the K of the trace.
         average, seed, resamples: as for :func:`opd_probe.summarize`.
 
@@ -144,7 +145,7 @@ class _Weighted:
 def _views(trace: Trace, k: int) -> Iterator[tuple[dict[str, Any], TopView]]:
     keep_freed_memory()
     starts, counts, at = trace.rollout_offsets[:-1], np.diff(trace.rollout_offsets), 0
-    for block in trace.blocks(["position", *TOP_COLUMNS], BLOCK_STATES):
+    for block in trace.blocks(["position", "token_id", *TOP_COLUMNS], BLOCK_STATES):
         rows = np.arange(at, at + len(block["rollout"]))
         at += len(rows)
         block |= {"state_index": rows - starts[block["rollout"]], "state_count": counts[block["rollout"]]}

@@ -21,7 +21,8 @@ from opd_probe.engine.sequences import (
 )
 from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel, state_hidden
-from opd_probe.errors import InputError, LogitError
+from opd_probe.errors import InputError, LogitError, ServerError
+from opd_probe.models.served.answers import NO_LOGPROBS, Told, misnormalised
 from opd_probe.stats.projection import OutputProjection, mass_outside
 from opd_probe.stats.scratch import Scratch
 from opd_probe.stats.single import single_statistics
@@ -32,27 +33,11 @@ from opd_probe.types import Rollout
 UNKNOWN = ("teacher_entropy", "reverse_kl", "forward_kl", "jsd", "teacher_mass_outside")
 """Columns of a trace that a served teacher leaves unknown: NaN at every state."""
 
+FAULTY = 0.5
+"""Share of states without a list beyond which a server is one of another kind."""
+
 TOLD = ("teacher_top_ids", "teacher_top_logprobs", "teacher_logprob")
 """Columns that come from the server."""
-
-
-class Answer(Protocol):
-    """What a server says of the states of one rollout; see :class:`opd_probe.models.served.dialects.Told`."""
-
-    @property
-    def top_ids(self) -> NDArray[np.int32]:
-        """[n, K]"""
-        ...
-
-    @property
-    def top_logprobs(self) -> NDArray[np.float32]:
-        """[n, K]"""
-        ...
-
-    @property
-    def logprob(self) -> NDArray[np.float32]:
-        """[n]"""
-        ...
 
 
 class Scorer(Protocol):
@@ -68,7 +53,7 @@ class Scorer(Protocol):
         """Tokens of the longest sequence that it scores."""
         ...
 
-    def scores(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], k: int) -> Iterator[tuple[int, Answer]]:
+    def scores(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], k: int) -> Iterator[tuple[int, Told]]:
         """Yield (index, answer) for sequences of ids and the places in them that are asked about."""
         ...
 
@@ -124,6 +109,7 @@ class ServedReplay:
         if teacher_prompts is not None:
             read = build_sequences(with_prompts(rollouts, teacher_prompts), [], "the teacher's ")
         self._asked = {sequence.rollout: sequence for sequence in read}
+        self.faults: dict[tuple[int, int], str] = {}  # what came in place of a list, by rollout and state
         self._check_lengths()
 
     def _check_lengths(self) -> None:
@@ -149,7 +135,8 @@ class ServedReplay:
             progress: called with (states that the server told, states in all).
 
         Raises:
-            ServerError: no usable answer; what came before has been yielded.
+            ServerError: no usable answer, with the rollout that it was asked for; numbers that are no
+                log-probabilities; or no list of most states. What came before has been yielded.
         """
         todo = [sequence for sequence in self._asked.values() if not answered[sequence.rollout]]
         todo.sort(key=lambda sequence: -len(sequence.input_ids))
@@ -157,17 +144,75 @@ class ServedReplay:
         told = total - sum(len(sequence.positions) for sequence in todo)
         if progress is not None:
             progress(told, total)
-        for number, answer in self.teacher.scores(_Asked(todo), self.settings.k):
-            sequence = todo[number]
-            yield sequence.rollout, self._on_shared(answer, sequence)
-            told += len(sequence.positions)
-            if progress is not None:
-                progress(told, total)
+        held = []
+        try:
+            for number, answer in self.teacher.scores(_Asked(todo), self.settings.k):
+                sequence = todo[number]
+                self._check_logprobs(answer, sequence)
+                columns = self._on_shared(answer, sequence)
+                if answer.faults:  # kept by nobody until it is clear that the server is one that tells lists
+                    held.append((sequence, columns))
+                    self.faults |= {(sequence.rollout, state): what for state, what in answer.faults.items()}
+                    if len(self.faults) > total * FAULTY:
+                        break
+                    continue
+                yield sequence.rollout, columns
+                told += len(sequence.positions)
+                if progress is not None:
+                    progress(told, total)
+        except ServerError as error:
+            if error.index is None:
+                raise
+            raise ServerError(f"{self._named(todo[error.index])}: {error}") from None
+        if len(self.faults) > total * FAULTY:
+            where, came = next(iter(self.unreadable().items()))
+            raise ServerError(
+                f"{self.teacher.name}: told no list of log-probabilities of {len(self.faults):,} states, of "
+                f"{total:,} in all; of {where}, it told {came}; expected the layout of vLLM or SGLang"
+            )
+        yield from ((sequence.rollout, columns) for sequence, columns in held)
+        if progress is not None:
+            progress(total, total)
 
-    def _on_shared(self, answer: Answer, sequence: StateSequence) -> Columns:
+    def _named(self, sequence: StateSequence) -> str:
+        """A rollout and how long what is asked of it is."""
+        return f"rollout {self.rollouts[sequence.rollout].id!r} ({len(sequence.input_ids) + 1:,} tokens)"
+
+    def _where(self, rollout: int, state: int) -> str:
+        """A state's rollout, and its position in the response."""
+        return f"rollout {self.rollouts[rollout].id!r}, position {int(self._asked[rollout].positions[state])}"
+
+    def unreadable(self) -> dict[str, str]:
+        """What came in place of a state's list, by where that is."""
+        return {self._where(*state): came for state, came in sorted(self.faults.items())}
+
+    def place_of(self, row: int) -> str:
+        """Where a state is, with what came in place of its list, if that is known.
+
+        Args:
+            row: of all states.
+        """
+        offsets = np.cumsum([0, *self.state_counts])
+        rollout = int(np.searchsorted(offsets, row, side="right")) - 1
+        state = row - int(offsets[rollout])
+        came = self.faults.get((rollout, state))
+        return self._where(rollout, state) + ("" if came is None else f" ({came})")
+
+    def _check_logprobs(self, answer: Told, sequence: StateSequence) -> None:
+        """Refuse numbers that are no log-probabilities.
+
+        Raises:
+            ServerError: names the first such state.
+        """
+        found = misnormalised(answer, self.student.width)
+        if found is not None:
+            state, why = found
+            raise ServerError(f"{self.teacher.name}, {self._where(sequence.rollout, state)}: {why}; {NO_LOGPROBS}")
+
+    def _on_shared(self, answer: Told, sequence: StateSequence) -> Columns:
         """What was told, without ids of probability 0 and without those that the student does not share."""
         ids, logprobs = answer.top_ids, answer.top_logprobs
-        possible = logprobs > logprobs.max(1, keepdims=True, initial=-np.inf) - NO_PROBABILITY
+        possible = ~(logprobs <= logprobs.max(1, keepdims=True, initial=-np.inf) - NO_PROBABILITY)
         wanted = np.isin(ids, self.shared_ids) & possible
         if not wanted.all():
             order = np.argsort(~wanted, axis=1, kind="stable")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from opd_probe.atomic import reserve
-from opd_probe.engine.sequences import StateSequence, build_sequences, sequence_batches, state_counts
+from opd_probe.engine.sequences import Members, StateSequence, build_sequences, sequence_batches, state_counts
 from opd_probe.errors import OutputError
 from opd_probe.stats.threads import fitting_threads
 from opd_probe.types import Rollout
@@ -50,7 +50,6 @@ class StoredModel:
         self._known = np.zeros(len(rollouts), dtype=bool)
         self._states: Tensor | None = None
 
-    @torch.inference_mode()
     def fill(self, batch_tokens: int, progress: Callable[[int, int], None] | None = None) -> None:
         """Compute what is not there yet, in the batches of a replay, and let the model go.
 
@@ -60,8 +59,24 @@ class StoredModel:
         Raises:
             OutputError: the disk has no room for the states.
         """
-        todo = [sequence for sequence in self._sequences if not self._known[sequence.rollout]]
-        for ((members, shared),) in sequence_batches([todo], batch_tokens):
+        todo = self._todo()
+        self._fill([members for (members,) in sequence_batches([todo], batch_tokens)], progress)
+
+    def fill_alone(self, apart: Mapping[int, int], progress: Callable[[int, int], None] | None = None) -> None:
+        """As :meth:`fill`, each rollout by itself.
+
+        Args:
+            apart: by rollout, how many tokens at its start go through the layers before the others; none where it is
+                not named.
+        """
+        self._fill([([sequence], apart.get(sequence.rollout, 0)) for sequence in self._todo()], progress)
+
+    def _todo(self) -> list[StateSequence]:
+        return [sequence for sequence in self._sequences if not self._known[sequence.rollout]]
+
+    @torch.inference_mode()
+    def _fill(self, batches: Sequence[Members], progress: Callable[[int, int], None] | None) -> None:
+        for members, shared in batches:
             with fitting_threads(self.output_layer.weight):
                 self.state_hidden(members, shared)
             if progress is not None:

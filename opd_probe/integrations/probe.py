@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 import yaml
 
 from opd_probe.curves.summary import summary_row
-from opd_probe.errors import InputError, warn
+from opd_probe.errors import InputError, MissingError, warn
+from opd_probe.jobs.rendering import template_source, thinking_of
 from opd_probe.jobs.sampling import check_pair, draw, step_name
 from opd_probe.jobs.served import settings_for
 from opd_probe.jobs.tracing import TraceRequest
@@ -22,15 +23,20 @@ from opd_probe.models.checkpoints import looks_like_hub_id
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.endpoint import is_url
 from opd_probe.models.served.model import ServedModel
+from opd_probe.models.vocabulary import chat_template_of
 from opd_probe.options.manifest import MANIFEST_NAME, read_manifest
-from opd_probe.options.naming import file_names
+from opd_probe.options.naming import file_names, user_path
+from opd_probe.options.request import PromptOptions
 from opd_probe.options.settings import Settings, parse_options, settle
+from opd_probe.options.variants import variant_names, variants
 from opd_probe.output import check_writable, output_path, write_bytes
 from opd_probe.progress import Silent
+from opd_probe.rollouts.chat import prompts_with, rollouts_with
 from opd_probe.rollouts.encoding import encode_rollouts
 from opd_probe.rollouts.files import read_rollouts, rollouts_digest, rollouts_from_dicts, write_rollouts
 from opd_probe.rollouts.prompts import read_prompts
 from opd_probe.rollouts.selection import drawn
+from opd_probe.rollouts.teacher_prompts import OWN, STUDENT, PromptMaker, TeacherPrompt, TeacherPrompts
 from opd_probe.texts import read_text
 from opd_probe.trace import Trace
 from opd_probe.types import Checkpoint, Prompt, Rollout
@@ -38,9 +44,12 @@ from opd_probe.types import Checkpoint, Prompt, Rollout
 OPTIONS = (
     "k", "trace_k", "temperature", "sample_temperature", "max_new_tokens", "num_rollouts", "max_states", "seed",
     "batch_tokens", "average", "jsd", "dtype", "allow_special_mismatch",
-    "length_factors",
+    "length_factors", "thinking", "template_kwargs",
 )  # fmt: skip
 """The options of ``opd-probe.yaml`` that make sense for models that are loaded already."""
+
+TEACHER_PROMPT = ("teacher_template", "teacher_system", "teacher_thinking", "teacher_context")
+"""What the teacher reads in place of what the student read, one value each."""
 
 SAMPLING = ("sample_temperature", "max_new_tokens", "num_rollouts")
 """Those of them that fixed rollouts have no use for."""
@@ -62,9 +71,34 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
         InputError: an option that there is none of, or a value that cannot be used.
     """
     for name in options:
-        if name not in OPTIONS:
-            raise InputError(f"option {name!r}: unknown here; expected one of {', '.join(OPTIONS)}")
-    return settle(parse_options(options), None, where="options")
+        if name not in (*OPTIONS, *TEACHER_PROMPT):
+            accepted = ", ".join((*OPTIONS, *TEACHER_PROMPT))
+            raise InputError(f"option {name!r}: unknown here; expected one of {accepted}")
+    return settle(parse_options({name: options[name] for name in OPTIONS if name in options}), None, where="options")
+
+
+def teacher_prompt_of(options: Mapping[str, Any]) -> TeacherPrompt | None:
+    """What the teacher reads; None: what the student read.
+
+    Raises:
+        MissingError, InputError: a value that cannot be used, or several of them.
+    """
+    given = {name.removeprefix("teacher_"): options.get(name) for name in TEACHER_PROMPT}
+    for name, value in given.items():
+        if value is not None and not isinstance(value, (str, bool) if name == "thinking" else str):
+            raise InputError(f"option 'teacher_{name}': {type(value).__name__}; expected one text")
+    words = {name: {True: "on", False: "off"}.get(value, value) for name, value in given.items() if value is not None}
+    (prompt,) = variants(PromptOptions(**{name: (value,) for name, value in words.items()}), _template_place)
+    return prompt
+
+
+def _template_place(value: str) -> str:
+    path = user_path(value)
+    if path.exists():
+        return str(path.absolute())
+    if looks_like_hub_id(value):
+        return value
+    raise MissingError(f"teacher_template {value}: no such file or model; expected a Jinja file, a path or a hub id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +112,8 @@ class Probe:
         source: the file of the prompts, or of the fixed rollouts.
         prompts: sampled from anew by each student (its ``own`` states); empty for fixed rollouts.
         rollouts: replayed as they are (one ``fixed`` set of states).
+        reads: what the teacher reads before a response; None: what the student read.
+        stated: the options that say so, as they were given.
     """
 
     run: str
@@ -87,6 +123,8 @@ class Probe:
     source: Path
     prompts: Sequence[Prompt] = ()
     rollouts: Sequence[Rollout] = ()
+    reads: TeacherPrompt | None = None
+    stated: Mapping[str, Any] = field(default_factory=dict)
 
     def trace_path(self, step: int) -> Path:
         """Where the trace of a step is."""
@@ -113,22 +151,48 @@ class Probe:
         shutil.rmtree(path.with_name(f".{path.name}.partial"), ignore_errors=True)
         settings = self.settings.for_replay()
         if isinstance(teacher, ServedModel):
+            teacher.look_again()  # its weights may have been replaced since the step before
             settings = settings_for(teacher, settings, least=self.settings.k)
         states = "own" if self.prompts else "fixed"
         named = {"run": self.run, "step": step, "teacher": self.teacher, "states": states, **labels}
-        request = TraceRequest(student, teacher, path, settings, named)
-        return request.make(student, teacher, rollouts, {"rollouts": rollouts_digest(rollouts)}, None)
+        read = self._teacher_prompts(student, teacher, rollouts)
+        request = TraceRequest(student, teacher, path, settings, named, read)
+        known = request.teacher_parts() if isinstance(teacher, ServedModel) else {}
+        return request.make(student, teacher, rollouts, {"rollouts": rollouts_digest(rollouts), **known}, None)
 
     def _states(self, student: LoadedModel, teacher: LoadedModel | ServedModel, step: int) -> list[Rollout]:
-        settings = self.settings
+        settings, variables = self.settings, self._variables(student)
         if not self.prompts:
-            given = encode_rollouts(list(self.rollouts), student.tokenizer, student.eos_ids)
+            rollouts = rollouts_with(self.rollouts, variables)
+            given = encode_rollouts(rollouts, student.tokenizer, student.eos_ids)
             return drawn(given, settings.max_states, settings.seed)
         checkpoint = Checkpoint("", run=self.run, step=step)
-        sampled = draw(student, [teacher], checkpoint, self.prompts, settings, Silent())
+        prompts = prompts_with(self.prompts, variables)
+        sampled = draw(student, [teacher], checkpoint, prompts, settings, Silent())
         path = self.trace_path(step)
         write_rollouts(self.out / "rollouts" / path.parents[1].name / path.name, sampled)
         return drawn(sampled, settings.max_states, settings.seed)
+
+    def _variables(self, student: LoadedModel) -> dict[str, Any]:
+        """What options give the template of chat messages, as ``opd-probe overlap`` reads them."""
+        named, thinking = dict(self.settings.template_kwargs or {}), self.settings.thinking
+        return named if thinking is None else named | thinking_of(student.tokenizer, student.name, thinking)
+
+    def _teacher_prompts(
+        self, student: LoadedModel, teacher: LoadedModel | ServedModel, rollouts: Sequence[Rollout]
+    ) -> TeacherPrompts | None:
+        if self.reads is None:
+            return None
+        place, tokenizer = self.reads.template, teacher.tokenizer or student.tokenizer
+        named = place not in (STUDENT, OWN)
+        owner = student.tokenizer if place == STUDENT else tokenizer
+        template = template_source(place, "--teacher-template") if named else chat_template_of(owner)
+        if template is None or tokenizer is None:
+            raise InputError(
+                f"teacher_template {place}: no chat template there to make the teacher's prompts with; name a Jinja "
+                "file, or a model that has one"
+            )
+        return PromptMaker(self.reads, template, place, tokenizer).prompts(rollouts)
 
     def values(self, trace: Trace) -> dict[str, float]:
         """The known quantities of :data:`LOGGED` and ``n_states``. What is undefined or infinite is left out."""
@@ -153,16 +217,18 @@ def make_probe(
     """
     if (prompts is None) == (rollouts is None):
         raise InputError("prompts and rollouts: expected one of them; for both kinds of states add two callbacks")
-    settings = settings_of(options)
+    settings, reads = settings_of(options), teacher_prompt_of(options)
+    stated = {name: options[name] for name in TEACHER_PROMPT if options.get(name) is not None}
+    teacher = variant_names({teacher: teacher}, [(teacher, reads)])[teacher, reads]
     place = directory / "opd-probe" if out is None else output_path(out)
     check_writable(place)
     name = run or directory.absolute().name
     if prompts is not None:
         source = _prompt_file(prompts, place)
-        return Probe(name, teacher, place, settings, source, prompts=read_prompts(source))
+        return Probe(name, teacher, place, settings, source, read_prompts(source), reads=reads, stated=stated)
     assert rollouts is not None
     source = _rollout_file(rollouts, place)
-    return Probe(name, teacher, place, settings, source, rollouts=read_rollouts(source))
+    return Probe(name, teacher, place, settings, source, (), read_rollouts(source), reads, stated)
 
 
 def _prompt_file(given: Source, place: Path) -> Path:
@@ -203,6 +269,9 @@ def _rows(name: str, given: Any, expected: str) -> list[Any]:
     return rows
 
 
+_WRITTEN = "# Written while the run trained; opd-probe overlap --ckpts reads it.\n"
+
+
 def write_manifest(directory: Path, probe: Probe, models: Mapping[str, str | None]) -> Path:
     """``opd-probe.yaml`` of a run: what its checkpoints do not say. One that is there already is kept.
 
@@ -217,16 +286,36 @@ def write_manifest(directory: Path, probe: Probe, models: Mapping[str, str | Non
     left_out = {"dtype", *(() if probe.prompts else SAMPLING)}
     options = {name: getattr(probe.settings, name) for name in OPTIONS if name not in left_out}
     values |= {kind: _reference(str(probe.source), directory)}
+    values |= {name: _stated(name, value, directory) for name, value in probe.stated.items()}
     values |= {name: value for name, value in options.items() if value is not None}
-    text = "# Written while the run trained; opd-probe overlap --ckpts reads it.\n" + yaml.safe_dump(
-        values, sort_keys=False, allow_unicode=True
-    )
+    text = _manifest_text(values)
     if not path.exists():
         return write_bytes(path, text.encode())
     read_manifest(path)
     if yaml.safe_load(read_text(path)) != values:
         warn(f"manifest {path}: is there already and says something else; kept as it is")
     return path
+
+
+def _manifest_text(values: Mapping[str, Any]) -> str:
+    return _WRITTEN + yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+
+
+def forget_teacher(directory: Path) -> bool:
+    """Take the teacher out of the manifest that :func:`write_manifest` left; whether there was one to take out."""
+    path = directory / MANIFEST_NAME
+    text = read_text(path) if path.is_file() else ""
+    values = yaml.safe_load(text) if text.startswith(_WRITTEN) else {}
+    if "teacher" not in values:
+        return False
+    write_bytes(path, _manifest_text({name: value for name, value in values.items() if name != "teacher"}).encode())
+    return True
+
+
+def _stated(name: str, value: Any, directory: Path) -> Any:
+    """What an option was given, as the manifest has it: a file relative to it."""
+    files = name in ("teacher_template", "teacher_system") and len(value.split()) == 1 and user_path(value).exists()
+    return os.path.relpath(user_path(value).absolute(), directory.absolute()) if files else value
 
 
 def _reference(model: str | None, directory: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.modeling_utils import PreTrainedModel
 
 from opd_probe.errors import InputError, OpdProbeError, warn
-from opd_probe.integrations.probe import Source, make_probe, write_manifest
+from opd_probe.integrations.probe import Source, forget_teacher, make_probe, teacher_prompt_of, write_manifest
+from opd_probe.integrations.teachers import Standing, fingerprint, is_path, missing_teacher, place_of, standing, twin
 from opd_probe.integrations.undisturbed import refuse_sharded, undisturbed
 from opd_probe.jobs.memory import memory_advice
 from opd_probe.jobs.served import served_model
+from opd_probe.models.adapters import check_adapters
 from opd_probe.models.checkpoints import looks_like_hub_id
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.models.served.endpoint import is_url, shown
@@ -57,7 +60,9 @@ class OverlapCallback(TrainerCallback):
         options: as in ``opd-probe.yaml``, with the same defaults: ``k``, ``trace_k``, ``num_rollouts``,
             ``max_new_tokens``, ``temperature``, ``sample_temperature``, ``seed``, ``max_states``, ``batch_tokens``,
             ``jsd``, ``average``, ``dtype`` (of a teacher given by path), ``allow_special_mismatch``,
-            ``length_factors``.
+            ``length_factors``, ``thinking``, ``template_kwargs`` (None: the trainer's ``chat_template_kwargs``); and
+            what the teacher reads, one value each: ``teacher_context``, ``teacher_template``, ``teacher_system``,
+            ``teacher_thinking``.
 
     Raises:
         OpdProbeError: at once or when training starts, whatever cannot be used, in one line. A measurement that fails
@@ -85,17 +90,26 @@ class OverlapCallback(TrainerCallback):
         self._trainer, self._every, self._at_start, self._keep = trainer, every, at_start, keep_teacher
         self._given = getattr(trainer, "teacher_model", None) if teacher is None else teacher
         if self._given is None:
-            raise InputError(
-                f"{type(trainer).__name__} has no teacher_model; give OverlapCallback a teacher: a path, a hub id or "
-                "a loaded model"
-            )
+            raise InputError(missing_teacher(trainer))
         if not isinstance(self._given, (str, Path, nn.Module)):
             kind = type(self._given).__name__
             raise InputError(f"teacher of type {kind}: expected a path, a hub id, a URL or a loaded model")
         self._teacher_tokenizer = teacher_tokenizer
         if is_url(self._given):
             self._given = served_model(self._given, teacher_tokenizer)
+        self._standing = Standing()
+        if isinstance(self._given, nn.Module):
+            self._standing = standing(trainer, self._student(), self._unwrapped(self._given), own=teacher is None)
+        if self._standing.kind == "itself" and teacher_prompt_of(options) is None:
+            raise InputError(
+                "teacher: is the model in training itself, so that it would be compared with itself; give "
+                "OverlapCallback what its teacher knows beyond the student (teacher_context='privileged_context', a "
+                "field of the prompts), or another teacher"
+            )
         self._loaded: LoadedModel | None = None
+        self._seen: str | None = None
+        if options.get("template_kwargs") is None:
+            options = {**options, "template_kwargs": getattr(trainer.args, "chat_template_kwargs", None) or None}
         self._directory = Path(str(trainer.args.output_dir))
         self._probe = make_probe(
             self._directory,
@@ -116,14 +130,18 @@ class OverlapCallback(TrainerCallback):
     ) -> None:
         """Refuse what cannot be measured, write the manifest, and measure the untrained student."""
         refuse_sharded(self._trainer.model_wrapped, "student")
+        check_adapters(self._student(), type(self._student()).__name__)
         if isinstance(self._given, nn.Module):
             refuse_sharded(self._given, "teacher")
         if not state.is_world_process_zero:
             return
-        models = {"teacher": self._teacher_place(), "student": _place_of(self._student())}
-        if models["teacher"] is None:
-            warn(f"manifest of {self._directory}: the teacher is a model in memory, so that no line can name it")
-        write_manifest(self._directory, self._probe, models)
+        self._seen = self._teachers_fingerprint()
+        self._write_manifest()
+        if hasattr(self._trainer, "teacher_context_builder") and self._probe.reads is None:
+            warn(
+                f"{type(self._trainer).__name__}: its teacher reads a privileged context, and here what the student "
+                "reads; teacher_context='privileged_context' gives it that field of the prompts"
+            )
         left = [step for step in self._probe.steps_after(state.global_step) if not self._is_due(step, state)]
         if left:
             some = ", ".join(map(str, left[:5])) + (", …" if len(left) > 5 else "")
@@ -151,6 +169,30 @@ class OverlapCallback(TrainerCallback):
             except OpdProbeError as error:
                 warn(f"step {state.global_step}: not measured ({error})")
 
+    def _write_manifest(self) -> None:
+        place = None if self._standing.moves else self._teacher_place()
+        if self._standing.moves:
+            warn(f"manifest of {self._directory}: the teacher moves with the training, so that no line can name it")
+        elif place is None:
+            warn(f"manifest of {self._directory}: the teacher is a model in memory, so that no line can name it")
+        write_manifest(self._directory, self._probe, {"teacher": place, "student": place_of(self._student())})
+
+    def _teachers_fingerprint(self) -> str | None:
+        """Of a teacher in memory that is not known to move."""
+        apart = isinstance(self._given, nn.Module) and self._standing == Standing()
+        return fingerprint(self._unwrapped(self._given)) if apart else None
+
+    def _look_whether_it_moves(self, step: int) -> None:
+        """A teacher that something changes leaves no path, which would lead to another model."""
+        if self._seen is None or self._teachers_fingerprint() == self._seen:
+            return
+        self._standing = Standing(moves=True)
+        forgotten = forget_teacher(self._directory)
+        warn(
+            f"step {step}: the weights of the teacher have changed since the training began"
+            + (", so that opd-probe.yaml names it no longer" if forgotten else "")
+        )
+
     def _is_due(self, step: int, state: TrainerState) -> bool:
         return step == state.max_steps or (step % self._every == 0 and step < state.max_steps)
 
@@ -164,22 +206,27 @@ class OverlapCallback(TrainerCallback):
     def _values(self, step: int) -> dict[str, float]:
         student = self._student()
         in_memory = [student, self._unwrapped(self._given)] if isinstance(self._given, nn.Module) else [student]
-        with undisturbed(*in_memory), memory_advice("measuring"):
-            tokenizer = _tokenizer_of(self._trainer) or _tokenizer_in(_place_of(student))
+        self._look_whether_it_moves(step)
+        with undisturbed(*in_memory), memory_advice("measuring"), ExitStack() as stack:
+            tokenizer = _tokenizer_of(self._trainer) or _tokenizer_in(place_of(student))
             loaded = load_model(student, tokenizer=tokenizer)
-            loaded.identity |= {"step": step, "format": "training", "base": _place_of(student)}
-            teacher = self._teacher(loaded)
+            loaded.identity |= {"step": step, "format": "training", "base": place_of(student)}
+            teacher = self._teacher(loaded, stack)
             labels = {"directory": str(self._directory.absolute())}
             return self._probe.values(self._probe.measure(loaded, teacher, step, labels))
 
-    def _teacher(self, student: LoadedModel) -> LoadedModel | ServedModel:
+    def _teacher(self, student: LoadedModel, stack: ExitStack) -> LoadedModel | ServedModel:
         if isinstance(self._given, ServedModel):
             return self._given
-        if not self._by_path():
-            place = self._teacher_place()
+        if self._standing.kind == "itself":
+            return student
+        if not is_path(self._given):
+            place, model = self._teacher_place(), self._unwrapped(self._given)
             tokenizer = self._teacher_tokenizer or _tokenizer_in(place) or student.tokenizer
-            loaded = load_model(self._unwrapped(self._given), tokenizer=tokenizer)
-            loaded.identity |= {"path": place}
+            if self._standing.kind != "apart":
+                model = stack.enter_context(twin(model, self._standing))
+            loaded = load_model(model, tokenizer=tokenizer)
+            loaded.identity |= {"path": None if self._standing.moves else place}
             return loaded
         if self._loaded is not None:
             return self._loaded
@@ -199,24 +246,18 @@ class OverlapCallback(TrainerCallback):
         found: PreTrainedModel = self._trainer.accelerator.unwrap_model(model)
         return found
 
-    def _by_path(self) -> bool:
-        return isinstance(self._given, (str, Path))
-
     def _teacher_place(self) -> str | None:
         if isinstance(self._given, ServedModel):
             return shown(self._given.endpoint.url)
-        return str(self._given) if self._by_path() else _place_of(self._unwrapped(self._given))
+        return str(self._given) if is_path(self._given) else place_of(self._unwrapped(self._given))
 
     def _teacher_name(self) -> str:
         place = self._given.model if isinstance(self._given, ServedModel) else self._teacher_place()
         if place and not Path(place).exists() and looks_like_hub_id(place):
-            return place
-        return Path(place or "").name or type(self._given).__name__
-
-
-def _place_of(model: Any) -> str | None:
-    """The path or hub id that a model was loaded from; of one with an adapter, its base's."""
-    return getattr(model.config, "_name_or_path", None) or None
+            name = place
+        else:
+            name = Path(place or "").name or type(self._given).__name__
+        return f"{name} ({self._standing.mark})" if self._standing.mark else name
 
 
 def _tokenizer_in(place: str | None) -> Any:

@@ -10,12 +10,12 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from opd_probe.curves import summarize, summarize_variant
+from opd_probe.engine.lists import Side, completed, state_arrays
 from opd_probe.engine.provenance import software
 from opd_probe.engine.scoring import default_chunk
 from opd_probe.errors import InputError, OpdProbeWarning
@@ -25,7 +25,7 @@ from opd_probe.stats.rounding import is_narrow, rounding, rounding_words
 from opd_probe.stats.single import single_statistics
 from opd_probe.stats.topk import NO_ID, NO_PROBABILITY
 from opd_probe.trace import Trace, rollout_table
-from opd_probe.trace.schema import FORMAT_VERSION, STATE_COLUMNS
+from opd_probe.trace.schema import FORMAT_VERSION
 from opd_probe.types import StateOrigin
 
 Array = NDArray[Any]
@@ -62,8 +62,8 @@ def overlap_metrics(
         response_mask: [B, T], 1 at tokens that the student generated, else 0.
         k: the size of both top sets; None: K.
         metrics: names from :data:`opd_probe.metrics.METRICS`; None for all of them, and those by rollout.
-        variant: in place of the paper's definitions those of another trainer, under its names: ``verl``, ``fireworks``
-            or ``thunlp[:SUPPORT[:WEIGHTS]]`` (:mod:`opd_probe.metrics.variants`).
+        variant: in place of the paper's definitions those of another trainer, under its names: ``verl``, ``fireworks``,
+            ``nemo-rl`` or ``thunlp[:SUPPORT[:WEIGHTS]]`` (:mod:`opd_probe.metrics.variants`).
         known: what else the loop holds, see :func:`topk_trace`.
 
     Returns:
@@ -188,12 +188,12 @@ def topk_trace(
         "student_entropy": student_entropy, "teacher_entropy": teacher_entropy,
         "reverse_kl": reverse_kl, "forward_kl": forward_kl,
     }  # fmt: skip
-    arrays = _arrays({
+    arrays = state_arrays({
         "position": batch.positions,
         "student_top_ids": ours[0], "student_top_logprobs": ours[1],
-        "teacher_logprobs_at_student_top": _completed(ours, theirs),
+        "teacher_logprobs_at_student_top": completed(ours, theirs),
         "teacher_top_ids": theirs[0], "teacher_top_logprobs": theirs[1],
-        "student_logprobs_at_teacher_top": _completed(theirs, ours),
+        "student_logprobs_at_teacher_top": completed(theirs, ours),
         **{name: batch.scalar(name, given) for name, given in scalars.items() if given is not None},
     })  # fmt: skip
     batch.warn_of_rounding()
@@ -210,10 +210,6 @@ def topk_trace(
         "software": software(),
     }
     return Trace(batch.rollouts(scores, prompt_ids), provenance, arrays=arrays)
-
-
-_Side = tuple[Tensor, Tensor, Tensor | None]
-"""Of the valid states: ids, the model's own log-probs, the other model's where they were given; [n, K] each."""
 
 
 class _Batch:
@@ -272,7 +268,7 @@ class _Batch:
             stacklevel=4,
         )
 
-    def side(self, name: str, ids: Tensor, own: Tensor, other: Tensor | None) -> _Side:
+    def side(self, name: str, ids: Tensor, own: Tensor, other: Tensor | None) -> Side:
         """One model's list in rank order, ties to the lower id."""
         shape = (*self.mask.shape, self.depth)
         logprobs = _logprobs(f"{name}_topk_logprobs", self._flat(f"{name}_topk_logprobs", own, shape))
@@ -346,28 +342,3 @@ def _score(given: Any) -> float:
         return float(given)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"scores: expected one number for each response, got {str(given)[:40]!r}") from None
-
-
-def _completed(own: _Side, other: _Side) -> Tensor:
-    """The other model's log-probs at this one's top ids: as given, else those in its own list. Elsewhere NaN, or −inf
-    where the other list names every id of probability above 0, and where there is no id."""
-    if own[2] is not None:
-        return own[2]
-    ids, order = other[0].sort(dim=1)
-    place = torch.searchsorted(ids, own[0].contiguous()).clamp_(max=ids.shape[1] - 1)
-    found = other[1].gather(1, order).gather(1, place)
-    found = found.masked_fill(ids.gather(1, place) != own[0], torch.nan)
-    whole = torch.isneginf(other[1][:, -1:])
-    return found.masked_fill((whole & found.isnan()) | (own[0] == NO_ID), -torch.inf)
-
-
-def _arrays(columns: dict[str, Tensor]) -> dict[str, Array]:
-    """The columns of a trace; those that nobody gave are NaN (ids: −1)."""
-    n = len(columns["position"])
-    arrays: dict[str, Array] = {}
-    for column in STATE_COLUMNS:
-        if column.name in columns:
-            arrays[column.name] = columns[column.name].numpy().astype(column.dtype)
-        elif column.dtype != "string" and not column.optional:
-            arrays[column.name] = np.full(n, np.nan if column.dtype.startswith("float") else -1, dtype=column.dtype)
-    return arrays

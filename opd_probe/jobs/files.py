@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import warn
-from opd_probe.jobs.plan import RunPlan
-from opd_probe.jobs.rendering import student_tokenizer, warn_of_readings
+from opd_probe.jobs.plan import RunPlan, Source
+from opd_probe.jobs.rendering import student_tokenizer, thinking_of, warn_of_readings
 from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.models.hub import home_of, localized, tokenizer_place
 from opd_probe.models.loading import eos_ids_of
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.models.weights import read_config, read_generation_config
-from opd_probe.rollouts.chat import thinking_variable, with_kwargs
+from opd_probe.rollouts.chat import prompts_with, rollouts_with
 from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
 from opd_probe.rollouts.padding import SpecialIds, special_ids_of, without_padding
-from opd_probe.rollouts.prompts import read_prompts, render_messages
+from opd_probe.rollouts.prompts import read_prompts
 from opd_probe.rollouts.reading import read_rollout_set, remarks
 from opd_probe.rollouts.selection import check_steps, drawn, of_checkpoint, origin
 from opd_probe.rollouts.sources import source_named
 from opd_probe.types import Checkpoint, Prompt, Rollout, StateOrigin
-
-PROBE = ({"role": "user", "content": "1 + 1 = ?"},)
-"""What a template is asked with, whether it knows a variable."""
 
 
 class Files:
@@ -33,8 +29,8 @@ class Files:
 
     def __init__(self, plans: Sequence[RunPlan]) -> None:
         self._plans = plans
-        self._rollouts: dict[str, list[Rollout]] = {}
-        self._steps_are: dict[str, str] = {}
+        self._rollouts: dict[Source, list[Rollout]] = {}
+        self._steps_are: dict[Source, str] = {}
         self._prompts: dict[str, list[Prompt]] = {}
         self._special: dict[tuple[str | None, ...], SpecialIds] = {}
         self._stripped: dict[tuple[str, str, int | None, SpecialIds], list[Rollout]] = {}
@@ -50,14 +46,14 @@ class Files:
             if plan.source.kind == "prompts":
                 warn_of_readings(plan, self.prompts(plan))
                 continue
-            warn_of_readings(plan, self.rollouts(plan.source.path))
+            warn_of_readings(plan, self.rollouts(plan.source))
             for checkpoint in plan.run.checkpoints:
                 self.replayed(plan, checkpoint)
-            steps_are = self._steps_are[plan.source.path]
+            steps_are = self._steps_are[plan.source]
             if (
                 steps_are
                 and not plan.settings.step_offset
-                and check_steps(self.rollouts(plan.source.path), plan.source.path)
+                and check_steps(self.rollouts(plan.source), plan.source.path)
             ):
                 warn(f"rollouts {plan.source.path}: {steps_are}")
 
@@ -67,12 +63,7 @@ class Files:
         if path not in self._prompts:
             self._prompts[path] = read_prompts(path)
         prompts, variables = self._prompts[path], self._variables(plan)
-        if not variables:
-            return prompts
-        return [
-            prompt if prompt.messages is None else replace(prompt, extra=with_kwargs(prompt.extra, variables))
-            for prompt in prompts
-        ]
+        return prompts_with(prompts, variables)
 
     def _variables(self, plan: RunPlan) -> dict[str, Any]:
         """Template variables by option: those that are named, and the thinking mode under the template's name for it.
@@ -87,38 +78,25 @@ class Files:
         key = (first.path, first.revision, plan.tokenizer, plan.settings.template, thinking)
         if key not in self._thinking:
             tokenizer = student_tokenizer(tokenizer_of(first, plan.tokenizer), plan.settings)
-
-            def differs(name: str) -> bool:
-                one, other = (
-                    render_messages("--thinking", PROBE, tokenizer, variables={name: mode}) for mode in (True, False)
-                )
-                return one != other
-
-            self._thinking[key] = thinking_variable("--thinking", f"of {first.path}", thinking == "on", differs)
+            self._thinking[key] = thinking_of(tokenizer, first.path, thinking)
         return named | self._thinking[key]
 
-    def rollouts(self, path: str) -> list[Rollout]:
+    def rollouts(self, source: Source) -> list[Rollout]:
         """The rollouts of a file."""
-        if path not in self._rollouts:
-            found = read_rollout_set([path])
+        if source not in self._rollouts:
+            found = read_rollout_set([source.path], step_pattern=source.step_pattern)
             for line in remarks(found):
                 warn(line)
-            self._rollouts[path] = found.rollouts
-            self._steps_are[path] = source_named(found.kind).steps_are
-        return self._rollouts[path]
+            self._rollouts[source] = found.rollouts
+            self._steps_are[source] = source_named(found.kind).steps_are
+        return self._rollouts[source]
 
     def replayed(self, plan: RunPlan, checkpoint: Checkpoint) -> tuple[list[Rollout], StateOrigin]:
         """The rollouts of a file that belong to a checkpoint, and whose states they are."""
         path, settings = plan.source.path, plan.settings
-        everything = self.rollouts(path)
+        everything = self.rollouts(plan.source)
         chosen = of_checkpoint(everything, checkpoint, plan.run.checkpoints, settings.step_offset, path)
-        if variables := self._variables(plan):
-            chosen = [
-                replace(rollout, extra=with_kwargs(rollout.extra, variables))
-                if rollout.extra.get("messages")
-                else rollout
-                for rollout in chosen
-            ]
+        chosen = rollouts_with(chosen, self._variables(plan))
         if any(rollout.token_source == "retokenized" for rollout in chosen):
             own = tokenizer_of(checkpoint, plan.tokenizer)
             chosen = encode_rollouts(chosen, student_tokenizer(own, settings))

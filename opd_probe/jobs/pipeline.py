@@ -29,7 +29,7 @@ from opd_probe.output import existing_directory
 from opd_probe.plain import visible
 from opd_probe.progress import Progress
 from opd_probe.runs.stored import Measured
-from opd_probe.trace import Trace, read_trace
+from opd_probe.trace import Trace
 from opd_probe.types import Checkpoint, Rollout, StateOrigin
 
 
@@ -108,11 +108,8 @@ class _Station:
         if lacking:
             student = self._student(len(lacking), wanted[lacking[0]].settings)
         for number, request in enumerate(wanted):
-            trace = traces[number]
-            if trace is None:
+            if traces[number] is None:
                 traces[number] = self._made(student, request, fingerprints[number])
-            else:
-                traces[number] = _with_labels(trace, request)
         name, step = visible(self.run.run.name), self.checkpoint.step
         return [
             Measured(name, step, visible(teacher.name), self.states, trace, self.run.settings)
@@ -165,14 +162,6 @@ class _Station:
             return request.make(student, teacher, self.rollouts, fingerprint, self.progress.update)
 
 
-def _with_labels(trace: Trace, request: TraceRequest) -> Trace:
-    """The stored trace under today's labels, in the file too: ``--traces`` reads them from there."""
-    assert request.path is not None
-    before = read_trace(request.path, verify=False).provenance.get("labels", {})
-    same = all(before.get(name) == value for name, value in request.labels.items())
-    return trace if same else trace.save(request.path)
-
-
 @contextmanager
 def _nothing_half_written(path: Path) -> Iterator[None]:
     """After bad input, remove a replay's unfinished work and the folders made for it.
@@ -194,8 +183,11 @@ def _nothing_half_written(path: Path) -> Iterator[None]:
 
 
 def _has_progress(partial: Path) -> bool:
-    for flags in ("done", "answered"):
+    for digests in (
+        "done_digests",
+        "answered_digests",
+    ):  # without one are rollouts that have no state
         with suppress(OSError, ValueError):
-            if np.load(partial / f"{flags}.npy", mmap_mode="r").any():
+            if np.load(partial / f"{digests}.npy", mmap_mode="r").any():
                 return True
     return False

@@ -43,10 +43,15 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a run's rollouts come from."""
+    """Where a run's rollouts come from.
+
+    Attributes:
+        step_pattern: how the step is read from the names of rollout files and their folders; None: as it usually is.
+    """
 
     kind: Literal["rollouts", "prompts"]
     path: str
+    step_pattern: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +280,8 @@ def _find_source(request: Request, run: Run) -> Source:
         if option:
             _check_file(f"--{kind}", option, folders=kind == "rollouts")
         if path := option or entry:
-            return Source("rollouts" if kind == "rollouts" else "prompts", path)
+            pattern = request.step_pattern or manifest.step_pattern
+            return Source("rollouts" if kind == "rollouts" else "prompts", path, pattern)
     place = run.manifest_path or f"<run>/{MANIFEST_NAME}"
     raise MissingError(
         f"run {run.name}: neither rollouts nor prompts; give --rollouts FILE to replay stored responses or "

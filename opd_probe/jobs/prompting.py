@@ -11,7 +11,7 @@ from opd_probe.jobs.files import Files, tokenizer_of
 from opd_probe.jobs.plan import RunPlan, Teacher
 from opd_probe.jobs.rendering import student_tokenizer, template_source
 from opd_probe.models.served.model import ServedModel
-from opd_probe.models.vocabulary import chat_template_of, load_tokenizer, text_digest
+from opd_probe.models.vocabulary import chat_template_of, load_tokenizer
 from opd_probe.rollouts.chat import chat_variables
 from opd_probe.rollouts.prompts import encode_messages
 from opd_probe.rollouts.teacher_prompts import OWN, STUDENT, PromptMaker, TeacherPrompts, messages_of
@@ -56,18 +56,10 @@ class Prompter:
         if teacher.prompt is None:
             return None
         maker = self._maker(run, checkpoint, teacher)
-        ids = maker.ids(rollouts)
+        read = maker.prompts(rollouts)
         if teacher.prompt.template == STUDENT:
             self._tell_what_differs(run, checkpoint, teacher, rollouts)
-        wanted = teacher.prompt
-        made = {
-            "template": wanted.template,
-            "template_sha256": text_digest(maker.template),
-            "system": wanted.system,
-            "thinking": wanted.thinking,
-            "context": wanted.context,
-        }
-        return TeacherPrompts(ids, made)
+        return read
 
     def lengths(
         self, run: RunPlan, checkpoint: Checkpoint, teacher: Teacher, prompts: Sequence[Prompt]

@@ -10,8 +10,13 @@ from opd_probe.models.splitting import TEMPLATE, tokenizers_differ
 from opd_probe.models.vocabulary import chat_template_of, load_tokenizer, with_template
 from opd_probe.options.naming import user_path
 from opd_probe.options.settings import Settings
+from opd_probe.rollouts.chat import thinking_variable
+from opd_probe.rollouts.prompts import render_messages
 from opd_probe.texts import read_text
 from opd_probe.types import Prompt, Rollout
+
+PROBE = ({"role": "user", "content": "1 + 1 = ?"},)
+"""What a template is asked with, whether it knows a variable."""
 
 
 def template_source(place: str, option: str = "--template") -> str:
@@ -44,6 +49,25 @@ def student_tokenizer(tokenizer: Any, settings: Settings) -> Any:
         OpdProbeError: as :func:`template_source`.
     """
     return tokenizer if settings.template is None else with_template(tokenizer, template_source(settings.template))
+
+
+def thinking_of(tokenizer: Any, name: str, thinking: str) -> dict[str, bool]:
+    """The template variable that switches thinking ``on`` or ``off``, for the template of a student's tokenizer.
+
+    Args:
+        name: of the student, for messages.
+
+    Raises:
+        InputError: the template knows no thinking mode.
+    """
+
+    def differs(variable: str) -> bool:
+        one, other = (
+            render_messages("--thinking", PROBE, tokenizer, variables={variable: mode}) for mode in (True, False)
+        )
+        return one != other
+
+    return thinking_variable("--thinking", f"of {name}", thinking == "on", differs)
 
 
 def warn_of_readings(run: RunPlan, texts: list[Prompt] | list[Rollout]) -> None:

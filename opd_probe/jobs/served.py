@@ -17,9 +17,13 @@ from opd_probe.engine.served import TOLD, ServedReplay, refuse_temperature
 from opd_probe.engine.settings import ReplaySettings
 from opd_probe.errors import InputError, OpdProbeWarning, TraceError
 from opd_probe.models.served.endpoint import Endpoint, is_url, parse_endpoint
-from opd_probe.models.served.model import ServedModel, connect, local_root
+from opd_probe.models.served.model import ServedModel, connect, local_roots
 from opd_probe.models.vocabulary import load_tokenizer, tokenizer_digest
+from opd_probe.texts import read_json
 from opd_probe.trace import Trace, TraceSpool, read_trace
+
+ANSWERS = "teacher's answers"
+"""The part of a trace's fingerprint that holds what the server answered to a fixed sequence."""
 
 FOREIGN_WARNING = 0.01
 """Share of the told top tokens that the student does not share above which a replay warns."""
@@ -40,9 +44,8 @@ def served_model(source: Any, tokenizer: Any = None) -> Any:
     if not isinstance(source, Endpoint):
         return source
     found = connect(source, load_tokenizer(tokenizer, required=True) if tokenizer is not None else None)
-    place = local_root(found)
-    if found.tokenizer is None and place is not None:
-        found.tokenizer = load_tokenizer(place, required=False)
+    for place in local_roots(found):
+        found.tokenizer = found.tokenizer or load_tokenizer(place, required=False)
     return found
 
 
@@ -74,6 +77,38 @@ def settings_for(teacher: ServedModel, settings: ReplaySettings, least: int = 1)
 def tokenizer_of_served(teacher: ServedModel) -> str | None:
     """A digest of the tokenizer that is known of a served model; None: none is."""
     return None if teacher.tokenizer is None else tokenizer_digest(teacher.tokenizer)
+
+
+def served_identity(teacher: ServedModel, path: Path | None) -> dict[str, Any]:
+    """What a stored trace of a served teacher must agree on: who its server says it is, and what it answers to a fixed
+    sequence. Those are the answers of a trace that is there already, of its unfinished work or of another checkpoint's
+    beside it, where the teacher may have the weights of then.
+
+    Args:
+        path: of the trace.
+
+    Raises:
+        ServerError: as of :meth:`opd_probe.models.served.model.ServedModel.recognised`.
+    """
+    return {"teacher weights": teacher.digest, ANSWERS: teacher.recognised(_known_answers(path))}
+
+
+def _known_answers(path: Path | None) -> Iterator[Any]:
+    if path is None:
+        return
+    with suppress(OSError, ValueError):
+        yield read_json(answers_path(path))
+    beside = sorted(path.parent.glob("*.parquet"), key=lambda file: file != path)
+    for file in beside:
+        with suppress(TraceError):
+            found = read_trace(file, verify=False).provenance.get("fingerprint", {})
+            if ANSWERS in found:
+                yield found[ANSWERS]
+
+
+def answers_path(path: Path) -> Path:
+    """Where the unfinished work on a trace keeps what the teacher answered."""
+    return path.with_name(f".{path.name}.partial") / "answers.json"
 
 
 def told_beside(path: Path | None, fingerprint: Mapping[str, Any], k: int, size: int) -> Trace | None:
@@ -118,14 +153,22 @@ def served_states(
     yield from engine.states(spool.done, lambda rollout: spool.answer(rollout, TOLD), replayed)
 
 
-def foreign_warnings(spool: TraceSpool, name: str) -> list[str]:
-    """What is to be said when the teacher's lists hold ids that the student does not share: its tokenizer may be
-    another."""
-    told = spool.arrays["teacher_top_logprobs"]
-    foreign = float(np.mean(np.isnan(told))) if told.size else 0.0
-    if foreign <= FOREIGN_WARNING:
-        return []
-    return [
-        f"{foreign:.1%} of the top tokens that {name} tells are not among the ids that the student shares with it; "
-        "states whose top k they leave incomplete are null: does the server use the student's tokenizer?"
-    ]
+def told_warnings(spool: TraceSpool, engine: ServedReplay) -> list[str]:
+    """What is to be said of states that the server told no list of, and of ids that the student does not share: its
+    tokenizer may be another."""
+    told, name = spool.arrays["teacher_top_logprobs"], engine.teacher.name
+    unknown = np.isnan(told).all(1) & np.isnan(spool.arrays["teacher_logprob"])
+    found = []
+    if unknown.any():
+        state = int(np.flatnonzero(unknown)[0])
+        found.append(
+            f"{int(unknown.sum()):,} of {len(told):,} states are unknown: {name} told no list of log-probabilities of "
+            f"them, asked twice; the first is {engine.place_of(state)}"
+        )
+    foreign = float(np.mean(np.isnan(told[~unknown]))) if told[~unknown].size else 0.0
+    if foreign > FOREIGN_WARNING:
+        found.append(
+            f"{foreign:.1%} of the top tokens that {name} tells are not among the ids that the student shares with it; "
+            "states whose top k they leave incomplete are null: does the server use the student's tokenizer?"
+        )
+    return found

@@ -20,12 +20,21 @@ from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import OpdProbeWarning, TraceError
 from opd_probe.jobs.memory import memory_advice
-from opd_probe.jobs.served import foreign_warnings, served_states, tokenizer_of_served, told_beside
+from opd_probe.jobs.served import (
+    ANSWERS,
+    answers_path,
+    served_identity,
+    served_states,
+    tokenizer_of_served,
+    told_beside,
+    told_warnings,
+)
 from opd_probe.models.digests import tokenizer_files_digest, weights_digest
 from opd_probe.models.lengths import has_length_factors
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, special_ids, template_digest, text_digest
+from opd_probe.output import write_bytes
 from opd_probe.rollouts.files import prompt_key, rollouts_digest
 from opd_probe.rollouts.grading import grade_rollout
 from opd_probe.rollouts.sampling import sampling_words
@@ -71,7 +80,7 @@ class TraceRequest:
         settings = self.settings
         return {
             "student weights": weights_digest(self.student),
-            "teacher weights": weights_digest(self.teacher),
+            **self.teacher_parts(),
             "student tokenizer": tokenizer_files_digest(settings.tokenizer or self.student),
             "teacher tokenizer": tokenizer_of_served(self.teacher)
             if isinstance(self.teacher, ServedModel)
@@ -86,23 +95,33 @@ class TraceRequest:
             "length_factors": self._length_rule(),
         }
 
+    def teacher_parts(self) -> dict[str, Any]:
+        """What tells the teacher's weights, of a served one as far as its server does."""
+        if isinstance(self.teacher, ServedModel):
+            return served_identity(self.teacher, self.path)
+        return {"teacher weights": weights_digest(self.teacher)}
+
     def _length_rule(self) -> LengthRule | None:
         """Whose length decides; None where it decides nothing, so that the rule does not matter."""
         models = [one for one in (self.student, self.teacher) if not isinstance(one, ServedModel)]
         return self.settings.length_factors if any(map(has_length_factors, models)) else None
 
     def stored(self, fingerprint: Mapping[str, Any]) -> Trace | None:
-        """The trace that is there already, when it fits, else None. Loads no model.
+        """The trace that is there already, when it fits, else None. Loads no model, and opens the file once.
 
-        A trace that does not fit any more is warned about, with the reason.
+        It has today's labels, in the file too, where ``--traces`` reads them. A trace that does not fit any more is
+        warned about, with the reason.
         """
         if self.path is None or not self.path.is_file():
             return None
         found = _reusable(self.path, fingerprint, self.settings)
-        if found is not None and self.labels:
-            found.provenance["labels"] = {**found.provenance.get("labels", {}), **self.labels}
-        if found is not None:
-            warn_of(found)
+        if found is None:
+            return None
+        before = found.provenance.get("labels", {})
+        if before != (labels := {**before, **self.labels}):
+            found.provenance["labels"] = labels
+            found = found.save(self.path)
+        warn_of(found)
         return found
 
     def make(
@@ -216,15 +235,17 @@ class _Job:
         spool = TraceSpool(counts, columns, self.settings.k, directory, key, answers=TOLD if served else ())
         if isinstance(engine, ServedReplay):
             told = told_beside(path, fingerprint, self.settings.k, self.vocabulary.size)
+            if path is not None:
+                write_bytes(answers_path(path), json.dumps(fingerprint.get(ANSWERS)).encode())
             states = served_states(engine, spool, progress, told)
         else:
             states = engine.states(spool.done, progress)
         for index, values in states:
             spool.put(index, values)
-        foreign = foreign_warnings(spool, teacher.name) if isinstance(teacher, ServedModel) else []
+        said = told_warnings(spool, engine) if isinstance(engine, ServedReplay) else []
         provenance = self._provenance(fingerprint, labels) | {
             "length_factors": self._length_factors(engine),
-            "warnings": [*foreign, *self._outside_warnings(spool)],
+            "warnings": [*said, *self._outside_warnings(spool)],
             "made_by": {"command": command_line(), "settings": self._asked(), "rollouts": rollouts_from},
         }
         trace = spool.finish(rollout_table(self._rows(counts)), provenance, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,17 @@ from opd_probe.errors import InputError
 from opd_probe.models.formats import peft as peft_format
 from opd_probe.models.formats import verl_lora
 from opd_probe.models.guards import brief, one_line, quiet
+from opd_probe.models.tying import states_tied
 
 _TASKS = ("CAUSAL_LM", "FEATURE_EXTRACTION")
+_EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "embeddings")
+_HEADS = ("lm_head", "embed_out", "output")
+_VOCABULARY = re.compile(rf"\.({'|'.join((*_EMBEDDINGS, *_HEADS))})\.weight$")
+"""The modules of a model that have a row for each token."""
+
+_INSIDE = re.compile(r"\.(base_layer|token_adapter|modules_to_save|original_module)(?=\.)")
+"""Where peft puts such a module that it adapts."""
+
 _SHOWN = 8
 """Retrained tokens that a check looks at."""
 
@@ -225,7 +235,7 @@ def _widen(model: PreTrainedModel, weights: Path) -> None:
     PEFT then stores the whole embedding and output layer, and refuses a base of another width.
     """
     embeddings: Any = model.get_input_embeddings()
-    width = stored_width(weights, tied=bool(model.config.get_text_config().tie_word_embeddings))
+    width = stored_width(weights, tied=states_tied(model.config))
     if width is not None and width != embeddings.weight.shape[0]:
         model.resize_token_embeddings(width, mean_resizing=False)
 
@@ -236,9 +246,10 @@ def stored_width(weights: Path, *, tied: bool) -> int | None:
 
     with safe_open(weights, framework="pt") as file:
         stored = {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118 (it has no __iter__)
-    layers = ["embed_tokens.weight", *([] if tied else ["lm_head.weight"])]
-    rows = {n for name, n in stored.items() if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
-    whole = all(any(name.endswith(layer) for name in stored) for layer in layers)  # or new rows would stay random
+    found = {name: match[1] for name in stored if (match := _VOCABULARY.search(_INSIDE.sub("", name))) is not None}
+    layers = [any(module in names for module in found.values()) for names in (_EMBEDDINGS, _HEADS)]
+    whole = any(layers) if tied else all(layers)  # or new rows would stay random
+    rows = {stored[name] for name in found}
     return rows.pop() if len(rows) == 1 and whole else None
 
 

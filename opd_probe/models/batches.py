@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from opd_probe.models.lengths import LengthFactors
-from opd_probe.models.paths import Paths
+from opd_probe.models.trials import Paths
 from opd_probe.types import LengthRule
 
 Ints = NDArray[np.int64]

@@ -152,6 +152,22 @@ class Body:
         raise RuntimeError("does not call its output layer")
 
 
+def last_of_prompts(body: Body, prompts: Tensor, mask: Tensor | None, past: Past) -> Tensor:
+    """Outputs at the last tokens, [B, d], of prompts [B, T] that are padded on the left where the mask is 0; without a
+    mask the attention is that of the replay."""
+    positions = None if mask is None else (mask.cumsum(-1) - 1).clamp_min(0)
+    return body(prompts, past, mask, positions)[:, -1]
+
+
+def next_tokens(body: Body, tokens: Tensor, mask: Tensor | None, past: Past) -> tuple[Tensor, Tensor | None]:
+    """Outputs [B, d] at one more token [B] of each row, and the mask that counts it."""
+    if mask is None:
+        return body(tokens[:, None], past)[:, -1], None
+    positions = mask.sum(-1, keepdim=True)
+    mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+    return body(tokens[:, None], past, mask, positions)[:, -1], mask
+
+
 def own_logits(model: Any, input_ids: Tensor) -> Tensor:
     """What every path is held against: the model's own logits of whole sequences [B, T], [B, T, W]."""
     logits: Tensor = Body(model, "own logits")(input_ids)

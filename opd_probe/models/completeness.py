@@ -13,10 +13,16 @@ import transformers
 from transformers import PreTrainedModel
 
 from opd_probe.errors import InputError
-from opd_probe.models.formats.headers import BYTES, Headers, is_packing
+from opd_probe.models.formats.headers import BYTES, Headers, is_book_keeping, is_packing
 from opd_probe.models.guards import quiet
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+_GUESSES = re.compile(r"^(model\.)?(mtp|mtp_\w+|medusa_heads?)\.")
+"""Parts beside a model that guess tokens ahead; what it says of the next one they only read."""
+
+_COMPUTED = re.compile(r"\.(rotary_emb\.(inv_freq|(cos|sin)_cached)|(self_)?attn(ention)?\.(masked_)?bias)$")
+"""What older code stored of what it computes: tables of rotary embeddings, and causal masks."""
 
 
 def check_complete(path: Path, model: PreTrainedModel, info: dict[str, Any], headers: Headers) -> None:
@@ -34,13 +40,15 @@ def check_complete(path: Path, model: PreTrainedModel, info: dict[str, Any], hea
     """
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
+        instead = next((f"; {name} is there" for name in sorted(headers) if name.endswith(f".{missing[0]}")), "")
         raise InputError(
-            f"checkpoint {path}: the weights lack {missing[0]} ({len(missing)} missing in all); expected every weight "
-            "of the architecture in config.json; save the checkpoint again"
+            f"checkpoint {path}: the weights lack {missing[0]} ({len(missing)} missing in all{instead}); expected "
+            "every weight of the architecture in config.json, under its name there; save the checkpoint again"
         )
     unplaced = sorted(info["unexpected_keys"])
     if unplaced:
         elsewhere = {*_ahead(model.config, unplaced), *_other_parts(model, unplaced)}
+        elsewhere |= {name for name in unplaced if _of_no_use(name, headers)}
         unplaced = [name for name in unplaced if name not in elsewhere]
     if unplaced:
         raise InputError(
@@ -67,6 +75,14 @@ def _ahead(config: Any, names: list[str]) -> list[str]:
         return []
     found = ((name, _LAYER.search(name)) for name in names)
     return [name for name, layer in found if layer is not None and first <= int(layer[1]) < first + count]
+
+
+def _of_no_use(name: str, headers: Headers) -> bool:
+    """Whether no next-token distribution needs a value, by its name and shape."""
+    shape = headers[name].shape if name in headers else (0,)
+    is_mask = len(shape) == 4 and shape[:2] == (1, 1)
+    computed = _COMPUTED.search(name) is not None and (not name.endswith("n.bias") or is_mask)
+    return computed or _GUESSES.match(name) is not None or is_book_keeping(name)
 
 
 def _other_parts(model: PreTrainedModel, names: list[str]) -> list[str]:
@@ -105,7 +121,12 @@ def _is_packing(name: str, headers: Headers) -> bool:
     """Whether a value is a part of a quantised weight: by its name, or as the neighbour of one of 8 bits or less."""
     module, _, last = name.rpartition(".")
     beside = [header for other, header in headers.items() if other.rpartition(".")[0] == module]
-    return is_packing(name) or "scale" in last or any(header.dtype not in BYTES for header in beside)
+    return (
+        is_packing(name)
+        or "scale" in last
+        or "quantizer" in name
+        or any(header.dtype not in BYTES for header in beside)
+    )
 
 
 def _switches(model: PreTrainedModel, name: str) -> Iterator[tuple[str, bool]]:

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opd_probe.models.bodies import Caching, Past
+from opd_probe.models.bodies import Caching, Past, last_of_prompts, next_tokens
 from opd_probe.models.loading import LoadedModel
-from opd_probe.models.paths import last_of_prompts, next_tokens
 from opd_probe.types import LengthRule
 
 

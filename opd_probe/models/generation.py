@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from opd_probe.errors import InputError, LogitError, OutOfMemoryError
+from opd_probe.errors import InputError, LogitError, OutOfMemoryError, warn
 from opd_probe.models.continuation import Continuation, one_length
 from opd_probe.models.lengths import check_rule
 from opd_probe.models.loading import LoadedModel
@@ -93,10 +93,11 @@ def sample_rollouts(
     check_sampling(student, prompts, num_rollouts, max_new_tokens, temperature)
     check_rule(length_factors)
     if not student.paths.decided:
-        raise InputError(
-            f"model {student.name} ({type(student.model).__name__}): attends to the best few of what it has read, and "
-            "has equal scores among them: what it says of a prefix changes when the prefix goes on, so that it has no "
-            "distribution to sample from; give --rollouts of another sampler"
+        warn(
+            f"model {student.name}: what it says of a prefix may change when the prefix goes on (it attends to the "
+            "best few of what it has read and has equal scores among them, or rounds to 8 bits by what else goes "
+            "through); each token is sampled from its whole prefix alone, and a replay, which reads whole rollouts, "
+            "may give other log-probabilities"
         )
     kept = Drafts(drafts, key)
     wanted = [

@@ -28,12 +28,13 @@ from opd_probe.models.formats.headers import stored_dtype
 from opd_probe.models.guards import brief
 from opd_probe.models.hub import localized, tokenizer_place
 from opd_probe.models.lengths import LengthFactors
-from opd_probe.models.paths import Paths, Trial, paths_of
+from opd_probe.models.paths import paths_of
 from opd_probe.models.placeholders import placeholder_ids
-from opd_probe.models.placement import DeviceMap, check_device_map, input_device
+from opd_probe.models.placement import DeviceMap, check_device_map, input_device, input_embeddings
 from opd_probe.models.positions import max_positions
 from opd_probe.models.quantised import quantisation_of_model
 from opd_probe.models.readout import OutputLayer as OutputLayer
+from opd_probe.models.trials import Paths, Trial
 from opd_probe.models.tying import warn_of_untied
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.models.weights import read_model
@@ -116,7 +117,7 @@ class LoadedModel:
         """The caching with which a path is exact, None where none is; found out when it is first asked for.
 
         Args:
-            what: see :meth:`opd_probe.models.paths.Trial.verdict`.
+            what: see :meth:`opd_probe.models.trials.Trial.verdict`.
         """
         if what not in self.paths.verdicts:
             self.paths.verdicts[what] = Trial(self.model, self.name).verdict(self.paths, self.output_layer, what)
@@ -272,7 +273,7 @@ def _wrap(
 
 def computing_type(model: Any, layer: OutputLayer) -> torch.dtype:
     """The type of a model's embeddings; where these are packed, of its output layer."""
-    weight: Tensor = getattr(model.get_input_embeddings(), "weight", layer.weight)
+    weight: Tensor = getattr(input_embeddings(model), "weight", layer.weight)
     plain = weight.is_floating_point() and weight.element_size() > 1
     return weight.dtype if plain else layer.weight.dtype
 

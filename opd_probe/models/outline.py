@@ -14,6 +14,7 @@ from opd_probe.models.hub import home_of, localized
 from opd_probe.models.loading import eos_ids_of, tokenizer_for
 from opd_probe.models.placeholders import placeholder_ids
 from opd_probe.models.positions import max_positions
+from opd_probe.models.tying import states_tied
 from opd_probe.models.weights import read_config, read_generation_config
 from opd_probe.types import Checkpoint
 
@@ -53,7 +54,7 @@ def read_outline(checkpoint: Checkpoint, *, tokenizer: Any = None) -> Outline:
     home = home_of(base)
     config = read_config(home)
     text = config.get_text_config()
-    tied = bool(text.tie_word_embeddings)
+    tied = states_tied(config)
     widths = (stored_width(adapter, tied=tied) for adapter in adapters)
     width = next((found for found in widths if found is not None), int(text.vocab_size))
     own = tokenizer_for(local, tokenizer)

@@ -35,9 +35,17 @@ def check_device_map(device_map: DeviceMap | None, device: str | None) -> None:
         )
 
 
+def input_embeddings(model: Any) -> Any:
+    """The module that turns a model's token ids into vectors; None where it names none."""
+    try:
+        return model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
 def input_device(model: Any) -> torch.device:
     """Where a model's token ids go: where its embeddings are used, wherever they are kept."""
-    embeddings = model.get_input_embeddings()
+    embeddings = input_embeddings(model)
     execution = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
     if execution is not None:
         return torch.device(execution)

@@ -12,6 +12,7 @@ import torch
 
 from opd_probe.errors import InputError, OpdProbeError
 from opd_probe.models.guards import brief, one_line, quiet
+from opd_probe.models.placement import input_device
 
 _STATED = "stated_quantisation"
 """The attribute of a model that keeps what its checkpoint said."""
@@ -115,7 +116,7 @@ def settle(model: Any, config: Any, dtype: torch.dtype | None) -> None:
         InputError: packed weights that are computed in another type alone.
     """
     keep_stated(model, quantisation_of(config))
-    ids = torch.zeros(1, 2, dtype=torch.int64, device=model.get_input_embeddings().weight.device)
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=input_device(model))
     with torch.no_grad(), quiet():
         try:
             model(input_ids=ids)

@@ -30,6 +30,12 @@ _WORDS: tuple[tuple[Unit, re.Pattern[str]], ...] = (
 )
 """Names that say their step by themselves; a step beside an epoch wins."""
 
+_AT_THE_END = re.compile(
+    r"(?:^|[^A-Za-z])((?:checkpoint|ckpt|global[-_]?step|steps?|iter(?:ation)?|epochs?|ep)[-_=. ]?\d{1,18}"
+    r"(?:[-_.](?:unsharded|sharded|hf|merged|lora|adapter))?)$",
+    re.IGNORECASE,
+)
+
 _NUMBER = re.compile(r"(?<!\d)(?<!\d\.)(?<!\d[eE])(?<!\d[eE][-+])\d+(?![\d.]*\d|[A-Za-z])")
 _DATE = re.compile(r"(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d(?:[-_.T]?[0-2]\d[-_.:h]?[0-5]\d(?:[-_.:m]?[0-5]\d)?)?")
 _NO_STEP = re.compile(
@@ -77,6 +83,32 @@ def step_name(name: str) -> StepName | None:
             stem = f"{match['prefix']}{unit}_N{_MOVES_ALONG.sub('', match['suffix'])}"
             return StepName(int(match["number"]), unit, stem, True, f"{unit} in its name", bare=name[0].isdigit())
     return None
+
+
+def named_step(name: str, pattern: re.Pattern[str] | None = None) -> StepName | None:
+    """What a name says: by ``--step-pattern`` where that matches, else by itself.
+
+    Raises:
+        InputError: as :func:`by_pattern`.
+    """
+    found = None if pattern is None else by_pattern(name, pattern)
+    return found or step_name(name)
+
+
+def step_of_place(name: str, pattern: re.Pattern[str] | None = None) -> int | None:
+    """The step that the name of a folder or a file without its suffix says, of what lies in it or near it.
+
+    Read as the names of checkpoints are; behind other words too (``mine__checkpoint-80``), since evaluations name their
+    folders after a checkpoint's whole path.
+
+    Raises:
+        InputError: as :func:`by_pattern`.
+    """
+    found = named_step(name, pattern)
+    if found is not None:
+        return found.step
+    end = _AT_THE_END.search(name)
+    return None if end is None else step_of_name(end[1])
 
 
 def step_of_name(name: str) -> int | None:

@@ -7,6 +7,14 @@ from typing import Any
 import torch
 
 from opd_probe.errors import warn
+from opd_probe.models.placement import input_embeddings
+from opd_probe.models.readout import output_module
+
+
+def states_tied(config: Any) -> bool:
+    """Whether a configuration ties the output layer to the embeddings: that of the whole checkpoint decides, of whose
+    text model it may say nothing."""
+    return bool(getattr(config, "tie_word_embeddings", False))
 
 
 def warn_of_untied(model: Any, name: str) -> None:
@@ -14,8 +22,8 @@ def warn_of_untied(model: Any, name: str) -> None:
 
     transformers takes the stored one then, and so do all numbers here; servers may go by the configuration.
     """
-    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    inputs, outputs = input_embeddings(model), output_module(model)
+    tied = states_tied(model.config)
     first, second = getattr(inputs, "weight", None), getattr(outputs, "weight", None)
     if not tied or not isinstance(first, torch.Tensor) or not isinstance(second, torch.Tensor):
         return

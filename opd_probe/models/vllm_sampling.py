@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,9 @@ from opd_probe.types import Checkpoint, Prompt, Rollout
 
 LONGEST_LIST = 1024
 """vLLM takes no more ids in one list of a request."""
+
+LEAST_CACHE = 2**30
+"""Bytes of keys and values that vLLM's engine is given on a CPU, at least."""
 
 
 def sample_with_vllm(
@@ -114,6 +118,7 @@ def _engine(checkpoint: Checkpoint, dtype: str | None, longest: int) -> Iterator
     """
     with one_line(f"sampler vllm, checkpoint {checkpoint.path}"):
         from vllm import LLM
+        from vllm.platforms import current_platform
 
         stored = type_to_load(headers_of(checkpoint), read_config(Path(checkpoint.path)))
         engine = LLM(
@@ -124,6 +129,7 @@ def _engine(checkpoint: Checkpoint, dtype: str | None, longest: int) -> Iterator
             max_model_len=longest,
             logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
             disable_log_stats=True,
+            **_own_memory(current_platform.is_cpu()),
         ).llm_engine
     try:
         yield engine
@@ -131,6 +137,19 @@ def _engine(checkpoint: Checkpoint, dtype: str | None, longest: int) -> Iterator
         engine.engine_core.shutdown()
         del engine
         gc.collect()
+
+
+def _own_memory(cpu: bool) -> dict[str, int]:
+    """What limits the engine's memory where it shares it with everything else: left to itself it wants nine tenths of a
+    machine, and ends where less is free.
+
+    Args:
+        cpu: whether it runs on the CPU.
+    """
+    if not cpu:
+        return {}
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {"kv_cache_memory_bytes": max(free // 4, LEAST_CACHE)}
 
 
 def _run(

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from opd_probe.errors import InputError, MissingError, OpdProbeError
 from opd_probe.models.adapters import apply_adapter, apply_weights, check_safetensors, import_peft, plain
@@ -58,7 +65,7 @@ def read_model(
     headers, config = headers_of(checkpoint), read_config(path, trust_remote_code)
     return _finish(
         checkpoint,
-        AutoModelForCausalLM.from_pretrained,
+        _class_for(config).from_pretrained,
         str(path),
         stated=config,
         headers=headers,
@@ -68,6 +75,21 @@ def read_model(
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
     )
+
+
+def _class_for(config: Any) -> Any:
+    """Through which class of transformers a configuration becomes a model: the one that gives the architecture that the
+    checkpoint was saved from; else a causal language model where its type is one, else one that reads images or sounds
+    beside its text (Qwen-VL, Mistral 3)."""
+    known: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
+    fitting = [auto for auto in known if type(config) in auto._model_mapping]
+    saved = config.architectures or ()
+
+    def gives(auto: Any) -> bool:
+        found = auto._model_mapping[type(config)]
+        return any(one.__name__ in saved for one in (found if isinstance(found, tuple) else (found,)))
+
+    return next((auto for auto in fitting if gives(auto)), [*fitting, known[0]][0])
 
 
 def _from_weights(
@@ -85,7 +107,7 @@ def _from_weights(
     home = home_of(checkpoint)
     config = read_config(home, trust_remote_code)
     with one_line(f"checkpoint {checkpoint.path}"), quiet(), torch.device("meta"):
-        plan = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        plan = _class_for(config).from_config(config, trust_remote_code=trust_remote_code)
     expected = plan.state_dict()
     weights = read(frozenset(expected))
     for name, weight in sorted(weights.items()):  # before transformers stumbles over tied weights of other shapes

@@ -41,6 +41,20 @@ PEERS: dict[str, Label] = {
     "val-topk/max_teacher_p_intersection": Label(
         "Teacher's largest q, thunlp (k = {k})", "probability", "on the overlap"
     ),
+    **{
+        f"on_policy_distillation/topk_stats/{name}": Label(f"{title}, NeMo-RL (k = {{k}})", unit, reading)
+        for name, title, unit, reading in (
+            ("mean_jaccard", "Jaccard index of the top k", "share", "shared part of both sets together"),
+            ("mean_probability_overlap", "Probability overlap", "probability", "of renormalised top k"),
+            ("top1_agreement_rate", "Same most probable token", "share of states", ""),
+            ("teacher_mass_on_student_topk", "Teacher mass on the overlap", "probability", "of its renormalised top k"),
+            ("student_mass_on_teacher_topk", "Student mass on the overlap", "probability", "of its renormalised top k"),
+            ("student_topk_mass_in_teacher_topk_mean", "Student overlap mass", "probability", ""),
+            ("teacher_topk_mass_in_student_topk_mean", "Teacher overlap mass", "probability", ""),
+            ("student_topk_plus_tail_entropy_bucket_mean", "Student entropy", "nats", "the rest as one token"),
+            ("teacher_topk_plus_tail_entropy_bucket_mean", "Teacher entropy", "nats", "the rest as one token"),
+        )
+    },
 }
 """Quantities in other trainers' definitions (:mod:`opd_probe.metrics.variants`), under the names that these log."""
 
@@ -105,6 +119,7 @@ METRICS: dict[str, Label] = {
     },
     "loss": Label("Training loss", "nats"),
     "grad_norm": Label("Gradient norm", "L2 norm", "before clipping"),
+    "training_learning_rate": Label("Learning rate", "", "as the trainer logged it"),
     "training_reward": Label("Training reward", "reward", "as the trainer logged it"),
     "training_accuracy": Label("Training accuracy", "share", "as the trainer logged it"),
     "training_response_length": Label("Training response length", "tokens", "as the trainer logged it"),

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from opd_probe.errors import InputError
 from opd_probe.texts import parse_json
+from opd_probe.types import Prompt, Rollout
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -65,6 +67,24 @@ def with_kwargs(fields: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[st
     """A row's fields with more template variables, which go before its own."""
     own = _parsed(fields.get(KWARGS))
     return {**fields, KWARGS: {**own, **kwargs} if isinstance(own, Mapping) else dict(kwargs)}
+
+
+def prompts_with(prompts: Sequence[Prompt], variables: Mapping[str, Any]) -> list[Prompt]:
+    """The prompts, those that are chat messages with more template variables."""
+    chats = [prompt.messages is not None and bool(variables) for prompt in prompts]
+    return [
+        replace(prompt, extra=with_kwargs(prompt.extra, variables)) if chat else prompt
+        for prompt, chat in zip(prompts, chats, strict=True)
+    ]
+
+
+def rollouts_with(rollouts: Sequence[Rollout], variables: Mapping[str, Any]) -> list[Rollout]:
+    """The rollouts, those with chat messages with more template variables."""
+    chats = [bool(rollout.extra.get("messages")) and bool(variables) for rollout in rollouts]
+    return [
+        replace(rollout, extra=with_kwargs(rollout.extra, variables)) if chat else rollout
+        for rollout, chat in zip(rollouts, chats, strict=True)
+    ]
 
 
 def thinking_variable(option: str, name: str, thinking: bool, differs: Callable[[str], bool]) -> dict[str, bool]:

@@ -141,8 +141,10 @@ class _Responses:
         return next((ids for ids in tries if ids is not None), alone)
 
     def _behind(self, text: str, before: str) -> list[int] | None:
-        """The ids of a text behind another; None where the two share a token."""
+        """The ids of a text behind another; None where the two share a token, as an unknown one between them may be."""
         first, both = self._ids(before), self._ids(before + text)
+        if first and first[-1] == self._tokenizer.unk_token_id:
+            return None
         return both[len(first) :] if both[: len(first)] == first else None
 
     def _ids(self, text: str) -> list[int]:

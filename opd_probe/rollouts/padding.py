@@ -19,6 +19,10 @@ from opd_probe.types import Prompt, Rollout
 MARK = "padding"
 """The key in ``extra`` of what was found: how many pad tokens were ``stripped``, and how many are ``unproved``."""
 
+ENDS_PADDED = "ends_padded"
+"""The key in ``extra`` of responses whose writer is known to have padded them on the right, with the pad token or,
+where a tokenizer has none, with EOS: all but the EOS that they ended in is then padding."""
+
 PER_TOKEN = ("teacher_logprobs", "trainer_logprobs", "trainer_entropy", "advantages", "opd_reverse_kl")
 """Lists in ``extra`` with an entry per response token, which are cut with it."""
 
@@ -67,11 +71,12 @@ def special_ids_of(tokenizer: Any, eos_ids: Sequence[int] = ()) -> SpecialIds:
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """What goes from the ends of a sequence, and how many pad tokens stay there unproved."""
+    """What goes from the ends of a sequence, and how many pad tokens stay there unproved, or EOS behind the EOS."""
 
     left: int = 0
     right: int = 0
     unproved: int = 0
+    repeated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,7 @@ class _Row:
         left, right: pad tokens at the ends, as far as nothing says that they were sampled.
         masked: those of ``left`` and ``right`` that a response mask leaves out.
         real: those that may be the BOS or the EOS that the sequence should have.
+        repeated: EOS behind the EOS of a response, where another token is the pad token: a trainer may pad with EOS.
     """
 
     ids: Sequence[int]
@@ -93,6 +99,7 @@ class _Row:
     right: int = 0
     masked: tuple[int, int] = (0, 0)
     real: tuple[int, int] = (0, 0)
+    repeated: int = 0
 
 
 def without_padding(rollouts: Sequence[Rollout], special: SpecialIds, what: str | None = "rollouts") -> list[Rollout]:
@@ -148,7 +155,34 @@ def _response_row(rollout: Rollout, special: SpecialIds) -> _Row:
     masked = (0, 0) if mask is None else _runs(mask, 0)
     ended = right < len(ids) and int(ids[-right - 1]) in special.eos
     real = (0, 1 if special.pad in special.eos and not ended else 0)
-    return _Row(ids, rollout.step, _attention(rollout, RESPONSE), left, right, masked, real)
+    attended = _attention(rollout, RESPONSE)
+    if attended is None and rollout.extra.get(ENDS_PADDED):
+        attended = _own(ids, special)
+    repeated = 0 if attended is not None else _repeated_eos(rollout, special, masked[1])
+    return _Row(ids, rollout.step, attended, left, right, masked, real, repeated)
+
+
+def _repeated_eos(rollout: Rollout, special: SpecialIds, masked: int) -> int:
+    """How often EOS stands behind the EOS of a response, as far as nothing says that it was sampled or left out."""
+    ids = rollout.response_ids
+    last = int(ids[-1]) if ids else None
+    if last is None or last not in special.eos or last == special.pad or rollout.finish_reason == "length":
+        return 0
+    run = _runs(ids, last)[1]
+    if rollout.logprobs is not None:
+        sampled = [n for n, value in enumerate(rollout.logprobs) if value < 0.0]
+        run = min(run, len(ids) - sampled[-1]) if sampled else run
+    return max(0, run - 1 - masked)
+
+
+def _own(ids: Sequence[int], special: SpecialIds) -> Sequence[int]:
+    """A 0/1 for each token of a response whose writer padded it: 0 behind the EOS that it ended in."""
+    last = int(ids[-1]) if len(ids) else None
+    pad = last if special.pad is None and last in special.eos else special.pad
+    right = _runs(ids, pad)[1]
+    before = int(ids[-right - 1]) if right < len(ids) else None
+    behind = right - (pad in special.eos and before not in special.eos and right > 0)
+    return [1] * (len(ids) - behind) + [0] * behind
 
 
 def _runs(values: Sequence[int], value: int | None) -> tuple[int, int]:
@@ -195,7 +229,7 @@ def _cuts(rows: Sequence[_Row], special: SpecialIds) -> list[_Cut]:
             cut[side] = count if proved else masked
             rest = count - cut[side] - (row.masked[1] if side and not special.pad_is_only_pad else 0)
             unproved += max(0, rest - row.real[side])
-        cuts.append(_Cut(cut[0], cut[1], 0 if doubled else unproved))
+        cuts.append(_Cut(cut[0], cut[1], 0 if doubled else unproved, row.repeated))
     return cuts
 
 
@@ -216,9 +250,12 @@ def _within(values: Sequence[Any], cut: _Cut) -> tuple[Any, ...]:
 def _marked(rollout: Rollout, prompt: _Cut, response: _Cut) -> Rollout:
     n = len(rollout.response_ids)
     stripped = prompt.left + prompt.right + response.left + response.right
-    extra = {**rollout.extra, MARK: {"stripped": stripped, "unproved": prompt.unproved + response.unproved}}
+    extra = {
+        **rollout.extra,
+        MARK: {"stripped": stripped, "unproved": prompt.unproved + response.unproved + response.repeated},
+    }
     if stripped:
-        for name in (*PROMPT, *RESPONSE):  # they are of the ids that were
+        for name in (*PROMPT, *RESPONSE, ENDS_PADDED):  # they are of the ids that were
             extra.pop(name, None)
     for name in PER_TOKEN:
         if isinstance(values := extra.get(name), (list, tuple)) and len(values) == n:
@@ -250,5 +287,12 @@ def _tell(prompts: Sequence[_Cut], responses: Sequence[_Cut], special: SpecialId
         warn(
             f"{what}: {rows} of {len(pairs)} rows begin or end in the pad token {special.name} ({special.pad}), "
             f"{sum(unproved):,} times, and nothing proves that it is padding, so that it is read as if it had been "
+            "sampled; strip it, or give attention_mask beside the ids"
+        )
+    repeated = [response.repeated for response in responses]
+    if any(repeated):
+        warn(
+            f"{what}: {sum(map(bool, repeated))} of {len(pairs)} responses go on with EOS behind their EOS, "
+            f"{sum(repeated):,} times, and nothing proves that it is padding, so that it is read as if it had been "
             "sampled; strip it, or give attention_mask beside the ids"
         )

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError, MissingError
+from opd_probe.models.steps import compile_pattern
 from opd_probe.rollouts.rows import Row, absent, read_rows
 from opd_probe.rollouts.sampling import sampling_of
 from opd_probe.rollouts.sources import Skipped, Source, Where, accepted, recognise, source_named
 from opd_probe.texts import real_path
 from opd_probe.types import Rollout
 
-_SUFFIXES = (".jsonl", ".parquet", ".ndjson", ".pt")
+_SUFFIXES = (".jsonl", ".parquet", ".ndjson", ".pt", ".eval")
 """Of files that are looked at in a directory; one named is read whatever it is called."""
 
 
@@ -46,6 +47,7 @@ def read_rollout_set(
     kind: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     besides: Path | None = None,
+    step_pattern: str | None = None,
 ) -> RolloutSet:
     """Read rollout files, and those in directories, as one set.
 
@@ -53,12 +55,14 @@ def read_rollout_set(
         kind: the name of a kind of file; None: recognised by the fields of each file's first row.
         progress: called with (files done, files in all).
         besides: a file that is not read though it lies in a directory that is.
+        step_pattern: how the step is read from the name of a file or its folder; None: as those of checkpoints are.
 
     Raises:
         MissingError, InputError: names the file, the line or row, and the field; or there is no rollout, rollouts of
             two kinds, or sampled ids beside text.
     """
     forced = None if kind is None else source_named(kind)
+    pattern = compile_pattern(step_pattern)
     found = [file for path in paths for file in _files(Path(path), besides)]
     if not found:
         raise InputError(
@@ -77,11 +81,15 @@ def read_rollout_set(
             continue
         read.append((file, opened[0]))
         _refuse_two_kinds(read[0], read[-1])
-        for place, entry in _entries(*opened, file):
+        places: list[str] = []
+        held: list[Rollout] = []
+        for place, entry in _entries(*opened, file, pattern):
             if isinstance(entry, Skipped):
                 skipped[entry.reason] += 1
             else:
-                rollouts.append((place, replace(entry, id=prefix + entry.id)))
+                places.append(place)
+                held.append(replace(entry, id=prefix + entry.id))
+        rollouts += zip(places, opened[0].together(held), strict=True)
     if not read:
         raise InputError(f"rollouts {paths[0]}: none of its {len(found)} files is recognised; expected {accepted()}")
     rollouts, evaluated = _of_training(rollouts, frozenset().union(*(kind.evaluated(file) for file, kind in read)))
@@ -203,8 +211,10 @@ def _without_null(rows: Iterable[Row]) -> Iterator[Row]:
         yield place, {name: value for name, value in row.items() if not absent(value)}
 
 
-def _entries(source: Source, rows: Iterable[Row], file: Path) -> Iterator[tuple[str, Rollout | Skipped]]:
-    step, reason = source.step_of(file), source.left_out(file)
+def _entries(
+    source: Source, rows: Iterable[Row], file: Path, pattern: re.Pattern[str] | None
+) -> Iterator[tuple[str, Rollout | Skipped]]:
+    step, reason = source.step_of(file, pattern), source.left_out(file)
     seen: set[Any] = set()
     for number, (place, row) in enumerate(rows):
         for name in source.needs:

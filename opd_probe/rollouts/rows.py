@@ -27,7 +27,8 @@ def absent(value: Any) -> bool:
 
 
 def read_rows(path: str | Path, what: str) -> Iterator[Row]:
-    """Yield (place, row) for each row of a JSON, JSONL, Parquet or Arrow file, or sample of a torch file, by extension.
+    """Yield (place, row) for each row of a JSON, JSONL, Parquet or Arrow file, or sample of a torch file or
+    of an archive of inspect_ai, by extension.
 
     A ``.json`` file that is one document is one row, or a row per entry when it is a list. A directory is a data set
     that Hugging Face's ``save_to_disk`` wrote.
@@ -49,6 +50,10 @@ def read_rows(path: str | Path, what: str) -> Iterator[Row]:
         from opd_probe.rollouts.torch_rows import torch_rows
 
         rows = torch_rows(path, what)
+    elif path.suffix == ".eval":
+        from opd_probe.rollouts.archive_rows import archive_rows
+
+        rows = archive_rows(path, what)
     elif path.suffix in (".jsonl", ".json", ".ndjson"):
         rows = _document_rows(path, what) if path.suffix == ".json" and _is_document(path) else _json_rows(path, what)
     else:

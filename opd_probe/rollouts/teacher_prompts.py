@@ -107,6 +107,22 @@ class PromptMaker:
             result.append(self._made[key])
         return result
 
+    def prompts(self, rollouts: Sequence[Rollout]) -> TeacherPrompts:
+        """The prompts of the rollouts, with what made them.
+
+        Raises:
+            InputError: as :meth:`ids`.
+        """
+        wanted = self.wanted
+        made = {
+            "template": wanted.template,
+            "template_sha256": hashlib.sha256(json.dumps(self.template).encode()).hexdigest(),
+            "system": wanted.system,
+            "thinking": wanted.thinking,
+            "context": wanted.context,
+        }
+        return TeacherPrompts(self.ids(rollouts), made)
+
     def _encoded(self, place: str, messages: Messages, context: str | None, variables: Mapping[str, Any]) -> list[int]:
         if context is not None:
             if self._takes_context is None:

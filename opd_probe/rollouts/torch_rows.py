@@ -14,12 +14,19 @@ from opd_probe.errors import InputError
 
 
 def torch_rows(path: Path, what: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (place, sample) for each of the ``samples``; the file's ``rollout_id`` is the step of each.
+    """Yield (place, sample) for each of the ``samples``, whose step is the file's ``rollout_id``; or for each sequence
+    of a batch as NeMo-RL dumps it, with ``input_ids`` and lists of a value for each.
 
     Raises:
         InputError: broken, of another layout, or with objects that only code of theirs could read.
     """
-    content = _load(path, what)
+    content = load_data(path, what)
+    if isinstance(content, dict) and {"input_ids", "token_mask"} <= content.keys():
+        yield from _sequences(content, path, what)
+        return
+    if isinstance(content, dict) and "token_sample_index" in content:
+        yield f"{what} {path}", content  # statistics that lie beside it, which no kind of rollouts recognises
+        return
     samples = content.get("samples") if isinstance(content, dict) else None
     if not isinstance(samples, (list, tuple)):
         held = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
@@ -31,7 +38,23 @@ def torch_rows(path: Path, what: str) -> Iterator[tuple[str, Mapping[str, Any]]]
         yield place, {**_listed(place, sample), "step": content.get("rollout_id")}
 
 
-def _load(path: Path, what: str) -> Any:
+def _sequences(content: dict[str, Any], path: Path, what: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    lists = _listed(f"{what} {path}", content)
+    ids = lists["input_ids"]
+    if not isinstance(ids, list):
+        raise InputError(f"{what} {path}: input_ids is {type(ids).__name__}; expected a tensor, a row per sequence")
+    shared = {name: value for name, value in lists.items() if not isinstance(value, list) or len(value) != len(ids)}
+    for number in range(len(ids)):
+        own = {name: value[number] for name, value in lists.items() if name not in shared}
+        yield f"{what} {path}, sequence {number}", {**shared, **own}
+
+
+def load_data(path: Path, what: str) -> Any:
+    """What a torch file holds, tensors and plain values alone.
+
+    Raises:
+        InputError: broken, or with objects that only code of theirs could read.
+    """
     import torch
 
     try:
@@ -71,7 +94,7 @@ def _holds_itself(value: Any, above: tuple[int, ...]) -> bool:
 def _listed(place: str, sample: Mapping[str, Any]) -> dict[str, Any]:
     """A sample with tensors and arrays as lists."""
     if _holds_itself(sample, ()):
-        raise InputError(f"{place}: holds itself; expected a sample as slime writes it")
+        raise InputError(f"{place}: holds itself; expected plain values")
     listed = {}
     for name, value in sample.items():
         if type(value).__name__ in ("Tensor", "ndarray"):

@@ -10,8 +10,10 @@ import pandas as pd
 
 from opd_probe.errors import InputError, warn
 from opd_probe.options.naming import user_path
-from opd_probe.runs.log_files import NAMES, STATE, Names, read_log, states_below
+from opd_probe.runs.log_files import NAMES, Names, read_log
 from opd_probe.runs.stored import Measured
+from opd_probe.runs.training_logs.trainer import NAME as STATE
+from opd_probe.runs.training_logs.trainer import states_below
 
 NAN = float("nan")
 

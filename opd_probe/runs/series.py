@@ -13,7 +13,7 @@ from opd_probe.errors import OpdProbeError
 from opd_probe.models.checkpoints import Located, is_checkpoint, locate, recorded_step
 from opd_probe.models.directories import subdirectories
 from opd_probe.models.formats.hub_cache import repository, revisions
-from opd_probe.models.steps import StepName, by_pattern, compile_pattern, step_name, step_series
+from opd_probe.models.steps import StepName, compile_pattern, named_step, step_name, step_series
 from opd_probe.options.manifest import MANIFEST_NAME, read_manifest
 from opd_probe.options.naming import path_parts
 from opd_probe.texts import read_json, read_text, real_path
@@ -60,9 +60,7 @@ class Steps:
         return None
 
     def _alone(self, path: Path) -> StepName | None:
-        pattern = self._pattern_in(path.parent)
-        found = by_pattern(path.name, pattern) if pattern is not None else None
-        found = found or step_name(path.name)
+        found = named_step(path.name, self._pattern_in(path.parent))
         return None if found is not None and found.bare and _holds_steps(path) else found
 
     def _pattern_in(self, directory: Path) -> re.Pattern[str] | None:

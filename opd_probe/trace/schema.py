@@ -109,7 +109,8 @@ STATE_COLUMNS: tuple[Column, ...] = (
         "state",
         "nats",
         "[-inf, 0]",
-        "the teacher's log-probability of token_id; NaN when the token lies outside the shared vocabulary",
+        "the teacher's log-probability of token_id; NaN when the token lies outside the shared vocabulary, or a served "
+        "teacher told none",
     ),
     Column(
         "sampler_logprob",

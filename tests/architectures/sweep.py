@@ -39,7 +39,8 @@ object is first used it is tried on two short sequences, and the cheapest way th
 
 A model is refused in one line where a later token changes what it says of those before it. Where the attention
 keeps the best few of what was read and has equal scores among them, what the model says of a prefix depends on
-what follows: such a model is replayed in whole sequences, and not sampled. How much two paths may differ is
+how much follows: such a model is replayed in whole rollouts, each token is sampled from its whole prefix, and a
+warning says that the two may differ. How much two paths may differ is
 what rounding does to that model, measured by moving its embeddings by their last bit. A model object is tried
 once, a path when a job first needs it. Windows, chunks and pieces of thousands of tokens are longer than what a
 model is tried on: those are proved by the table below, on models whose configuration makes them short, and not

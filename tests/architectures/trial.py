@@ -18,7 +18,7 @@ from opd_probe.models import loading
 from opd_probe.models.generation import sample_rollouts
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.types import Prompt
-from tests.architectures.build import VOCABULARY, build
+from tests.architectures.build import NOT_BUILT, VOCABULARY, build
 
 TOLERANCE = 1e-4
 """Nats between a log-probability of ours and the model's own."""
@@ -52,9 +52,8 @@ def try_type(kind: str, seed: int, *, image_text: bool = False, **changes: Any) 
     """Build two models of a type, student and teacher, and hold every path against their own forward."""
     try:
         models = [build(kind, seed + add, image_text=image_text, **changes) for add in (0, 100)]
-        own_logprobs(models[0], [5, 6, 7], [8, 9], None)
     except Exception as error:  # a type that small values do not fit
-        return Finding(kind, seed, "not built", f"{type(error).__name__}: {brief(error)}")
+        return Finding(kind, seed, "not built", NOT_BUILT.get(kind, f"{type(error).__name__}: {brief(error)}"))
     found = Finding(kind, seed, "exact")
     try:
         for path, error in errors_by_path(models, seed, found):
@@ -72,7 +71,7 @@ def errors_by_path(models: Sequence[Any], seed: int, found: Finding) -> Iterator
     """(path, largest error) of replays and samples."""
     random = np.random.default_rng(seed)
 
-    pair = [load_model(model) for model in models]
+    pair = [load_model(model) for model in models]  # which refuses what cannot be run on text alone
     text = np.setdiff1d(np.arange(5, 3 * VOCABULARY // 4), pair[0].placeholder_ids)
 
     def ids(count: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,8 @@ from opd_probe.models.served.endpoint import parse_endpoint
 from opd_probe.models.served.model import connect
 from tests.models.served import cases
 from tests.models.served.recorded_server import Exchanges, Fault, Served, serving
-from tests.tiny import tiny_model
+from tests.models.served.vllm_server import VLLMAnswers
+from tests.tiny import save_checkpoint, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +89,28 @@ def test_a_server_that_goes_away(server: Served) -> None:
 def test_weights_of_a_teacher_that_is_not_served() -> None:
     with pytest.raises(opd_probe.OpdProbeError, match="teacher_weights: the teacher is not served"):
         findings(cases.teacher(), teacher_weights=cases.teacher())
+
+
+def test_a_server_that_answers_differently_the_second_time() -> None:
+    answers = VLLMAnswers(cases.teacher())
+    answers.noise = 0.5
+    with serving(answers) as noisy:
+        line = findings(noisy.url)["scoring_noise"]
+    assert line.status == "warn"
+    assert line.values["noise_of_server"] == pytest.approx(line.values["noise"], rel=0.1)
+    assert "one replica" in line.advice
+    assert "prefix cache" in line.advice
+    assert "--dtype" not in line.advice
+
+
+def test_an_adapter_has_the_tokenizer_and_the_context_of_its_parent(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "base", cases.teacher(), tiny_tokenizer(cases.WIDTH))
+    save_checkpoint(tmp_path / "student", cases.student(), tiny_tokenizer(cases.WIDTH))
+    answers = VLLMAnswers(cases.teacher(), adapters=("lora",))
+    answers.cards[0]["root"] = str(tmp_path / "base")
+    with serving(answers) as server:
+        found = opd_probe.doctor(tmp_path / "student", f"{server.url}#lora", cases.rollouts(), k=cases.K)
+    lines = {finding.check: finding for finding in found}
+    assert lines["tokenizers"].status == "ok"
+    assert lines["lengths"].values["teacher_positions"] == 127
+    assert lines["vocabulary"].values["shared"] == cases.WIDTH

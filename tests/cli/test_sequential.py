@@ -16,7 +16,7 @@ from transformers import Qwen2Model
 from opd_probe.jobs import memory
 from opd_probe.models.bodies import Body
 from opd_probe.models.loading import LoadedModel
-from opd_probe.models.paths import Trial
+from opd_probe.models.trials import Trial
 from opd_probe.rollouts.files import read_rollouts
 from opd_probe.trace import read_trace
 from tests.cli.workspace import Caller, files_below

@@ -90,7 +90,7 @@ def test_figures_of_several_variants(call: Caller, traced: Path, tmp_path: Path)
     [
         (
             ["overlap", "--variant", "tinker"],
-            "variant 'tinker': expected verl, fireworks, or thunlp[:SUPPORT",
+            "variant 'tinker': expected verl, fireworks, nemo-rl, or thunlp[:SUPPORT",
         ),
         (["overlap", "--variant", ""], "variant '': expected verl, fireworks"),
         (["mass", "--variant", "verl:10"], "log_prob_min_clamp 10 and loss_max_clamp inf: expected the one below 0"),

@@ -12,14 +12,18 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import opd_probe
 from opd_probe.errors import OpdProbeWarning, ServerError
 from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.models.outline import read_outline
 from opd_probe.models.served.endpoint import parse_endpoint
+from opd_probe.models.served.model import connect
 from opd_probe.models.served.sampling import sample_from_server, served_checkpoint
 from opd_probe.trace import Trace
 from opd_probe.types import Prompt, Rollout
@@ -45,23 +49,61 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.update(do_sample=True, top_k=2, top_p=0.5, temperature=0.1, repetition_penalty=1.5)
     (root / "student" / "generation_config.json").write_text(json.dumps(config))
     save_checkpoint(root / "teacher", tiny_model(WIDTH, hidden=64, seed=2, tied=False), tokenizer)
+    save_checkpoint(root / "other", tiny_model(WIDTH, hidden=64, seed=9, tied=False), tokenizer)
+    save_adapter(root / "adapter")
     return root
 
 
-def start(model: Path, log: Path) -> Iterator[str]:
-    """A server with one model; its URL once it answers."""
+def save_adapter(path: Path, layers: int = 2, hidden: int = 64, rank: int = 8) -> None:
+    """A LoRA adapter of the teacher's queries, as peft writes it."""
+    generator = torch.Generator().manual_seed(4)
+    shapes = {"lora_A": (rank, hidden), "lora_B": (hidden, rank)}
+    weights = {
+        f"base_model.model.model.layers.{layer}.self_attn.q_proj.{name}.weight": torch.randn(shape, generator=generator)
+        for layer in range(layers)
+        for name, shape in shapes.items()
+    }
+    path.mkdir()
+    save_file(weights, path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "bias": "none",
+              "target_modules": ["q_proj"], "base_model_name_or_path": None}  # fmt: skip
+    (path / "adapter_config.json").write_text(json.dumps(config))
+
+
+def replace_weights(url: str, path: Path) -> None:
+    """Put other weights into a running server, as trainers do."""
+    body = {"method": "reload_weights", "kwargs": {"weights_path": str(path)}}
+    answer = httpx.post(f"{url}/collective_rpc", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=120)
+    assert answer.status_code == 200, answer.text
+
+
+def start(model: Path, log: Path, *more: object) -> Iterator[str]:
+    """A server with one model, in development mode; its URL once it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = ["--model", model, "--port", port, "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager"]
-    words += ["--max-model-len", CONTEXT, "--max-logprobs", DEEPEST, "--api-key", KEY]
+    words = [
+        "--model",
+        model,
+        "--served-model-name",
+        model.name,
+        "--port",
+        port,
+        "--host",
+        "127.0.0.1",
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+    ]
+    words += ["--max-model-len", CONTEXT, "--max-logprobs", DEEPEST, "--api-key", KEY, *more]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *map(str, words)]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, "VLLM_NO_USAGE_STATS": "1"}
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, "VLLM_NO_USAGE_STATS": "1",
+                   "VLLM_SERVER_DEV_MODE": "1"}  # fmt: skip
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=log.parent)
     try:
         url = f"http://127.0.0.1:{port}"
-        for _ in range(300):
+        for _ in range(900):
             assert process.poll() is None, log.read_text()[-2000:]
             with socket.socket() as attempt:
                 if attempt.connect_ex(("127.0.0.1", port)) == 0:
@@ -82,7 +124,8 @@ def key() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def teacher(home: Path) -> Iterator[str]:
-    yield from start(home / "teacher", home / "teacher.log")
+    adapter = ("--enable-lora", "--max-lora-rank", 8, "--lora-modules", f"adapter={home / 'adapter'}")
+    yield from start(home / "teacher", home / "teacher.log", *adapter)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +145,7 @@ def rollouts() -> list[Rollout]:
 def traces(home: Path, teacher: str, rollouts: list[Rollout]) -> tuple[Trace, Trace]:
     """Of the served teacher, and of its weights."""
     with pytest.warns(OpdProbeWarning, match=f"tells the top {DEEPEST} at most, asked for are 64"):
-        served = opd_probe.replay(home / "student", teacher, rollouts, k=64)
+        served = opd_probe.replay(home / "student", f"{teacher}#teacher", rollouts, k=64)
     return served, opd_probe.replay(home / "student", home / "teacher", rollouts, k=DEEPEST)
 
 
@@ -141,6 +184,34 @@ def test_its_metrics_are_those_of_its_weights(traces: tuple[Trace, Trace]) -> No
         np.testing.assert_allclose(served[name], local[name], atol=1e-3, err_msg=name)
 
 
+def test_an_adapter_has_the_context_and_the_tokenizer_of_its_parent(home: Path, teacher: str) -> None:
+    served = connect(parse_endpoint(f"{teacher}#adapter"))
+    assert (served.entry["max_model_len"], served.context) == (None, CONTEXT)
+    rows = [{"id": "r", "prompt_ids": [5, 9, 40], "response_ids": [7, 33, 12]}]
+    trace = opd_probe.replay(home / "student", f"{teacher}#adapter", rows, k=8)
+    assert not trace.provenance["vocabulary"]["assumed"]
+    base = opd_probe.replay(home / "student", f"{teacher}#teacher", rows, k=8)
+    assert np.abs(trace.column("teacher_logprob") - base.column("teacher_logprob")).max() > 1e-2
+    longer = [{"id": "long", "prompt_ids": [5] * 40, "response_ids": [7] * (CONTEXT - 40)}]
+    with pytest.raises(opd_probe.OpdProbeError, match=f"adapter at .* scores {CONTEXT - 1} at most"):
+        opd_probe.replay(home / "student", f"{teacher}#adapter", longer, k=8)
+
+
+def test_weights_that_are_replaced_in_place(home: Path, teacher: str, tmp_path: Path) -> None:
+    rows = [{"id": "r", "prompt_ids": [5, 9, 40], "response_ids": [7, 33, 12]}]
+    url, out = f"{teacher}#teacher", tmp_path / "trace.parquet"
+    before = opd_probe.replay(home / "student", url, rows, k=8, out=out)
+    assert before.provenance["teacher"]["weight_version"] == "default"
+    replace_weights(teacher, home / "other")
+    try:
+        with pytest.warns(OpdProbeWarning, match="teacher's answers changed since it was made"):  # the version did not
+            after = opd_probe.replay(home / "student", url, rows, k=8, out=out)
+        expected = opd_probe.replay(home / "student", home / "other", rows, k=8)
+        np.testing.assert_allclose(after.column("teacher_logprob"), expected.column("teacher_logprob"), atol=1e-3)
+    finally:
+        replace_weights(teacher, home / "teacher")
+
+
 def test_a_key_that_is_wrong(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPD_PROBE_API_KEY", "wrong-key")
     with pytest.raises(ServerError, match=r"answers 401 .*set OPD_PROBE_API_KEY") as caught:
@@ -153,10 +224,15 @@ def test_a_sampling_server_draws_from_the_checkpoint(home: Path) -> None:
     allowed = np.setdiff1d(np.arange(WIDTH), [2, 5, WIDTH - 1])
     checkpoint = resolve_checkpoint(home / "student")
     how = {"num_rollouts": 8, "max_new_tokens": 24, "seed": 3, "step": 20, "allowed_ids": allowed}
-    for url in start(home / "student", home / "student.log"):
+    for url in start(home / "student", home / "student.log", "--block-size", 32, "--enable-prefix-caching"):
         served = served_checkpoint(parse_endpoint(url), checkpoint, alone=False)  # found by where it was loaded from
         first = sample_from_server(read_outline(checkpoint), served, prompts, **how)
         again = sample_from_server(read_outline(checkpoint), served, prompts[::-1], **how)
+        cached = [Prompt("long", ids=tuple(range(3, 83)))]
+        sample_from_server(read_outline(checkpoint), served, cached, **how)
+        replace_weights(url, home / "other")
+        with pytest.raises(ServerError, match=r"its own scores of them differ by .* reset its prefix cache"):
+            sample_from_server(read_outline(checkpoint), served, cached, **{**how, "seed": 4})
     assert {r.id: r.response_ids for r in again} == {r.id: r.response_ids for r in first}
     assert len({rollout.response_ids for rollout in first}) > 24
     drawn = {token for rollout in first for token in rollout.response_ids}

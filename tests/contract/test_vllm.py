@@ -68,7 +68,8 @@ def overlap(home: Path, sampler: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [Path(sys.executable).with_name("opd-probe"), *words, "--device", "cpu", "--out", "out", "--format", "json"],
         cwd=home,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Without what limits vLLM's memory otherwise: it has to do with a machine that is in use.
+        env={**{k: v for k, v in os.environ.items() if k != "VLLM_CPU_KVCACHE_SPACE"}, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=600,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+import zipfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from tests.fuzz.trees import Tree, framed
+from tests.runs.write_logs import RECORD
 
 STEPS = [{"step": step, "loss": 0.5 / step, "grad_norm": 2.0, "reward": 0.1 * step, "epoch": 0.1} for step in (1, 2, 3)]
 VERL = [
@@ -55,12 +59,40 @@ def _events(root: Path) -> Tree:  # noqa: ARG001
     return {"events.out.tfevents.1.host": b"".join(framed(record.SerializeToString()) for record in records)}
 
 
+def _recorded(place: str) -> Callable[[Path], Tree]:
+    """What a logger's own package left."""
+
+    def make(root: Path) -> Tree:
+        with zipfile.ZipFile(RECORD) as archive:
+            archive.extractall(root)
+        found = root / place
+        return {str(path.relative_to(found.parent)): path.read_bytes() for path in found.rglob("*") if path.is_file()}
+
+    return make
+
+
+def _database(root: Path) -> Tree:
+    """Of a program that logs nothing that is read."""
+    root.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(root / "other.db")) as connection:
+        connection.execute("create table steps (step integer, loss real)")
+        connection.commit()
+    return {"other.db": (root / "other.db").read_bytes()}
+
+
 LOGS: dict[str, Callable[[Path], Tree]] = {
-    ".json": _json,
-    ".jsonl": _lines("log.jsonl"),
-    ".ndjson": _lines("log.ndjson"),
-    ".csv": _csv,
-    "console": _console,
-    "events": _events,
+    "transformers": _json,
+    "JSON Lines": _lines("log.jsonl"),
+    "JSON Lines, nested": _lines("log.ndjson"),
+    "CSV": _csv,
+    "verl's console": _console,
+    "tensorboard": _events,
+    "dvclive": _recorded("dvclive"),
+    "trackio": _recorded("trackio"),
+    "mlflow": _recorded("mlflow"),
+    "mlflow's files": _recorded("mlruns"),
+    "wandb": _recorded("wandb/one"),
+    "swanlab": _recorded("swanlab"),
+    "SQLite": _database,
 }
-"""By form, what makes a log of it."""
+"""By kind, what makes a log of it below a directory."""

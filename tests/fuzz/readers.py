@@ -171,7 +171,11 @@ def _read_log(root: Path) -> None:
     from opd_probe.runs.log_files import read_log
 
     files = list(root.iterdir())
-    read_log(files[0] if len(files) == 1 else root)
+    place = files[0] if len(files) == 1 else root
+    several = place.is_dir() or place.suffix == ".db"
+    if several and _weight(root) % 2:  # a log of several runs, of which one is named
+        place = Path(f"{place}#one")
+    read_log(place)
 
 
 MANIFEST = """\

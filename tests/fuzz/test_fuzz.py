@@ -12,7 +12,7 @@ import pytest
 from opd_probe.models.formats import FORMATS
 from opd_probe.models.served.dialects import DIALECTS
 from opd_probe.rollouts.sources import SOURCES
-from opd_probe.runs.log_files import _READERS
+from opd_probe.runs.training_logs import FORMATS as LOGS
 from tests.fuzz.cases import SECRET, case, judge
 from tests.fuzz.readers import readers
 
@@ -44,7 +44,7 @@ def test_hostile_input_is_read_or_refused_in_a_line(reader, scratch: Path, tmp_p
         read, fault = judge(reader, case(reader, seeds, 0, number), scratch)
         assert fault is None, f"input {number}: {fault.signature}\n{fault.text}"
         was_read += read
-    assert judge(reader, seeds[0], scratch) == (True, None) or reader.name.startswith("checkpoints")
+    assert judge(reader, seeds[0], scratch) == (True, None) or reader.name.startswith(("checkpoints", "logs:"))
     assert os.listdir(scratch) == ["tmp"]  # noqa: PTH208
 
 
@@ -53,5 +53,5 @@ def test_every_declared_reader_is_fuzzed() -> None:
     names = {reader.name for reader in READERS}
     declared = {f"rollouts:{source.name}" for source in SOURCES} | {f"served:{name}" for name in DIALECTS}
     declared |= {f"checkpoints:{known.name}" for known in FORMATS}
-    declared |= {f"logs:{suffix}" for suffix in _READERS} | {"logs:console", "logs:events"}
+    declared |= {f"logs:{known.name}" for known in LOGS}
     assert declared <= names, f"without files in tests/fuzz: {sorted(declared - names)}"

@@ -12,6 +12,7 @@ from datasets import Dataset
 from trl import DistillationConfig, DistillationTrainer
 
 from opd_probe.integrations.trl import OverlapCallback
+from tests.cli.workspace import Caller
 from tests.tiny import CHAT_TEMPLATE, save_checkpoint, tiny_model, tiny_tokenizer
 
 PROMPTS = [{"prompt": f"{i} {i + 1} {i + 2}", "answer": str(i)} for i in range(3)]
@@ -75,3 +76,8 @@ def watched(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
         trainer.add_callback(OverlapCallback(trainer, PROMPTS, every=2, **OPTIONS))
         trainer.train()
     return Training(root / "watched", trainer)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Caller:
+    return Caller(capsys, tmp_path, monkeypatch)

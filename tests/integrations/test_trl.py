@@ -15,7 +15,6 @@ from peft import LoraConfig
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.device_mesh import init_device_mesh
 from trl import GRPOConfig, GRPOTrainer
-from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 import opd_probe
 from opd_probe.errors import InputError, MissingError, OpdProbeWarning
@@ -30,11 +29,6 @@ from tests.integrations.conftest import OPTIONS, PROMPTS, Training, make_trainer
 from tests.models.served import cases
 from tests.models.served.recorded_server import Exchanges, serving
 from tests.tiny import CHAT_TEMPLATE, save_checkpoint, tiny_model, tiny_tokenizer
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Caller:
-    return Caller(capsys, tmp_path, monkeypatch)
 
 
 def test_the_curves_are_in_tensorboards_event_file(watched: Training) -> None:
@@ -215,23 +209,6 @@ def test_mixed_precision_and_an_adapter(models: Path, tmp_path: Path) -> None:
         k=16,
     )
     assert opd_probe.summarize(saved, 4, resamples=0)["reverse_kl"] == pytest.approx(curve[2], rel=2e-5)
-
-
-def test_generalised_knowledge_distillation(models: Path, tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer(60, chat_template=CHAT_TEMPLATE)
-    turns = [{"role": "user", "content": "3"}, {"role": "assistant", "content": "5 6"}]
-    trainer = GKDTrainer(
-        model=str(models / "student"),
-        teacher_model=str(models / "teacher"),
-        args=GKDConfig(output_dir=str(tmp_path), max_steps=1, use_cpu=True, bf16=False, report_to=[], disable_tqdm=True,
-                       save_strategy="no", max_new_tokens=4, per_device_train_batch_size=2),
-        train_dataset=Dataset.from_list([{"messages": turns}] * 4),
-        processing_class=tokenizer,
-    )  # fmt: skip
-    chat = [{"messages": [{"role": "user", "content": "7 8"}]}]
-    trainer.add_callback(OverlapCallback(trainer, Dataset.from_list(chat), run="gkd", **OPTIONS))
-    trainer.train()
-    assert sorted(Training(tmp_path, trainer).logged("opd/overlap_ratio")) == [0, 1]
 
 
 def test_reinforcement_learning_with_a_teacher_of_its_own(models: Path, tmp_path: Path) -> None:

@@ -76,6 +76,57 @@ def fireworks(responses: Sequence[Sequence[State]]) -> dict[str, float]:
     return {f"distill/{name}": mean(values) for name, values in lists.items()}
 
 
+def nemo_rl(states: Sequence[State], tokens: Sequence[int]) -> dict[str, float]:
+    """Where no list is short; a list of 0 rest has log(1e-12) in place of its logarithm."""
+    found: dict[str, list[float]] = {}
+
+    def rest_of(mass: float, other: float) -> float:
+        return -mass * math.log(max(other, 1e-12)) if mass > 0 else 0.0
+
+    for (log_p, log_q, student_top, teacher_top), token in zip(states, tokens, strict=True):
+        shared = [v for v in student_top if v in teacher_top]
+        union = set(student_top) | set(teacher_top)
+        sums = {side: math.fsum(math.exp(logs[v]) for v in top)
+                for side, logs, top in (("p", log_p, student_top), ("q", log_q, teacher_top))}  # fmt: skip
+        p = {v: math.exp(log_p[v]) / sums["p"] if v in student_top else 0.0 for v in union}
+        q = {v: math.exp(log_q[v]) / sums["q"] if v in teacher_top else 0.0 for v in union}
+        least, most = (math.fsum(pick(p[v], q[v]) for v in union) for pick in (min, max))
+        missing = {v: max(q[v] - p[v], 0.0) for v in union}
+        row = {
+            "mean_jaccard": len(shared) / len(union),
+            "mean_probability_overlap": least,
+            "mean_weighted_jaccard": least / most,
+            "teacher_mass_on_student_topk": sum(q[v] for v in student_top),
+            "student_mass_on_teacher_topk": sum(p[v] for v in teacher_top),
+            "top1_agreement_rate": float(student_top[0] == teacher_top[0]),
+            "realized_in_teacher_topk_rate": float(token in teacher_top),
+            "realized_in_student_topk_rate": float(token in student_top),
+        }
+        if sum(missing.values()) > 1e-12:
+            row["in_student_topk_correction_fraction"] = sum(missing[v] for v in student_top) / sum(missing.values())
+        in_p, in_q = (math.fsum(math.exp(logs[v]) for v in shared) for logs in (log_p, log_q))
+        for side, logs, top in (("student", log_p, student_top), ("teacher", log_q, teacher_top)):
+            head = math.fsum(math.exp(logs[v]) for v in top)
+            entropy, tail = -sum(math.exp(logs[v]) * logs[v] for v in top), rest_of(1 - head, 1 - head)
+            row |= {f"{side}_topk_head_prob_mass": head, f"{side}_ex_topk_tail_prob_mass": 1 - head,
+                    f"{side}_topk_head_entropy": entropy, f"{side}_ex_topk_tail_entropy_bucket": tail,
+                    f"{side}_topk_plus_tail_entropy_bucket": entropy + tail}  # fmt: skip
+        row |= {"student_topk_mass_in_teacher_topk": in_p, "teacher_topk_mass_in_student_topk": in_q}
+        for name, own, other, mass, rest in (("student_to_teacher", log_p, log_q, in_p, in_q),
+                                             ("teacher_to_student", log_q, log_p, in_q, in_p)):  # fmt: skip
+            crossed = -sum(math.exp(own[v]) * other[v] for v in shared)
+            row[f"{name}_topk_intersection_cross_entropy"] = crossed
+            row[f"{name}_topk_intersection_residual_cross_entropy_bucket"] = crossed + rest_of(1 - mass, 1 - rest)
+        for name, value in row.items():
+            found.setdefault(name, []).append(value)
+    ends = ("_rate", "_on_student_topk", "_on_teacher_topk")
+    means = {name for name in found if name.startswith(("mean_", "in_")) or name.endswith(ends)}
+    values = {name: mean(found[name]) for name in means}
+    for name in found.keys() - means:
+        values |= {f"{name}_mean": mean(found[name]), f"{name}_min": min(found[name]), f"{name}_max": max(found[name])}
+    return {f"on_policy_distillation/topk_stats/{name}": value for name, value in values.items()}
+
+
 def rewards(log_p: list[float], log_q: list[float], members: list[int], support: str, weights: str) -> dict[int, float]:
     raw = {}
     for v in members:

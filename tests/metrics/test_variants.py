@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import opd_probe
 from opd_probe.curves import summarize_variant
 from opd_probe.errors import InputError
+from opd_probe.integrations.verl import overlap_metrics
 from opd_probe.metrics.variants import SUPPORTS, WEIGHTS, parse_variant, verl
 from opd_probe.plots.labels import METRICS
 from opd_probe.trace import Trace
@@ -67,6 +69,23 @@ def test_verl(trace: Trace, states: list[peers.State]) -> None:
     paper = opd_probe.summarize(trace, K, resamples=0)
     assert clamped["distillation/overlap_ratio"] == paper["overlap_ratio"]
     assert clamped["distillation/overlap_token_advantage_n"] == paper["overlap_advantage_n"] < trace.n_states
+
+
+def test_nemo_rl(trace: Trace, states: list[peers.State]) -> None:
+    tokens = trace.column("token_id").tolist()
+    agrees(summarize_variant(trace, "nemo-rl", K, resamples=0), peers.nemo_rl(states, tokens))
+
+
+def test_nemo_rl_on_its_own_example() -> None:
+    """The lists and the four masses of NeMo-RL's unit test of its definitions."""
+    lists = (torch.tensor([[[1, 2]]]), torch.tensor([[[0.6, 0.2]]]).log(), torch.tensor([[[1, 3]]]),
+             torch.tensor([[[0.5, 0.3]]]).log(), torch.ones(1, 1))  # fmt: skip
+    found = overlap_metrics(*lists, variant="nemo-rl")
+    names = ("student_topk_head_prob_mass", "teacher_topk_head_prob_mass", "student_topk_mass_in_teacher_topk",
+             "teacher_topk_mass_in_student_topk")  # fmt: skip
+    values = [found[f"on_policy_distillation/topk_stats/{name}_mean"] for name in names]
+    assert values == pytest.approx([0.8, 0.8, 0.6, 0.5])
+    assert "on_policy_distillation/topk_stats/realized_in_student_topk_rate" not in found  # no token was given
 
 
 def test_fireworks(trace: Trace, states: list[peers.State]) -> None:

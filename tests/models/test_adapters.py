@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM
 
 import opd_probe
 from opd_probe.errors import InputError
+from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.models.generation import sample_rollouts
 from opd_probe.models.loading import load_model
+from opd_probe.models.outline import read_outline
 from opd_probe.types import Prompt
 from tests.tiny import save_checkpoint, tiny_model, tiny_tokenizer
 
@@ -129,6 +131,26 @@ def _check(adapted: Any, place: Path, tied: bool) -> None:
 @pytest.mark.parametrize("options", LORA.values(), ids=LORA.keys())
 def test_lora_in_all_its_forms(tmp_path: Path, bases: dict[bool, Path], options: dict[str, Any], tied: bool) -> None:
     _check(_trained(bases[tied], tmp_path, _lora(options), tied=tied), tmp_path, tied)
+
+
+WIDENED: dict[str, tuple[bool, dict[str, Any]]] = {
+    "an adapted head that is the embedding": (True, {"use_dora": True, "use_rslora": True, **HEAD}),
+    "added tokens that were trained": (True, {"trainable_token_indices": [66, 69, 3], **INNER}),
+    "added tokens beside a head of its own": (False, {"trainable_token_indices": [66, 69, 3], **INNER}),
+    "an embedding kept whole": (False, {"modules_to_save": ["embed_tokens"], **INNER}),
+}
+
+
+@pytest.mark.parametrize(("tied", "options"), WIDENED.values(), ids=WIDENED.keys())
+def test_wherever_peft_puts_a_widened_vocabulary(
+    tmp_path: Path, bases: dict[bool, Path], tied: bool, options: dict[str, Any]
+) -> None:
+    wide = tiny_model(tied=tied)
+    wide.resize_token_embeddings(70, mean_resizing=False)
+    adapted = _trained(bases[tied], tmp_path, _lora(options), model=wide)
+    ids = torch.tensor([[3, 66, 5, 69, 12]])
+    assert torch.allclose(_ours(tmp_path, ids), _logprobs(adapted, ids), atol=1e-4)
+    assert read_outline(resolve_checkpoint(tmp_path)).width == 70
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

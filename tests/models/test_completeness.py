@@ -68,6 +68,11 @@ SHOWN: dict[str, tuple[Change, str]] = {
     "a compiled model": (_renamed(lambda name: f"_orig_mod.{name}"), r"_orig_mod\.lm_head\.weight .*torch\.compile"),
     "compiled layers": (_renamed(lambda name: name.replace("layers.1.", "layers.1._orig_mod.")), r"torch\.compile"),
     "a parallel model": (_renamed(lambda name: f"module.{name}"), r"module\.lm_head\.weight .*DistributedDataParallel"),
+    "a model around which an adapter was": (_renamed(lambda name: f"base_model.model.{name}"), r"peft gives it"),
+    "a model beside a value head": (
+        _renamed(lambda name: f"pretrained_model.{name}"),
+        r"TRL's model with a value head",
+    ),
     "an unmerged adapter": (
         _with(model__layers__0__self_attn__q_proj__lora_A__weight=torch.ones(2, 32)),
         r"lora_A\.weight is of an adapter that was neither merged",
@@ -116,6 +121,24 @@ UNPLACED: dict[str, tuple[Callable[[], PreTrainedModel], Change, dict[str, Any],
         {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
         r"k_norm\.weight .*model_type: llama",
     ),
+    "a model in a wrapper that nobody knows": (
+        _llama,
+        _renamed(lambda name: f"policy.{name}"),
+        {},
+        r"lack lm_head\.weight \(\d+ missing in all; policy\.lm_head\.weight is there\)",
+    ),
+    "a bias of attention that is no mask": (
+        _llama,
+        _with(model__layers__0__self_attn__bias=torch.ones(32)),
+        {},
+        r"self_attn\.bias .*model_type: llama",
+    ),
+    "what a quantiser measured": (
+        _llama,
+        _with(model__layers__0__mlp__up_proj__weight_quantizer___amax=torch.ones(1)),
+        {},
+        r"_amax .*no quantization_config",
+    ),
     "scales of their own": (
         _llama,
         _with(model__layers__0__mlp__up_proj__row_scales=torch.ones(48)),
@@ -139,6 +162,34 @@ def test_a_value_without_a_place_is_refused_by_its_name_and_the_field(
 
 OF_NO_USE: dict[str, tuple[dict[str, Any], Change, dict[str, Any]]] = {
     "rotary buffers": ({}, _with(model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(8)), {}),
+    "rotary tables and causal masks": (
+        {},
+        _with(
+            model__layers__0__self_attn__rotary_emb__cos_cached=torch.ones(8, 16),
+            model__layers__0__self_attn__bias=torch.ones(1, 1, 8, 8, dtype=torch.uint8),
+            model__layers__0__self_attn__masked_bias=torch.tensor(-1e4),
+        ),
+        {},
+    ),
+    "notes of Transformer Engine": (
+        {},
+        lambda weights: {
+            **weights,
+            "model.layers.0.mlp.up_proj._extra_state": torch.zeros(4, dtype=torch.uint8),
+            "model.layers.0.self_attn._extra_state": torch.zeros(0, dtype=torch.uint8),
+        },
+        {},
+    ),
+    "heads that guess ahead": (
+        {},
+        _with(mtp__fc__weight=torch.ones(32, 64), medusa_head__0__0__linear__weight=torch.ones(32, 32)),
+        {},
+    ),
+    "named layers that guess ahead": (
+        {},
+        lambda weights: {**weights, "model.mtp_layers.0.input_proj.weight": torch.ones(32, 64)},
+        {},
+    ),
     "a tied head that is stored": (
         {"tie_word_embeddings": True},
         lambda weights: {**weights, "lm_head.weight": weights["model.embed_tokens.weight"].clone()},

@@ -12,13 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM, BartConfig, CohereConfig, Lfm2Config, Qwen2Config, Qwen3MoeConfig
 
 import opd_probe
-from opd_probe.errors import InputError
+from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.models.bodies import Body, own_logits
 from opd_probe.models.generation import sample_rollouts
 from opd_probe.models.loading import load_model
-from opd_probe.models.paths import special_ids, thresholds
 from opd_probe.models.placeholders import placeholder_ids
 from opd_probe.models.readout import measured_layer, stated_layer
+from opd_probe.models.trial_ids import special_ids, thresholds
 from opd_probe.types import Prompt
 from tests.architectures.build import build, randomised
 from tests.tiny import tiny_model
@@ -136,9 +136,9 @@ def test_a_model_that_sees_to_the_right_is_one_line(dtype: torch.dtype) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_undecided_attention_is_replayed_whole_and_not_sampled() -> None:
+def test_undecided_attention_is_replayed_whole_and_sampled_from_whole_prefixes() -> None:
     """Scores that are exactly 0 tie, and which of them is taken depends on how much else there is."""
-    model, teacher = build("deepseek_v32", 1), build("deepseek_v32", 2)
+    model, teacher = (build("deepseek_v32", seed, index_n_heads=4) for seed in (1, 2))
     loaded = load_model(model)
     assert (loaded.paths.decided, loaded.paths.batching) == (False, "of one length")
     random = np.random.default_rng(0)
@@ -155,8 +155,19 @@ def test_undecided_attention_is_replayed_whole_and_not_sampled() -> None:
             logprobs = model(input_ids=whole).logits[0, len(prompt) - 1 :].log_softmax(-1)
             own.append(logprobs[range(len(row["response_ids"])), row["response_ids"]])
     np.testing.assert_allclose(trace.column("student_logprob"), torch.cat(own).numpy(), atol=1e-4)
-    with pytest.raises(InputError, match="no distribution to sample from"):
-        sample_rollouts(loaded, [Prompt("a", ids=tuple(prompt))], max_new_tokens=3)
+    prompts = [Prompt("a", ids=tuple(prompt)), Prompt("b", ids=tuple(prompt[:5]))]
+    with pytest.warns(OpdProbeWarning, match="sampled from its whole prefix alone"):
+        drawn = sample_rollouts(loaded, prompts, num_rollouts=2, max_new_tokens=12)
+    changed = 0
+    with torch.no_grad():
+        for one in drawn:
+            ids = torch.tensor([[*one.prompt_ids, *one.response_ids]])
+            whole = model(input_ids=ids[:, :-1]).logits[0].log_softmax(-1)
+            for place, token in enumerate(one.response_ids, len(one.prompt_ids)):
+                alone = model(input_ids=ids[:, :place]).logits[0, -1].log_softmax(-1)[token]
+                assert abs(one.logprobs[place - len(one.prompt_ids)] - float(alone)) < 1e-4
+                changed += bool(abs(whole[place - 1, token] - alone) > 1e-2)
+    assert changed  # or nothing would be shown
 
 
 def test_left_padding_that_changes_a_model_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

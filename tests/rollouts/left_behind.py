@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 Rows = list[dict[str, Any]]
@@ -169,6 +172,33 @@ def prime_rl(root: Path, rows: Rows | None = None) -> Path:
     return root / "token_exports"
 
 
+def nemo_rl_row(**change: Any) -> dict[str, Any]:
+    row = {
+        "input_ids": [3, 4, 5, 6, 7, 1, 0, 0],
+        "token_mask": [False, False, True, True, False, True, False, False],
+        "input_length": 6,
+        "reward": 1.0,
+        "sample_loss_mask": 1.0,
+        "sample_index": 0,
+        "prompt_group_index": 0,
+        "agent_ref": {"name": "math"},
+    }
+    return {**row, **change}
+
+
+def nemo_rl(root: Path, rows: Rows | None = None) -> Path:
+    folder = root / "exp_001"
+    folder.mkdir(parents=True)
+    for step in (2, 10):
+        given = rows or [nemo_rl_row(), nemo_rl_row(reward=0.0, sample_index=1)]
+        columns: dict[str, Any] = {name: [row[name] for row in given] for name in given[0]}
+        tensors = {name: held if name == "agent_ref" else torch.tensor(held) for name, held in columns.items()}
+        head = {"format_version": 1, "payload_type": "opd_topk_offline_inputs", "step": step, "k": 4}
+        torch.save({**head, **tensors}, folder / f"opd_topk_offline_inputs_step{step}.pt")
+        torch.save({"token_sample_index": torch.zeros(1), "step": step}, folder / f"opd_token_stats_step{step}.pt")
+    return folder
+
+
 def lm_eval_row(**change: Any) -> dict[str, Any]:
     row = {
         "doc_id": 0,
@@ -191,6 +221,48 @@ def lm_eval(root: Path, rows: Rows | None = None) -> Path:
     strict = [lm_eval_row(), lm_eval_row(doc_id=1, resps=[["8"]], exact_match=0.0)]
     flexible = [{**row, "filter": "flexible-extract", "exact_match": 1.0} for row in strict]
     return lines(root / "samples_gsm8k_2026-08-01T00-00-00.jsonl", rows or [*strict, *flexible])
+
+
+def lighteval_row(**change: Any) -> dict[str, Any]:
+    row = {
+        "doc": {"query": "3 4", "choices": ["7", "8"], "gold_index": 0, "id": "5", "task_name": "sums|0",
+                "sampling_methods": ["GENERATIVE"], "num_samples": 1},
+        "metric": {"em": 1},
+        "model_response": {"input": None, "input_tokens": [0, 0, 3, 4], "text": ["7"], "output_tokens": [[7, 1, 0, 0]],
+                           "logprobs": [], "truncated_tokens_count": 6, "padded_tokens_count": 2},
+    }  # fmt: skip
+    return {**row, **change}
+
+
+def lighteval(root: Path, rows: Rows | None = None) -> Path:
+    folder = root / "details" / "runs" / "checkpoint-40" / "2026-11-29T15-05-33"
+    folder.mkdir(parents=True)
+    other = lighteval_row(doc={**lighteval_row()["doc"], "id": "2"})
+    file = folder / "details_sums|0_2026-11-29T15-05-33.parquet"
+    pq.write_table(pa.Table.from_pylist(rows or [lighteval_row(), other]), file)
+    return folder
+
+
+def inspect_sample(**change: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "3 4", "source": "input"}, {"role": "assistant", "content": "7"}]
+    choice = {"message": messages[1], "stop_reason": "stop", "logprobs": {"content": [{"token": "8", "logprob": -0.1}]}}
+    row = {
+        "id": 5, "epoch": 1, "input": "3 4", "target": "7", "messages": messages, "events": [], "metadata": {},
+        "output": {"model": "m", "choices": [choice], "completion": "7"}, "scores": {"includes": {"value": "C"}},
+    }  # fmt: skip
+    return {**row, **change}
+
+
+def inspect_ai(root: Path, rows: Rows | None = None) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    file = root / "2026-11-29T15-01-41-00-00_sums_ZFdrWwXS.eval"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("_journal/start.json", "{}")
+        for number, row in enumerate(rows or [inspect_sample(), inspect_sample(epoch=2)]):
+            archive.writestr(f"samples/{number}.json", json.dumps(row))
+        config = {"model_generate_config": {"temperature": 0.7, "max_tokens": 8}}
+        archive.writestr("header.json", json.dumps({"version": 2, "eval": config}))
+    return file
 
 
 def completion(**change: Any) -> dict[str, Any]:
@@ -244,7 +316,10 @@ WRITERS: dict[str, Callable[..., Path]] = {
     "slime": slime,
     "open-instruct": open_instruct,
     "prime-rl": prime_rl,
+    "nemo-rl": nemo_rl,
     "lm-eval": lm_eval,
+    "lighteval": lighteval,
+    "inspect-ai": inspect_ai,
     "openai": openai,
     "opd-probe": native,
 }

@@ -191,3 +191,17 @@ def test_the_doctor_counts_it_over_the_whole_file(pair: tuple[str, str]) -> None
     assert (unproved.status, unproved.values["n_unproved"]) == ("fail", 4)
     endings = [replace(r, response_ids=(*r.response_ids, PAD)) for r in plain()]  # with and without an EOS before
     assert line(endings).values["n_unproved"] == 4
+
+
+def test_eos_behind_eos_is_told_where_another_token_pads() -> None:
+    """As a trainer leaves it that pads with EOS, beside a tokenizer that has a pad token of its own."""
+    whole = [(5, 6, 7, 8), (5, 6, 7, EOS), (5, 6, EOS, EOS), (5, EOS, EOS, EOS)]
+    rollouts = [replace(plain()[0], id=str(n), response_ids=one) for n, one in enumerate(whole)]
+    done, (line,) = told(rollouts)
+    assert ids(done) == ids(rollouts)
+    assert "2 of 4 responses go on with EOS behind their EOS, 3 times, and nothing proves" in line
+    assert [r.extra.get(MARK, {}).get("unproved", 0) for r in done] == [0, 0, 1, 2]
+    sampled = [replace(r, logprobs=(-0.5,) * 4) for r in rollouts]
+    masked = [replace(r, response_mask=(1,) * (4 - n) + (0,) * n) for n, r in enumerate(rollouts)]
+    for known in (sampled, masked, [replace(r, finish_reason="length") for r in rollouts]):
+        assert told(known)[1] == []

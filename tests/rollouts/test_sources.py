@@ -28,8 +28,11 @@ from tests.rollouts.left_behind import (
     WRITERS,
     chat,
     completion,
+    inspect_sample,
+    lighteval_row,
     lines,
     lm_eval_row,
+    nemo_rl_row,
     opd_row,
     open_instruct_row,
     prime_rl_row,
@@ -41,7 +44,7 @@ from tests.rollouts.left_behind import (
 from tests.tiny import tiny_model
 
 HUGE = pytest.param(10**400, id="huge")
-SAMPLED = {"slime", "open-instruct", "prime-rl", "openai", "opd-probe"}
+SAMPLED = {"slime", "open-instruct", "prime-rl", "nemo-rl", "lighteval", "openai", "opd-probe"}
 
 
 def first_of(kind: str, root: Path, row: dict[str, Any]) -> Rollout:
@@ -77,6 +80,21 @@ def test_verl(tmp_path: Path) -> None:
         id="5/0", prompt_ids=(), response_ids=(), step=5, prompt="user\n3 4\nassistant\n", response="7 8", answer="7",
         score=1.0, token_source="retokenized", extra={"acc": True, "special_tokens": "stripped"},
     )  # fmt: skip
+
+
+def test_verls_sessions_with_several_outputs(tmp_path: Path) -> None:
+    """As its trainer of 0.9 dumps them: the final score on each row, and a context of its own in each."""
+    uids = {"a_0_0": "3 4", "a_0_1": "so far: 3", "a_0_10": "so far: 7", "a_1_0": "3 4", "b_0_0": "5 6"}
+    rows = [verl_row(uid=uid, input=text, output=uid, score=float(uid[2] == "0")) for uid, text in uids.items()]
+    found = read_rollouts(lines(tmp_path / "7.jsonl", rows))
+    assert [(r.extra["uid"], r.score, r.answer) for r in found] == [
+        ("a_0_0", None, None), ("a_0_1", None, None), ("a_0_10", 1.0, "7"), ("a_1_0", 0.0, "7"), ("b_0_0", 1.0, "7"),
+    ]  # fmt: skip
+    assert [r.extra.get("session_score") for r in found] == [1.0, 1.0, None, None, None]
+    names = [r.prompt_id for r in found]
+    assert names[0] == names[1] == names[2] == names[3] != names[4]
+    alone = read_rollouts(lines(tmp_path / "8.jsonl", [rows[3], rows[4], verl_row(uid="c")]))
+    assert [(r.prompt_id, r.score) for r in alone] == [(None, 0.0), (None, 1.0), (None, 1.0)]  # told by their texts
 
 
 @pytest.mark.parametrize(
@@ -333,6 +351,22 @@ def test_prime_rl_losses_of_several_channels(tmp_path: Path) -> None:
     assert (second.step, second.response_mask) == (7, (1, 1, 0, 1))
 
 
+def test_nemo_rl(tmp_path: Path) -> None:
+    found = read_rollout_set([WRITERS["nemo-rl"](tmp_path)])
+    assert [file.name for file in found.ignored] == ["opd_token_stats_step2.pt", "opd_token_stats_step10.pt"]
+    first, second = found.rollouts[:2]
+    assert (first.id, first.step, first.prompt_id, first.score) == ("opd_topk_offline_inputs_step2/0", 2, "2/0", 1.0)
+    assert (first.prompt_ids, first.response_ids, first.response_mask) == ((3, 4), (5, 6, 7, 1), (1, 1, 0, 1))
+    assert (second.score, second.extra["agent_ref"]) == (0.0, {"name": "math"})
+    empty = nemo_rl_row(token_mask=[False] * 8)
+    assert dict(read_rollout_set([WRITERS["nemo-rl"](tmp_path / "b", [nemo_rl_row(), empty])]).skipped) == {
+        "without a token of the student's": 2
+    }
+    for length in (5, 9, -1):
+        with pytest.raises(InputError, match=f"input_length is {length}; expected 0 to 8, and no token"):
+            read_rollouts(WRITERS["nemo-rl"](tmp_path / str(length), [nemo_rl_row(input_length=length)]))
+
+
 def test_lm_eval(tmp_path: Path) -> None:
     found = read_rollout_set([WRITERS["lm-eval"](tmp_path)])
     assert dict(found.skipped) == {"of responses that are there already": 2}
@@ -462,6 +496,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "slime": slime_sample(),
     "open-instruct": open_instruct_row(),
     "prime-rl": prime_rl_row(),
+    "nemo-rl": nemo_rl_row(),
+    "lighteval": lighteval_row(),
+    "inspect-ai": inspect_sample(),
     "lm-eval": lm_eval_row(),
     "openai": completion(),
     "opd-probe": {"prompt_ids": [3], "response_ids": [4], "messages": [], "extra": "{}"},
@@ -546,3 +583,42 @@ def test_missing_is_not_zero(tmp_path: Path) -> None:
     rollout = first_of("open-instruct", tmp_path, open_instruct_row(logprobs=[None, float("nan"), 0.0]))
     assert rollout.logprobs is not None
     assert [math.isnan(value) for value in rollout.logprobs] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("epoch_1", 1), ("step-10", 10), ("ckpt-10", 10), ("checkpoint_10", 10), ("hf_iter_0000010", 10),
+        ("iter_0000010", 10), ("global_step10", 10), ("000010", 10), ("step10-unsharded", 10), ("epoch=1-step=10", 10),
+        ("runs__mine__checkpoint-80", 80), ("mine__step80-unsharded", 80), ("aime24", None), ("Qwen3-8B", None),
+        ("20261129", None), ("noseps10", None),
+    ],
+)  # fmt: skip
+def test_folders_say_their_step_as_checkpoints_do(name: str, step: int | None, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    assert read_rollouts(lines(folder / "samples_gsm8k_1.jsonl", [lm_eval_row()]))[0].step == step
+    file = lines(tmp_path / f"{name}.jsonl", [without_step()])
+    assert read_rollouts(file)[0].step == (step if step is not None or not name[-1].isdigit() else file_number(name))
+
+
+def without_step() -> dict[str, Any]:
+    return {name: value for name, value in verl_row().items() if name != "step"}
+
+
+def file_number(name: str) -> int:
+    """What ends a file's name, in which trainers put the step alone."""
+    return int("".join(letter for letter in name[-8:] if letter.isdigit()))
+
+
+def test_a_pattern_reads_the_step_of_other_names(tmp_path: Path) -> None:
+    folder = tmp_path / "after12u"
+    folder.mkdir()
+    file = lines(folder / "samples_gsm8k_1.jsonl", [lm_eval_row()])
+    assert read_rollout_set([file]).rollouts[0].step is None
+    assert read_rollout_set([file], step_pattern=r"after(\d+)u").rollouts[0].step == 12
+    file = lines(tmp_path / "a3b-9.jsonl", [without_step()])
+    assert read_rollout_set([file], step_pattern=r"a(\d+)b").rollouts[0].step == 3
+    assert read_rollout_set([file]).rollouts[0].step == 9
+    with pytest.raises(InputError, match="has no group"):
+        read_rollout_set([file], step_pattern="after")

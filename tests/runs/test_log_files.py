@@ -84,7 +84,7 @@ def test_a_log_that_is_being_written(tmp_path: Path) -> None:
 
 def test_the_directory_of_a_run(tmp_path: Path) -> None:
     (tmp_path / "samples").mkdir()
-    with pytest.raises(MissingError, match=r"no trainer_state\.json or event file in this directory"):
+    with pytest.raises(MissingError, match=r"no log in this directory; expected trainer_state\.json"):
         read_log(tmp_path)
     for step in (10, 9):
         (tmp_path / f"checkpoint-{step}").mkdir()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from opd_probe.errors import InputError
 from opd_probe.metrics.variants.fireworks import fireworks
+from opd_probe.metrics.variants.nemo_rl import nemo_rl
 from opd_probe.metrics.variants.thunlp import SUPPORTS, WEIGHTS, thunlp
 from opd_probe.metrics.variants.variant import CHUNK, Quantity, Variant
 from opd_probe.metrics.variants.verl import verl
 
-VARIANTS = ("verl", "fireworks", "thunlp")
+VARIANTS = ("verl", "fireworks", "thunlp", "nemo-rl")
 
 __all__ = [
     "CHUNK",
@@ -22,6 +23,7 @@ __all__ = [
     "Quantity",
     "Variant",
     "fireworks",
+    "nemo_rl",
     "parse_variant",
     "thunlp",
     "verl",
@@ -29,8 +31,8 @@ __all__ = [
 
 
 def parse_variant(text: str) -> Variant:
-    """A variant by name: ``verl[:LOG_PROB_MIN_CLAMP[:LOSS_MAX_CLAMP]]``, ``fireworks``, or
-    ``thunlp[:SUPPORT[:WEIGHTS]]``.
+    """A variant by name: ``verl[:LOG_PROB_MIN_CLAMP[:LOSS_MAX_CLAMP]]``, ``fireworks``, ``nemo-rl``,
+    or ``thunlp[:SUPPORT[:WEIGHTS]]``.
 
     Raises:
         InputError: no such variant, clamps, support or weights.
@@ -48,7 +50,9 @@ def parse_variant(text: str) -> Variant:
         return verl(*clamps)
     if name == "fireworks" and not options:
         return fireworks()
+    if name == "nemo-rl" and not options:
+        return nemo_rl()
     raise InputError(
-        f"variant {text!r}: expected verl, fireworks, or thunlp[:SUPPORT[:WEIGHTS]] with a support of "
+        f"variant {text!r}: expected verl, fireworks, nemo-rl, or thunlp[:SUPPORT[:WEIGHTS]] with a support of "
         f"{', '.join(SUPPORTS)} and weights of {', '.join(WEIGHTS)}"
     )

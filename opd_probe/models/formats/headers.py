@@ -60,6 +60,12 @@ def is_packing(name: str) -> bool:
     return last in _PACKED or last.startswith("weight_scale")
 
 
+def is_book_keeping(name: str) -> bool:
+    """Whether a value is by its name a note of a library to itself, as Transformer Engine keeps beside every module: it
+    is no weight, and may be empty."""
+    return name.rpartition(".")[2] == "_extra_state"
+
+
 def stored_dtype(headers: Headers) -> str | None:
     """The type of most floating-point values, of equally many the widest; None where there are none.
 

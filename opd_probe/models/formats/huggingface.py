@@ -6,7 +6,14 @@ import re
 from pathlib import Path
 
 from opd_probe.errors import InputError
-from opd_probe.models.formats.headers import Headers, TensorHeader, is_packing, read_json_object, safetensors_headers
+from opd_probe.models.formats.headers import (
+    Headers,
+    TensorHeader,
+    is_book_keeping,
+    is_packing,
+    read_json_object,
+    safetensors_headers,
+)
 from opd_probe.texts import read_json, within
 
 ACCEPTED = "config.json with model.safetensors or its index and shards"
@@ -17,8 +24,13 @@ _WRAPPERS = {
     "_fsdp_wrapped_module": "FSDP",
     "_checkpoint_wrapped_module": "activation checkpointing",
     "module": "DistributedDataParallel or DeepSpeed",
+    "base_model.model": "peft",
+    "pretrained_model": "TRL's model with a value head",
 }
-"""What training puts around a model or its layers, by the name of what is inside; the last only in front of all."""
+"""What training puts around a model or its layers, by the name of what is inside."""
+
+_IN_FRONT = ("module", "base_model.model", "pretrained_model")
+"""Those that are such a thing only in front of all."""
 
 _ADAPTER = re.compile(r"\.(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|base_layer)(\.|$)")
 
@@ -94,8 +106,8 @@ def _amiss(name: str, header: TensorHeader, plain: bool) -> str | None:
             "quantization_config that says how it is read; copy the config.json that was saved with it, or save the "
             "model again dequantised"
         )
-    wrapper = next((w for w in _WRAPPERS if f"{w}." in name and (w != "module" or name.startswith("module."))), None)
-    if wrapper is not None:
+    around = (w for w in _WRAPPERS if name.startswith(f"{w}.") or (w not in _IN_FRONT and f".{w}." in name))
+    if (wrapper := next(around, None)) is not None:
         return (
             f"{name} has the name that {_WRAPPERS[wrapper]} gives it ({wrapper}.); save the model that is inside, or "
             f"take {wrapper}. out of the names"
@@ -105,7 +117,7 @@ def _amiss(name: str, header: TensorHeader, plain: bool) -> str | None:
             f"{name} is of an adapter that was neither merged nor saved by itself, so that its scale is not known; "
             "save the merge_and_unload() of the model, or the adapter with peft's save_pretrained"
         )
-    if 0 in header.shape:
+    if 0 in header.shape and not is_book_keeping(name):
         return (
             f"{name} is empty (shape {list(header.shape)}), as the weights that DeepSpeed ZeRO-3 keeps elsewhere; "
             "save again with stage3_gather_16bit_weights_on_model_save, or put them together with zero_to_fp32.py"

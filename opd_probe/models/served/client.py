@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from opd_probe.errors import InputError, ServerError
+from opd_probe.errors import InputError, ServerError, warn
 from opd_probe.models.served.endpoint import KEY_VARIABLE, Endpoint, api_key
+from opd_probe.models.served.watch import Watch
 
 _AGAIN = {408, 425, 429, 500, 502, 503, 504, 529}
 """What a server answers when it is busy, starting or out of memory."""
@@ -24,7 +25,8 @@ class Patience:
     """How often a request is tried and how long is waited in between (seconds).
 
     Each wait is twice the one before, up to ``longest``, and a random half of it is left out, so that requests that
-    failed together do not come back together. A ``Retry-After`` of the server is kept to, up to ``longest``.
+    failed together do not come back together. A ``Retry-After`` of the server is kept to, up to ``longest``. What has
+    not answered after ``remark`` is said, and again each time that the wait has doubled.
     """
 
     attempts: int = 7
@@ -32,6 +34,7 @@ class Patience:
     longest: float = 30.0
     connect: float = 10.0
     read: float = 600.0
+    remark: float = 60.0
 
     def delay(self, attempt: int, retry_after: float | None) -> float:
         """The wait after the attempt of this number, counted from 0."""
@@ -46,6 +49,17 @@ class Refused(ServerError):
     def __init__(self, message: str, status: int, said: str) -> None:
         super().__init__(message)
         self.status, self.said = status, said
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One request; see :meth:`Client.post`."""
+
+    method: str
+    path: str
+    body: Mapping[str, Any] | None = None
+    size: str = ""
+    broken_off: Callable[[Any], bool] = lambda _: False
 
 
 class Client:
@@ -76,6 +90,7 @@ class Client:
         self._over = threading.Event()
         self._running = 0
         self._lock = threading.Lock()
+        self._watch = Watch(self.patience.remark, self._remark)
 
     def __enter__(self) -> Client:
         return self
@@ -86,6 +101,7 @@ class Client:
     def give_up(self) -> None:
         """No request is tried again from now on; those that are under way may end."""
         self._over.set()
+        self._watch.end()
 
     def close(self) -> None:
         """Give up. Connections are closed once no request is under way: not beneath a thread that reads from one."""
@@ -96,16 +112,28 @@ class Client:
 
     def get(self, path: str, *, attempts: int | None = None) -> Any:
         """The JSON at a path. Raises as :meth:`post`."""
-        return self._ask("GET", path, None, attempts or self.patience.attempts)
+        return self._ask(_Asked("GET", path), attempts)
 
-    def post(self, path: str, body: Mapping[str, Any], *, attempts: int | None = None) -> Any:
+    def post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        attempts: int | None = None,
+        size: str = "",
+        broken_off: Callable[[Any], bool] = lambda _: False,
+    ) -> Any:
         """The JSON that a server answers to ``body``.
+
+        Args:
+            size: of the request, in words, for what is said of it.
+            broken_off: whether an answer is none yet, so that it is asked for again.
 
         Raises:
             Refused: the server says that it will not.
             ServerError: no usable answer after all attempts.
         """
-        return self._ask("POST", path, body, attempts or self.patience.attempts)
+        return self._ask(_Asked("POST", path, body, size, broken_off), attempts)
 
     @contextmanager
     def _under_way(self) -> Iterator[None]:
@@ -119,24 +147,43 @@ class Client:
                 if self._over.is_set() and not self._running:
                     self._http.close()
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, attempts: int) -> Any:
-        with self._under_way():
-            return self._patiently(method, path, body, attempts)
+    def _ask(self, asked: _Asked, attempts: int | None) -> Any:
+        with self._under_way(), self._watch.over(f"{asked.path}{f' ({asked.size})' if asked.size else ''}"):
+            return self._patiently(asked, attempts or self.patience.attempts)
 
-    def _patiently(self, method: str, path: str, body: Mapping[str, Any] | None, attempts: int) -> Any:
+    def _remark(self, what: str, waited: float, others: int) -> None:
+        """Say that a request is still waited for. Called from another thread."""
+        more = f", nor have {others} other requests" if others else ""
+        state = "it may be asleep, starting, or busy"
+        # A server that does not tell has its reasons, of which there is nothing to say.
+        with suppress(Exception), self._under_way():
+            told = self._http.get(f"{self.endpoint.url}/is_sleeping", timeout=self.patience.connect)
+            if told.status_code == 200 and told.json()["is_sleeping"]:
+                state = "it says that it sleeps: wake it up (vLLM: POST /wake_up)"
+        if not self._over.is_set():
+            warn(
+                f"server {self.endpoint}: {what} has had no answer for {waited:.3g} s{more}; it is still waited for; "
+                f"{state}"
+            )
+
+    def _patiently(self, asked: _Asked, attempts: int) -> Any:
         import httpx
 
-        what = ""
+        what, path = "", asked.path
         for attempt in range(attempts):
             retry_after = None
             try:
-                response = self._http.request(method, self.endpoint.url + path, json=body)
+                response = self._http.request(asked.method, self.endpoint.url + path, json=asked.body)
                 if response.status_code == 200:
-                    return response.json()
-                what = f"answers {response.status_code} ({self._brief(response.text)})"
-                if response.status_code not in _AGAIN:
-                    raise self._refused(path, response.status_code, response.text)
-                retry_after = _seconds(response.headers.get("Retry-After"))
+                    answer = response.json()
+                    if not asked.broken_off(answer):
+                        return answer
+                    what = "breaks off (the server says abort)"
+                else:
+                    what = f"answers {response.status_code} ({self._brief(response.text)})"
+                    if response.status_code not in _AGAIN:
+                        raise self._refused(path, response.status_code, response.text)
+                    retry_after = _seconds(response.headers.get("Retry-After"))
             except httpx.RequestError as error:
                 what = f"{_failures(error)} ({self._brief(str(error))})"
             except (ValueError, RecursionError):  # not JSON, or not even text
@@ -149,7 +196,7 @@ class Client:
             if self._over.is_set() or (not last and self._over.wait(self.patience.delay(attempt, retry_after))):
                 break
         advice = "is it running, and is this its address?"
-        if method == "POST":
+        if asked.method == "POST":
             advice = "what it told before is kept, and the same command goes on from there"
         raise ServerError(f"server {self.endpoint}: {path} {what}, {attempt + 1} times; {advice}")
 

@@ -7,31 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-CLAMPED = -9999.0
-"""vLLM writes it for a log-probability of −inf, which JSON does not have."""
+from opd_probe.models.served.answers import (
+    ABOVE,
+    NO_LOGPROBS,
+    NoLogprobs,
+    State,
+    Told,
+    id_of,
+    list_of,
+    logprob_of,
+    read_states,
+)
 
 BAN = -100.0
 """The smallest bias that both servers take for a logit: e⁻¹⁰⁰ of the probability is left."""
 
 Json = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a served model says of n states of one sequence.
-
-    Attributes:
-        top_ids: int32 [n, K], its most probable tokens in rank order; equal ones by id.
-        top_logprobs: float32 [n, K], over its whole vocabulary.
-        logprob: float32 [n], of the sampled tokens; NaN where it was not told.
-    """
-
-    top_ids: NDArray[np.int32]
-    top_logprobs: NDArray[np.float32]
-    logprob: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +69,10 @@ class Dialect(Protocol):
         """
         ...
 
+    def broken_off(self, answer: Any) -> bool:
+        """Whether the server ended the request before its time, as one does that is put to sleep."""
+        ...
+
     def draw_request(self, model: Json, ids: Sequence[int], how: Draw) -> dict[str, Any]:
         """The body that asks for one sampled response to ``ids``."""
         ...
@@ -107,13 +102,20 @@ class VLLM:
         choice = _choice(answer)
         _same_ids(choice.get("prompt_token_ids"), ids, "prompt_token_ids")
         entries = _entries(choice, "prompt_logprobs", ids)
-        tops, sampled = [], []
-        for place in places:
-            by_id = {int(token): value for token, value in entries[place].items()}
+
+        def read(place: int) -> State:
+            entry = {id_of(token): list_of(value, dict) for token, value in list_of(entries[place], dict).items()}
             # The token itself comes along whatever its rank.
-            tops.append([(_logprob(v["logprob"]), token) for token, v in by_id.items() if int(v["rank"]) <= k])
-            sampled.append(_logprob(by_id[ids[place]]["logprob"]))
-        return _told(tops, sampled, k)
+            top = [(token, logprob_of(value["logprob"])) for token, value in entry.items() if id_of(value["rank"]) <= k]
+            return top, logprob_of(entry[ids[place]]["logprob"])
+
+        return read_states(read, places, ids, k)
+
+    def broken_off(self, answer: Any) -> bool:
+        try:
+            return bool(_choice(answer).get("finish_reason") == "abort")
+        except (ValueError, KeyError, TypeError):
+            return False
 
     def draw_request(self, model: Json, ids: Sequence[int], how: Draw) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -143,7 +145,7 @@ class VLLM:
     def drawn(self, answer: Any, ids: Sequence[int]) -> Drawn:
         choice = _choice(answer)
         _same_ids(choice.get("prompt_token_ids"), ids, "prompt_token_ids")
-        tokens = [int(token) for token in choice["token_ids"]]
+        tokens = [id_of(token) for token in choice["token_ids"]]
         logprobs = [_logprob(value) for value in choice["logprobs"]["token_logprobs"]]
         return _drawn(tokens, logprobs, choice.get("finish_reason"))
 
@@ -167,9 +169,21 @@ class SGLang:
     def told(self, answer: Any, ids: Sequence[int], places: Sequence[int], k: int) -> Told:
         meta = _meta(answer)
         tokens, tops = (_entries(meta, name, ids) for name in ("input_token_logprobs", "input_top_logprobs"))
-        _same_ids(_unclipped([int(entry[1]) for entry in tokens], ids), ids, "input_token_logprobs")
-        lists = [[(_logprob(value), int(token)) for value, token, *_ in tops[place]] for place in places]
-        return _told(lists, [_logprob(tokens[place][0]) for place in places], k)
+        # An entry that is none says nothing of its id, and leaves its own state unknown.
+        named = [int(entry[1]) if isinstance(entry, list) else token for entry, token in zip(tokens, ids, strict=True)]
+        _same_ids(_unclipped(named, ids), ids, "input_token_logprobs")
+
+        def read(place: int) -> State:
+            top = [(id_of(token), logprob_of(value)) for value, token, *_ in list_of(tops[place], list)]
+            return top, logprob_of(list_of(tokens[place], list)[0])
+
+        return read_states(read, places, ids, k)
+
+    def broken_off(self, answer: Any) -> bool:
+        try:
+            return bool(_reason(_meta(answer)) == "abort")
+        except (ValueError, KeyError, TypeError):
+            return False
 
     def draw_request(self, model: Json, ids: Sequence[int], how: Draw) -> dict[str, Any]:
         parameters: dict[str, Any] = {
@@ -194,26 +208,33 @@ class SGLang:
     def drawn(self, answer: Any, ids: Sequence[int]) -> Drawn:
         meta = _meta(answer)
         entries = meta["output_token_logprobs"]
-        reason = meta.get("finish_reason")
-        if isinstance(reason, Mapping):
-            reason = reason.get("type")
         if meta.get("prompt_tokens", len(ids)) != len(ids):
             raise ValueError(f"meta_info.prompt_tokens is {meta['prompt_tokens']}, sent were {len(ids)} ids")
-        return _drawn([int(entry[1]) for entry in entries], [_logprob(entry[0]) for entry in entries], reason)
+        return _drawn([id_of(entry[1]) for entry in entries], [_logprob(entry[0]) for entry in entries], _reason(meta))
 
 
 DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (VLLM(), SGLang())}
 
 
 def _choice(answer: Any) -> Json:
-    (choice,) = answer["choices"]
-    return dict(choice)
+    choices = answer.get("choices") if isinstance(answer, Mapping) else None
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], Mapping):
+        raise ValueError("has no choices, or not one")
+    return dict(choices[0])
 
 
 def _meta(answer: Any) -> Json:
-    if isinstance(answer, list):  # some versions answer a list to a list of ids
+    if isinstance(answer, list) and len(answer) == 1:  # some versions answer a list to a list of ids
         (answer,) = answer
-    return dict(answer["meta_info"])
+    meta = answer.get("meta_info") if isinstance(answer, Mapping) else None
+    if not isinstance(meta, Mapping):
+        raise ValueError("has no meta_info")
+    return dict(meta)
+
+
+def _reason(meta: Json) -> Any:
+    reason = meta.get("finish_reason")
+    return reason.get("type") if isinstance(reason, Mapping) else reason
 
 
 def _entries(answer: Json, name: str, ids: Sequence[int]) -> list[Any]:
@@ -229,7 +250,7 @@ def _adapter(model: Json) -> dict[str, Any]:
 
 
 def _same_ids(told: Any, sent: Sequence[int], name: str) -> None:
-    if told is None:
+    if not isinstance(told, list):
         raise ValueError(f"{name} is missing, so that nothing says which ids were scored")
     if list(told) != list(sent):
         raise ValueError(f"{name} are not the ids that were sent: the server changed the sequence")
@@ -242,26 +263,11 @@ def _unclipped(told: list[int], sent: Sequence[int]) -> list[int]:
 
 
 def _logprob(value: Any) -> float:
-    """A log-probability of an answer; NaN for null, which SGLang writes for what is not finite."""
-    if value is None:
-        return math.nan
-    number = float(value)
-    if number > 1e-3:
-        raise ValueError(f"a log-probability is {number}, above 0")
-    return -math.inf if number <= CLAMPED else number
-
-
-def _told(tops: Sequence[Sequence[tuple[float, int]]], sampled: Sequence[float], k: int) -> Told:
-    for top in tops:
-        if len(top) != k or len({token for _, token in top}) != k or any(math.isnan(value) for value, _ in top):
-            raise ValueError(f"a list of top tokens holds {len(top)} in place of {k} different ones with their values")
-    ordered = [sorted(top, key=lambda entry: (-entry[0], entry[1])) for top in tops]
-    shape = (len(tops), k)
-    return Told(
-        np.array([[token for _, token in top] for top in ordered], dtype=np.int32).reshape(shape),
-        np.array([[value for value, _ in top] for top in ordered], dtype=np.float32).reshape(shape),
-        np.array(sampled, dtype=np.float32),
-    )
+    """A sampled token's log-probability; NaN for null, which SGLang writes for what is not finite."""
+    number = math.nan if value is None else logprob_of(value)
+    if number > ABOVE:
+        raise NoLogprobs(f"holds {number:.4g} among its log-probabilities, above 0; {NO_LOGPROBS}")
+    return number
 
 
 def _drawn(ids: list[int], logprobs: list[float], reason: str | None) -> Drawn:

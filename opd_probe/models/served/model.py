@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from opd_probe.errors import InputError, ServerError
+from opd_probe.models.served.answers import NoLogprobs, Told
 from opd_probe.models.served.client import Client, Patience, Refused
-from opd_probe.models.served.dialects import DIALECTS, Dialect, Told
+from opd_probe.models.served.dialects import DIALECTS, Dialect
 from opd_probe.models.served.endpoint import Endpoint
+from opd_probe.models.served.sample import IDS, REPEATS, SHORT, Sample, same, sample_of
 from opd_probe.models.served.workers import few_at_a_time
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ class ServedModel:
         dialect: how it is talked to.
         entry: what ``/v1/models`` says of it.
         details: what else the server says that tells one model from another.
+        parent: of an adapter, what ``/v1/models`` says of the model that it was put on.
         version: of the server's software, when it says.
         tokenizer: as far as the client knows one; the server is never asked to tokenise.
     """
@@ -47,7 +51,9 @@ class ServedModel:
     version: str | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     patience: Patience | None = None
+    parent: Mapping[str, Any] = field(default_factory=dict)
     _limits: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+    _sample: Sample | None = field(default=None, init=False, repr=False)
 
     @property
     def model(self) -> str:
@@ -65,10 +71,18 @@ class ServedModel:
         return
 
     @property
+    def context(self) -> int | None:
+        """Tokens of a prompt and what follows it, as far as the server tells: of an adapter as its parent."""
+        for entry in (self.entry, self.parent):
+            length = entry.get("max_model_len")
+            if isinstance(length, int) and not isinstance(length, bool) and length > 0:
+                return length
+        return None
+
+    @property
     def max_positions(self) -> int | None:
         """Tokens of the longest sequence that it scores: one position is kept for a new token."""
-        length = self.entry.get("max_model_len")
-        return length - 1 if isinstance(length, int) and not isinstance(length, bool) and length > 0 else None
+        return None if self.context is None else self.context - 1
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -92,7 +106,41 @@ class ServedModel:
     def digest(self) -> str:
         """sha256 over what the server says the model is, wherever it is served: names, not weights."""
         stated = [self.model, self.entry.get("root"), self.entry.get("parent"), sorted(self.details.items())]
+        if self.parent:
+            stated.append(self.parent.get("root"))
         return "served:" + hashlib.sha256(json.dumps(stated, default=str).encode()).hexdigest()
+
+    def recognised(self, known: Iterable[Sample]) -> Sample:
+        """What the server answers to a fixed sequence: the first of the answers that are known from before, if its
+        weights may be those of then, else a new one. To be asked after :meth:`allowed`.
+
+        Raises:
+            ServerError: as of :meth:`scores`.
+        """
+        own = self._sample or []
+        return next((sample for sample in known if same(sample, own, self._answered_again)), own)
+
+    def look_again(self) -> None:
+        """Ask anew what the server says of its weights and answers, since they may have been replaced.
+
+        Raises:
+            ServerError: as of :meth:`scores`.
+        """
+        if not self._limits:
+            return
+        with Client(self.endpoint, self.patience) as client:
+            if "weight_version" in self.details:
+                self.details = {**self.details, "weight_version": weight_version(client, self.dialect.name)}
+            self._probe(client, max(self._limits.values()))
+
+    def _answered_again(self) -> list[Sample]:
+        k = max(self._limits.values(), default=1)
+        with Client(self.endpoint, self.patience) as client:
+
+            def ask(_: int) -> Sample:
+                return sample_of(self.told(client, IDS, range(1, len(IDS)), k))
+
+            return [one for _, one in few_at_a_time(ask, range(REPEATS), REPEATS, client.give_up)]
 
     def asked(self, k: int) -> bool:
         """Whether the server has been asked for lists of depth ``k`` already."""
@@ -109,18 +157,33 @@ class ServedModel:
                 self._limits[k] = self._probe(client, k)
         return self._limits[k]
 
-    def _probe(self, client: Client, k: int) -> int:
-        ids = [0, 0]
+    def _probe(self, client: Client, k: int, ids: Sequence[int] = IDS) -> int:
         try:
-            answer = client.post(self.dialect.path, self.dialect.score_request(self.entry, ids, k))
+            told = self.told(client, ids, range(1, len(ids)), k)
         except Refused as refusal:
             limit = stated_limit(refusal.said)
-            if limit is None or not 1 <= limit < k:
-                raise
-            self._probe(client, limit)
-            return limit
-        self.read(lambda: self.dialect.told(answer, ids, [1], k))
+            if limit is not None and 1 <= limit < k:
+                return self._probe(client, limit, ids)
+            if limit is None and refusal.status in (400, 422) and ids != SHORT:
+                return self._probe(client, k, SHORT)  # of fewer tokens or ids than anyone would serve
+            raise
+        self._sample = sample_of(told) if ids == IDS else None
         return k
+
+    def told(self, client: Client, ids: Sequence[int], places: Sequence[int], k: int) -> Told:
+        """What the server says of one sequence. States that it leaves unknown are asked about once more.
+
+        Raises:
+            ServerError: as of :meth:`scores`.
+        """
+        told = self._asked_once(client, ids, places, k)
+        return told.mended(self._asked_once(client, ids, places, k)) if told.faults else told
+
+    def _asked_once(self, client: Client, ids: Sequence[int], places: Sequence[int], k: int) -> Told:
+        body, size = self.dialect.score_request(self.entry, ids, k), f"{len(ids):,} tokens, top {k}"
+        answer = client.post(self.dialect.path, body, size=size, broken_off=self.dialect.broken_off)
+        self._check_weights(answer)
+        return self.read(lambda: self.dialect.told(answer, ids, places, k))
 
     def scores(
         self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], k: int, at_once: int = CONCURRENCY
@@ -133,17 +196,45 @@ class ServedModel:
             k: depth of the lists, at most what :meth:`allowed` gave.
 
         Raises:
-            ServerError: no usable answer. What came before has been yielded.
+            ServerError: no usable answer, with the index of the sequence; or the weights changed meanwhile. What came
+                before has been yielded.
         """
         with Client(self.endpoint, self.patience) as client:
 
-            def ask(item: tuple[Sequence[int], Sequence[int]]) -> Told:
-                ids, places = item
-                answer = client.post(self.dialect.path, self.dialect.score_request(self.entry, ids, k))
-                self._check_weights(answer)
-                return self.read(lambda: self.dialect.told(answer, ids, places, k))
+            def ask(index: int) -> Told:
+                ids, places = sequences[index]
+                try:
+                    return self.told(client, ids, places, k)
+                except ServerError as error:
+                    error.index = index
+                    raise
 
-            yield from few_at_a_time(ask, sequences, at_once, client.give_up)
+            yield from few_at_a_time(ask, range(len(sequences)), at_once, client.give_up)
+        if len(sequences):
+            with Client(self.endpoint, self.patience) as client:
+                self._check_meanwhile(client, k)
+
+    def _check_meanwhile(self, client: Client, k: int) -> None:
+        """Refuse answers of weights that were put in while they came.
+
+        Raises:
+            ServerError: the server has other weights now.
+        """
+        before, version = self._sample, self.details.get("weight_version")
+        now = weight_version(client, self.dialect.name) if version is not None else None
+        if version is not None and now not in (None, version):
+            raise self._changed(f"from version {version!r} to {now!r} ")
+        if before is None:
+            return
+        after = sample_of(self.told(client, IDS, range(1, len(IDS)), k))
+        if not same(before, after, self._answered_again):
+            raise self._changed("")
+
+    def _changed(self, how: str) -> ServerError:
+        return ServerError(
+            f"server {self.endpoint}: its weights changed {how}meanwhile; give the command again, which starts anew "
+            "with these"
+        )
 
     def _check_weights(self, answer: Any) -> None:
         """Refuse the answer of weights that were put in meanwhile, which SGLang tells."""
@@ -151,10 +242,7 @@ class ServedModel:
         meta = answer.get("meta_info") if isinstance(answer, Mapping) else None
         now = meta.get("weight_version", before) if isinstance(meta, Mapping) else before
         if now != before:
-            raise ServerError(
-                f"server {self.endpoint}: its weights changed from version {before!r} to {now!r} meanwhile; give the "
-                "command again, which starts anew with these"
-            )
+            raise self._changed(f"from version {before!r} to {now!r} ")
 
     def read(self, read: Callable[[], _Answer]) -> _Answer:
         """What an answer says.
@@ -164,6 +252,8 @@ class ServedModel:
         """
         try:
             return read()
+        except NoLogprobs as error:
+            raise ServerError(f"server {self.endpoint}: the answer of {self.dialect.path} {error}") from None
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise ServerError(
@@ -196,7 +286,8 @@ def connect(
         models = _models(client, endpoint)
         entry = chosen(endpoint, models)
         dialect, details, version = _kind(client, endpoint, entry)
-    return ServedModel(endpoint, dialect, entry, details, version, tokenizer, patience)
+    parent = next((one for one in models if one["id"] == entry.get("parent") and one is not entry), {})
+    return ServedModel(endpoint, dialect, entry, details, version, tokenizer, patience, parent)
 
 
 def list_models(endpoint: Endpoint, patience: Patience | None = None) -> list[Mapping[str, Any]]:
@@ -246,7 +337,9 @@ def _kind(client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> tuple
         about = _optional(client, "/version")
         version = about.get("version")
         if owner == "vllm" or version is not None:
-            return DIALECTS["vllm"], {}, None if version is None else str(version)
+            weights = weight_version(client, "vllm")
+            details = {} if weights is None else {"weight_version": weights}
+            return DIALECTS["vllm"], details, None if version is None else str(version)
     about = _optional(client, "/model_info") or _optional(client, "/get_model_info")
     if owner != "sglang" and "model_path" not in about:
         raise ServerError(
@@ -259,6 +352,17 @@ def _kind(client: Client, endpoint: Endpoint, entry: Mapping[str, Any]) -> tuple
     return DIALECTS["sglang"], details, None if version is None else str(version)
 
 
+def weight_version(client: Client, kind: str) -> Any:
+    """What a server calls its weights, which whoever replaces them in place may count up; None: it does not tell."""
+    paths = {"vllm": ("/weight_info",), "sglang": ("/model_info", "/get_model_info")}[kind]
+    for path in paths:
+        with suppress(ServerError):
+            found = _optional(client, path).get("weight_version")
+            if found is not None:
+                return found
+    return None
+
+
 def _optional(client: Client, path: str) -> Mapping[str, Any]:
     """The JSON object at a path that not every server has."""
     try:
@@ -268,9 +372,8 @@ def _optional(client: Client, path: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def local_root(model: ServedModel) -> str | None:
-    """The directory that the server loaded the model from, when it is on this machine too."""
-    for place in (model.details.get("model_path"), model.entry.get("root")):
-        if isinstance(place, str) and place and Path(place).is_dir():
-            return place
-    return None
+def local_roots(model: ServedModel) -> list[str]:
+    """The directories that the server loaded the model from, as far as they are on this machine too: of an adapter
+    its parent's first, which is where its tokenizer is."""
+    stated = (model.details.get("model_path"), model.parent.get("root"), model.entry.get("root"))
+    return [place for place in stated if isinstance(place, str) and place and Path(place).is_dir()]

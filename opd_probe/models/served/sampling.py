@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from opd_probe.errors import InputError, ServerError
 from opd_probe.models.samplers import COOLEST
+from opd_probe.models.served.agreement import FirstAnswers, draw_once
 from opd_probe.models.served.client import Client, Patience
 from opd_probe.models.served.dialects import Draw, Drawn
 from opd_probe.models.served.drafts import Drafts
@@ -140,8 +141,12 @@ def sample_from_server(
     for request in requests:
         if request.id in kept.known:
             take(request, kept.known[request.id])
-    for request, drawn in _drawn(served, [request for request in requests if request.id not in kept.known]):
+    lacking = [request for request in requests if request.id not in kept.known]
+    seen = FirstAnswers(served, student.width)
+    for request, drawn in _drawn(served, lacking):
+        seen.check(request.id, request.prompt.ids or (), request.how, drawn)
         take(request, drawn)
+    seen.remark()
     return [rollouts[request.id] for request in requests]
 
 
@@ -176,8 +181,10 @@ def _drawn(served: ServedModel, requests: Sequence[_Request]) -> Iterator[tuple[
     with Client(served.endpoint, served.patience) as client:
 
         def ask(request: _Request) -> Drawn:
-            answer = client.post(served.dialect.path, request.body(served))
-            return served.read(lambda: served.dialect.drawn(answer, list(request.prompt.ids or ())))
+            try:
+                return draw_once(served, client, request.prompt.ids or (), request.how)
+            except ServerError as error:
+                raise ServerError(f"rollout {request.id!r}: {error}") from None
 
         for index, drawn in few_at_a_time(ask, requests, AT_ONCE, client.give_up):
             yield requests[index], drawn
@@ -186,9 +193,9 @@ def _drawn(served: ServedModel, requests: Sequence[_Request]) -> Iterator[tuple[
 def _check(served: ServedModel, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float) -> None:
     if temperature < COOLEST:
         raise InputError(f"sampler {served.name}: sample temperature = {temperature!r}; expected at least {COOLEST}")
-    limit = served.entry.get("max_model_len")
+    limit = served.context
     longest = max(len(prompt.ids or ()) for prompt in prompts)
-    if isinstance(limit, int) and longest + max_new_tokens > limit:
+    if limit is not None and longest + max_new_tokens > limit:
         raise InputError(
             f"sampler {served.name}: prompts of up to {longest} tokens and {max_new_tokens} new ones need more than "
             f"its context of {limit}; lower --max-new-tokens"
@@ -219,7 +226,11 @@ def _check_drawn(
     if allowed is not None and not np.isin(drawn.ids, allowed).all():
         raise ServerError(f"{where}: holds an id that was not to be sampled; use --sampler transformers")
     if rollout.finish_reason == "length" and len(drawn.ids) != max_new_tokens:
+        whole = len(rollout.prompt_ids) + len(drawn.ids)
+        advice = "does the server have this checkpoint?"
+        if drawn.reason == "length":
+            advice = f"prompt and response have {whole:,} tokens: is that its context? then lower --max-new-tokens"
         raise ServerError(
             f"{where}: ended after {len(drawn.ids)} tokens without EOS (the server says {drawn.reason}); expected "
-            f"{max_new_tokens}; does the server have this checkpoint?"
+            f"{max_new_tokens}; {advice}"
         )

@@ -6,7 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from opd_probe.errors import InputError
-from opd_probe.rollouts.sources import lm_eval, native, opd, open_instruct, openai, prime_rl, slime, swift, trl, verl
+from opd_probe.rollouts.sources import (
+    inspect_ai,
+    lighteval,
+    lm_eval,
+    native,
+    nemo_rl,
+    opd,
+    open_instruct,
+    openai,
+    prime_rl,
+    slime,
+    swift,
+    trl,
+    verl,
+)
 from opd_probe.rollouts.sources.source import Skipped, Source, Where
 
 __all__ = ["SOURCES", "Skipped", "Source", "Where", "recognise", "source_named"]
@@ -19,7 +33,10 @@ SOURCES: tuple[Source, ...] = (
     slime.SOURCE,
     open_instruct.SOURCE,
     prime_rl.SOURCE,
+    nemo_rl.SOURCE,
     lm_eval.SOURCE,
+    lighteval.SOURCE,
+    inspect_ai.SOURCE,
     openai.SOURCE,
     native.SOURCE,
 )

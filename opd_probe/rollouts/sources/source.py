@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from opd_probe.models.steps import step_of_place
 from opd_probe.texts import parse_json, read_text, real_path
 from opd_probe.types import Rollout
 
@@ -45,12 +46,13 @@ class Source:
         rollouts: what a row, without null fields and with all that are needed, becomes. Raises InputError, naming the
             place and the field.
         recognises: what else tells a file's first row from that of other kinds.
-        step_of: the step that a file's path says, for rows that say none.
+        step_of: the step that a file's path says, by ``--step-pattern`` where that is given; for rows that say none.
         same: what is equal in rows of one file that hold the same responses; None: there are no such rows.
         logs_again: whether the trainer logs samples again at each later step that trains on them.
         left_out: why none of a file's rollouts is one, as what lies beside it says; None: they are.
         evaluated: steps at which what lies beside a file says that the trainer evaluated, and which kind of rollouts
             were logged in the same place unmarked.
+        together: what the rollouts of a file become once all are known, in their order.
         steps_are: which checkpoint sampled the rollouts of a step, where it is not the one of that step.
     """
 
@@ -59,11 +61,12 @@ class Source:
     needs: tuple[str, ...]
     rollouts: Callable[[Where, Mapping[str, Any]], Iterable[Rollout | Skipped]]
     recognises: Callable[[Mapping[str, Any]], bool] = lambda _: True
-    step_of: Callable[[Path], int | None] = lambda _: None
+    step_of: Callable[[Path, re.Pattern[str] | None], int | None] = lambda *_: None
     same: Callable[[Mapping[str, Any]], Any] | None = None
     logs_again: bool = False
     left_out: Callable[[Path], str | None] = lambda _: None
     evaluated: Callable[[Path], frozenset[int]] = lambda _: frozenset()
+    together: Callable[[Sequence[Rollout]], Sequence[Rollout]] = list
     steps_are: str = ""
 
     def fits(self, row: Mapping[str, Any]) -> bool:
@@ -75,16 +78,26 @@ NEXT_STEP = "rollouts of step S + 1 are the samples of checkpoint S: replay them
 """Of trainers that count the update that a batch goes into."""
 
 
-def step_of_file(path: Path) -> int | None:
-    """The number that a file's name is or ends in, then that of its folder."""
+def step_of_file(path: Path, pattern: re.Pattern[str] | None = None) -> int | None:
+    """The step that a file's name says, which may be a number at its end alone; then that of its folder.
+
+    Args:
+        pattern: of ``--step-pattern``.
+    """
+    said = step_of_place(path.stem, pattern)
+    if said is not None:
+        return said
     found = re.search(r"(\d+)$", path.stem)
-    return int(found.group(1)) if found else step_of_folder(path)
+    return int(found.group(1)) if found else step_of_folder(path, pattern)
 
 
-def step_of_folder(path: Path) -> int | None:
-    """N of a file in ``checkpoint-N``, ``global_step_N``, ``step_N``, or a folder whose name ends in one of these."""
-    found = re.search(r"(?:^|[^a-z])(?:checkpoint-|global_step_|step_)(\d+)$", real_path(path).parent.name)
-    return int(found.group(1)) if found else None
+def step_of_folder(path: Path, pattern: re.Pattern[str] | None = None) -> int | None:
+    """The step that the name of a file's folder says, read as the names of checkpoints are.
+
+    Args:
+        pattern: of ``--step-pattern``.
+    """
+    return step_of_place(real_path(path).parent.name, pattern)
 
 
 def evaluated_beside(folder: Path) -> frozenset[int]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from opd_probe.errors import InputError, OpdProbeError, ServerError
+from opd_probe.errors import InputError, OpdProbeError, OpdProbeWarning, ServerError
 from opd_probe.models.served.client import Client, Patience, Refused
 from opd_probe.models.served.dialects import DIALECTS
 from opd_probe.models.served.endpoint import parse_endpoint
@@ -21,6 +21,7 @@ from opd_probe.models.served.model import CONCURRENCY, ServedModel, connect
 from tests.models.served import cases
 from tests.models.served.recorded_server import Exchanges, Fault, Served, serving
 from tests.models.served.sglang_server import SGLangAnswers
+from tests.models.served.vllm_server import VLLMAnswers
 
 QUICK = Patience(attempts=4, first=0.001, longest=0.01, read=5.0)
 PATH = "/v1/completions"
@@ -304,25 +305,12 @@ def test_a_server_of_another_kind() -> None:
             reach(server)
 
 
-def _entry(answer: Any) -> Any:
-    return answer["choices"][0]["prompt_logprobs"][-1]
-
-
 BREAKS: dict[str, Callable[[Any], Any]] = {
     "no choices": lambda a: a.pop("choices"),
     "two choices": lambda a: a["choices"].append(a["choices"][0]),
     "a choice that is none": lambda a: a.update(choices=["x"]),
     "no log-probabilities": lambda a: a["choices"][0].update(prompt_logprobs=None),
     "one entry too few": lambda a: a["choices"][0]["prompt_logprobs"].pop(),
-    "an entry that is null": lambda a: a["choices"][0]["prompt_logprobs"].__setitem__(-1, None),
-    "an entry that is a list": lambda a: a["choices"][0]["prompt_logprobs"].__setitem__(-1, [1]),
-    "ids that are words": lambda a: _entry(a).update({"word": {"logprob": -1.0, "rank": 3}}),
-    "no rank": lambda a: [value.pop("rank") for value in _entry(a).values()],
-    "too few of the top": lambda a: _entry(a).popitem(),
-    "a positive log-probability": lambda a: next(iter(_entry(a).values())).update(logprob=2.5),
-    "a log-probability that is null": lambda a: [value.update(logprob=None) for value in _entry(a).values()],
-    "a log-probability that is text": lambda a: next(iter(_entry(a).values())).update(logprob="x"),
-    "an id that is huge": lambda a: _entry(a).update({"99999999999999": _entry(a).popitem()[1]}),
     "other ids": lambda a: a["choices"][0].update(prompt_token_ids=[1, 2]),
     "no ids": lambda a: a["choices"][0].pop("prompt_token_ids"),
 }
@@ -346,9 +334,6 @@ SGLANG_BREAKS: dict[str, Callable[[Any], Any]] = {
     "no top lists": lambda a: a["meta_info"].pop("input_top_logprobs"),
     "a shorter sequence": lambda a: a["meta_info"]["input_token_logprobs"].pop(),
     "another id": lambda a: a["meta_info"]["input_token_logprobs"][-1].__setitem__(1, 33),
-    "an empty list": lambda a: a["meta_info"]["input_top_logprobs"].__setitem__(-1, []),
-    "a null list": lambda a: a["meta_info"]["input_top_logprobs"].__setitem__(-1, None),
-    "pairs that are none": lambda a: a["meta_info"]["input_top_logprobs"].__setitem__(-1, [3]),
 }
 
 
@@ -363,14 +348,12 @@ def test_sglang_answers_of_another_layout(what: str) -> None:
         DIALECTS["sglang"].told(answer, ids, [1, 3], 4)
 
 
-def test_infinities_and_nulls() -> None:
+def test_infinities() -> None:
     entry = {str(t): {"logprob": -9999.0 if t > 1 else -0.5, "rank": t + 1} for t in range(3)}
     answer = {"choices": [{"prompt_token_ids": [4, 2], "prompt_logprobs": [None, entry]}]}
     told = DIALECTS["vllm"].told(answer, [4, 2], [1], 3)
     np.testing.assert_array_equal(told.top_logprobs, [[-0.5, -0.5, -np.inf]])
     np.testing.assert_array_equal(told.logprob, [-np.inf])
-    meta = {"input_token_logprobs": [[None, 4, None], [None, 2, None]], "input_top_logprobs": [None, [[-0.5, 0, None]]]}
-    assert np.isnan(DIALECTS["sglang"].told({"meta_info": meta}, [4, 2], [1], 1).logprob[0])
 
 
 def test_a_closed_client_gives_up_at_once(server: Served) -> None:
@@ -379,3 +362,28 @@ def test_a_closed_client_gives_up_at_once(server: Served) -> None:
     with pytest.raises(ServerError):
         client.get("/v1/models")
     assert server.asked == []
+
+
+def test_what_does_not_answer_is_said() -> None:
+    answers = VLLMAnswers(cases.teacher())
+    answers.asleep = True
+    patience = Patience(attempts=2, first=0.001, read=30.0, remark=0.2)
+    with serving(answers) as server:
+        served = reach(server, patience)
+        server.fail(PATH, [Fault(wait=1.0)] * 4)
+        said = r"server .*: /v1/completions \(1\d tokens, top 8\) has had no answer for \d\.\d+ s.*sleeps: wake it"
+        with pytest.warns(OpdProbeWarning, match=said) as caught:
+            list(served.scores(sequences(), cases.K))
+    lines = [str(one.message) for one in caught]
+    assert len(lines) <= 6  # at first and each time that the wait has doubled, not for each of four requests
+    assert any("nor have 3 other requests" in line for line in lines)
+
+
+@pytest.mark.parametrize("waits", ["retries", "hello"])
+def test_what_is_tried_again_for_long_is_said(server: Served, waits: str) -> None:
+    patience = Patience(attempts=4, first=0.2, longest=0.4, remark=0.15)
+    served = reach(server, patience)
+    server.fail(PATH, [Fault(503)] * 3)
+    server.fail("/v1/models", [Fault(503)] * 2)
+    with pytest.warns(OpdProbeWarning, match="has had no answer for .*it may be asleep, starting, or busy"):
+        served.allowed(cases.K) if waits == "retries" else reach(server, patience)

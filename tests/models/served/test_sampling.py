@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import opd_probe
-from opd_probe.errors import InputError, ServerError
+from opd_probe.errors import InputError, OpdProbeWarning, ServerError
 from opd_probe.models.outline import Outline
 from opd_probe.models.served.client import Patience
 from opd_probe.models.served.endpoint import parse_endpoint
@@ -22,7 +22,8 @@ from opd_probe.types import Checkpoint, Rollout
 from tests.models.served import cases
 from tests.models.served.recorded_server import Exchanges, Fault, Served, serving
 from tests.models.served.sglang_server import SGLangAnswers
-from tests.tiny import tiny_tokenizer
+from tests.models.served.vllm_server import VLLMAnswers
+from tests.tiny import tiny_model, tiny_tokenizer
 
 QUICK = Patience(attempts=3, first=0.001, longest=0.01)
 ALLOWED = np.setdiff1d(np.arange(cases.WIDTH), cases.BANNED)
@@ -46,6 +47,11 @@ def reach(server: Served) -> ServedModel:
 
 def sampled(server: Served, outline: Outline = OUTLINE, **options: Any) -> list[Rollout]:
     return sample_from_server(outline, reach(server), cases.PROMPTS, **{**cases.SAMPLING, **options})
+
+
+def drawn(server: Served) -> list[Any]:
+    """The requests for responses; others ask for scores of the first of them."""
+    return [body for body in server.bodies("/v1/completions") if "seed" in body]
 
 
 def check(rollouts: list[Rollout], sampler: str) -> None:
@@ -74,7 +80,7 @@ def test_what_vllm_drew(server: Served) -> None:
     assert {rollout.step for rollout in rollouts} == {20}
     assert counts == [(done, 6) for done in range(1, 7)]
     assert server.most <= AT_ONCE
-    seeds = [body["seed"] for body in server.bodies("/v1/completions")]
+    seeds = [body["seed"] for body in drawn(server)]
     assert len(set(seeds)) == len(seeds)
 
 
@@ -89,7 +95,9 @@ def test_at_another_temperature_the_log_probabilities_are_unknown(server: Served
     served = reach(server)
     rollouts = sample_from_server(OUTLINE, served, cases.PROMPTS[:1], **cases.SAMPLING, temperature=0.5)
     assert all(rollout.logprobs is None for rollout in rollouts)
-    assert {body["temperature"] for body in server.bodies("/v1/completions")} == {0.5}
+    asked = [(body["temperature"], body["max_tokens"]) for body in drawn(server)]
+    assert asked.count((0.5, 8)) == 3
+    assert asked.count((1.0, 8)) == 1  # the server is held against itself
 
 
 def test_text_is_decoded_here(server: Served) -> None:
@@ -109,13 +117,13 @@ def test_sglang_in_its_layout() -> None:
 def test_a_server_that_disregards_what_it_was_asked(server: Served, recorded: Exchanges) -> None:
     known = copy.deepcopy(recorded.known)
     for key, (_, answer) in known.items():
-        if '"logit_bias"' in key:
+        if '"logit_bias"' in key and "choices" in answer:
             answer["choices"][0]["token_ids"][0] = cases.BANNED[0]
     server.exchanges = Exchanges(known)
     with pytest.raises(ServerError, match=r"'[ab]/[012]': holds an id that was not to be sampled"):
         sampled(server, allowed_ids=ALLOWED)
     for _, answer in known.values():
-        if "choices" in answer:
+        if "choices" in answer and answer["choices"][0]["logprobs"] is not None:
             choice = answer["choices"][0]
             choice["token_ids"], choice["logprobs"]["token_logprobs"] = [3, 4], [-1.0, -2.0]
     with pytest.raises(ServerError, match=r"ended after 2 tokens without EOS \(the server says (stop|length)\)"):
@@ -142,14 +150,15 @@ def test_what_was_drawn_before_an_interrupt_is_not_drawn_again(server: Served, t
     assert 2 <= len(lines) <= 6  # the key, and what was drawn beside the refused one
     drafts.write_text("\n".join([*lines, lines[-1][:20]]))  # cut off in the middle of a line
     server.fail(path, [])
-    before = len(server.bodies(path))
+    before = len(drawn(server))
     assert sampled(server, drafts=drafts) == whole
-    assert len(server.bodies(path)) - before == 6 - (len(lines) - 1)
+    assert len(drawn(server)) - before == 6 - (len(lines) - 1)
     before = len(server.bodies(path))
     assert sampled(server, drafts=drafts) == whole
     assert len(server.bodies(path)) == before
+    before = len(drawn(server))
     assert sampled(server, drafts=drafts, allowed_ids=ALLOWED) != whole  # under another key
-    assert len(server.bodies(path)) == before + 6
+    assert len(drawn(server)) == before + 6 + len(cases.PROMPTS)  # an answer of all ids to each prompt
 
 
 @pytest.mark.parametrize("content", ["", "garbage", "[1]", '{"key": 3}\n[]', "\x00"])
@@ -217,3 +226,65 @@ def test_which_model_is_which_checkpoint(tmp_path: Path) -> None:
     with serving(cards({"id": "org/name", "root": "org/name"})) as server:
         hub = Checkpoint("org/name", format="hub")
         assert served_checkpoint(parse_endpoint(server.url), hub, alone=True, patience=QUICK).model == "org/name"
+
+
+def test_answers_from_a_prefix_cache_of_other_weights(tmp_path: Path) -> None:
+    answers = VLLMAnswers(cases.student())
+    with serving(answers) as server:
+        check_logprobs(sampled(server))
+        answers.cached = tiny_model(cases.WIDTH, hidden=64, seed=4, tied=False, spread=0.5)
+        drafts = tmp_path / "drafts"
+        for options in ({}, {"temperature": 0.7}, {"allowed_ids": ALLOWED}):
+            said = r"rollout '[ab]/\d': its log-probabilities of \d+ sampled tokens and its own scores .* reset"
+            with pytest.raises(ServerError, match=said) as caught:
+                sampled(server, drafts=drafts, **options)
+            assert "\n" not in str(caught.value)
+        assert not drafts.exists()  # none of them is used later
+
+
+def test_raw_logits_in_place_of_log_probabilities() -> None:
+    answers = VLLMAnswers(cases.student())
+    with serving(answers) as server:
+        for raw in (0.0, 60.0):
+            answers.raw = raw
+            with pytest.raises(ServerError, match="--logprobs-mode raw_logprobs"):
+                sampled(server)
+
+
+def test_a_small_difference_is_a_warning() -> None:
+    answers = VLLMAnswers(cases.student())
+    answers.noise = 0.1
+    with serving(answers) as server, pytest.warns(OpdProbeWarning, match=r"differ by 0\.\d+ nats .*\d+ tokens"):
+        sampled(server)
+
+
+def test_an_adapter_has_the_context_of_its_parent() -> None:
+    answers = VLLMAnswers(cases.student(), adapters=("lora",))
+    longer = {"max_new_tokens": 124}
+    unlimited = replace(OUTLINE, max_positions=None)
+    with serving(answers) as server:
+        served = connect(parse_endpoint(f"{server.url}#lora"), patience=QUICK)
+        assert (served.context, served.max_positions) == (128, 127)
+        with pytest.raises(InputError, match=r"lora at .*prompts of up to 5 tokens and 124 new ones .* context of 128"):
+            sample_from_server(unlimited, served, cases.PROMPTS, **{**cases.SAMPLING, **longer})
+        answers.cards[0]["max_model_len"] = None  # nothing tells: it cuts in silence, as vLLM does
+        answers.context = 12
+        served = connect(parse_endpoint(f"{server.url}#lora"), patience=QUICK)
+        silent = replace(unlimited, eos_ids=(63,))
+        with pytest.raises(ServerError, match=r"have 12 tokens: is that its context\? then lower --max-new-tokens"):
+            sample_from_server(silent, served, cases.PROMPTS, **{**cases.SAMPLING, **longer})
+
+
+def test_an_answer_that_is_broken_off_is_asked_for_again() -> None:
+    answers, seen = VLLMAnswers(cases.student()), []
+
+    def aborts(answer: Any, body: Any) -> None:
+        if "seed" in body:
+            seen.append(body)
+            if len(seen) == 1:
+                answer["choices"][0].update(finish_reason="abort", token_ids=[], logprobs={"token_logprobs": []})
+
+    answers.change = aborts
+    with serving(answers) as server:
+        check(sampled(server), "vllm 0.32.0, served")
+    assert len(seen) == 6 + 1
