@@ -10,6 +10,7 @@ from typing import Any
 from opd_probe.models.checkpoints import TOKENIZER_FILES, format_of, resolve_checkpoint, tokenizer_home
 from opd_probe.models.formats import gguf
 from opd_probe.models.hub import home_of, localized
+from opd_probe.texts import real_path
 from opd_probe.types import Checkpoint
 
 
@@ -43,7 +44,7 @@ def _checkpoint_digest(checkpoint: Checkpoint) -> str:
     for file in files:
         if file.is_file():
             state = file.stat()
-            digest.update(_file_digest(file.resolve(), state.st_size, state.st_mtime_ns))
+            digest.update(_file_digest(real_path(file), state.st_size, state.st_mtime_ns))
     if checkpoint.base is not None and known.adapter(path):
         digest.update(weights_digest(checkpoint.base).encode())
     return digest.hexdigest()
@@ -69,7 +70,7 @@ def tokenizer_files_digest(place: Any) -> str | None:
         if gguf.TOKENS not in gguf.metadata(Path(place)):
             return None
         state = Path(place).stat()
-        return _file_digest(Path(place).resolve(), state.st_size, state.st_mtime_ns).hex()
+        return _file_digest(real_path(place), state.st_size, state.st_mtime_ns).hex()
     files = [tokenizer_home(Path(place)) / name for name in TOKENIZER_FILES]
     digest = hashlib.sha256()
     for file in files:
