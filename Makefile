@@ -17,7 +17,7 @@ REAL := .real
 REAL_INSTALLED := $(REAL)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help architectures demo test base check lint types docs bench figures notebooks lab lab-bases lab-signatures contract quantised loggers real newest clean
+.PHONY: help architectures audit fuzz demo test base check lint types docs bench figures notebooks lab lab-bases lab-signatures contract quantised loggers real newest clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -72,6 +72,22 @@ figures: $(INSTALLED) ## redraw the gallery from figures/data
 
 architectures: $(INSTALLED) ## try every type that transformers has, and write docs/models.md (goes on where it stopped)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures.sweep --page docs/models.md
+
+# pip-audit has an environment of its own, so that it finds no holes in itself.
+AUDIT := .venv-audit
+$(AUDIT)/.installed:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	@touch $@
+
+audit: $(INSTALLED) $(AUDIT)/.installed ## look up known holes in the packages, and hold their licences to a list
+	$(BIN)/python -m tests.audit $(AUDIT)/bin/pip-audit
+
+COUNT ?= 20000
+SEED ?= 0
+FUZZED ?=
+fuzz: $(INSTALLED) ## read COUNT damaged and hostile inputs with every reader (goes on where it stopped), SEED another set
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --count $(COUNT) --seed $(SEED) $(if $(FUZZED),--reader $(FUZZED)) --page docs/fuzzing.md
 
 notebooks: demo ## execute the notebooks on the demo's runs and store what they show
 	$(BIN)/python notebooks/execute.py
@@ -145,5 +161,5 @@ loggers: $(LOGGERS_INSTALLED) ## run the tests of training logs on what their pa
 	$(LOGGERS)/bin/python -m pytest -q tests/runs/test_loggers.py
 
 clean: ## remove the environment and everything that the commands above made
-	rm -rf $(VENV) $(QUANTISED) $(LOGGERS) $(BASE) $(CONTRACT) $(REAL) $(NEWEST) build runs opd-probe-out lab-cache site
+	rm -rf $(VENV) $(QUANTISED) $(LOGGERS) $(AUDIT) .fuzz $(BASE) $(CONTRACT) $(REAL) $(NEWEST) build runs opd-probe-out lab-cache site
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,9 +9,17 @@ from __future__ import annotations
 import errno
 import warnings
 
+from opd_probe.plain import told
+
 
 class OpdProbeError(Exception):
-    """Bad input. The message is one line: what, where, expected, got, and what to do."""
+    """Bad input. The message is one line: what, where, expected, got, and what to do.
+
+    Whatever of the input stands in it is spelled out, see :func:`opd_probe.plain.told`.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(told(message))
 
 
 class InputError(OpdProbeError, ValueError):
@@ -64,6 +72,9 @@ class ServerError(OpdProbeError, ConnectionError):
 
 class OpdProbeWarning(UserWarning):
     """Something the user should know, that does not stop the work."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(told(message))
 
 
 class PassingWarning(OpdProbeWarning):

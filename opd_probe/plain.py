@@ -9,6 +9,12 @@ _CONTROL = re.compile(
     "\u200e\u200f\u2028-\u202e\u2066-\u2069"  # what turns the order of letters round, or breaks lines
     "\ud800-\udfff]"  # halves of characters, as in file names that are not UTF-8
 )
+_LOGIN = re.compile(r"(?i)(\bhttps?:/{0,2}|\w://?)[^/\s@]*@")
+"""User and password in an address."""
+
+_LONGEST = 2_000
+"""Characters of a message; a whole file may be quoted as a name."""
+
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -23,6 +29,13 @@ def visible(text: str, keep: str = "") -> str:
 
 def _spelled(character: str) -> str:
     return repr(character)[1:-1] if not character.isprintable() else character
+
+
+def told(message: str) -> str:
+    """A message as one line of bounded length: what it quotes from outside can neither act on a terminal, nor hide
+    what stands beside it, nor give a login away that stood in an address."""
+    line = visible(_LOGIN.sub(r"\1", " ".join(message.split()) if "\n" in message else message))
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
 
 
 def csv_cell(value: object) -> object:

@@ -175,6 +175,7 @@ def run_commands(call: Commands) -> None:
     call("compare", traces[0], traces[1], "--k", "4")
     call("tokens", traces[1], "--against", traces[0], "--k", "4")
     call("show", traces[0], "--k", "4")
+    call("verify", traces[0], "--states", "8")
     run = Path("runs/compatible")
     prompts = ("--prompts", run / "prompts.jsonl")
     call("rollout", "--ckpts", run / "checkpoint-1", *prompts, "--max-new-tokens", "12", "--out", "rollouts.jsonl")

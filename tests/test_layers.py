@@ -34,6 +34,7 @@ LAYERS = {
     "output": 1,
     "types": 0,
     "errors": 0,
+    "texts": 0,
     "atomic": 0,
     "plain": 0,
     "progress": 0,
@@ -41,8 +42,9 @@ LAYERS = {
 }
 """The height of every package. A module imports from below, or from its own package."""
 
-SIDEWAYS = {("models", "rollouts"), ("rollouts", "models")}
-"""Neighbours that may know each other: what goes into a replay."""
+SIDEWAYS = {("models", "rollouts"), ("rollouts", "models"), ("errors", "plain"), ("trace", "output")}
+"""Neighbours that may know each other: what goes into a replay, and what may stand in a message, and where a
+file may go."""
 
 FORBIDDEN = {
     "cli": {"torch", "transformers"},

@@ -3,14 +3,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
 
+import opd_probe
 from opd_probe.errors import OutputError
+from opd_probe.integrations.probe import make_probe
 from opd_probe.output import check_file_writable, check_writable, claimed, write_bytes
 from opd_probe.results.files import save_figure
+from opd_probe.rollouts.files import write_rollouts
+from opd_probe.types import Rollout
+from tests.trace.test_files import small_trace
 
 
 def test_a_file_in_the_way_is_found_before_anything_is_made(tmp_path: Path) -> None:
@@ -26,6 +32,25 @@ def test_a_directory_without_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match="no permission"):
         check_writable(tmp_path / "new")
+
+
+def test_addresses_of_no_disk_are_refused_by_all_that_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trace, rollout = small_trace(), Rollout("a", (3,), (4,))
+    writes: list[Callable[[str], object]] = [
+        trace.save,
+        lambda out: write_rollouts(f"{out}/r.jsonl", [rollout]),
+        lambda out: opd_probe.replay("student", "teacher", "rollouts.jsonl", out=out),
+        lambda out: opd_probe.replay_teachers("student", {"a": "teacher"}, "rollouts.jsonl", out=out),
+        lambda out: make_probe(
+            tmp_path, prompts=[{"prompt": "3"}], rollouts=None, teacher="t", run=None, out=out, options={}
+        ),
+    ]
+    for write in writes:
+        for address in ("s3://bucket/out", "hf://datasets/x", "file:///tmp/x"):
+            with pytest.raises(OutputError, match="expected a path on a disk of this machine"):
+                write(address)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_directory_is_no_file(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from opd_probe.checks.evidence import Evidence, Side, Skip, reward, share
 from opd_probe.checks.registry import Verdict, register
 from opd_probe.models.vocabulary import differing_ids, special_ids
+from opd_probe.texts import parse_json
 
 OUTSIDE_LIMIT = 0.01
 """Mean probability outside the shared vocabulary from which it is worth a warning; trainers' issues name 1 %."""
@@ -93,7 +93,7 @@ def _piece(tokenizer: Any, ids: Sequence[int]) -> str:
 def _differing(first: Any, second: Any) -> list[str]:
     """The stages of two tokenizers that are set differently, in words."""
     inner = [getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (first, second)]
-    stages = [json.loads(one.to_str()) for one in inner if one is not None]
+    stages = [parse_json(one.to_str()) for one in inner if one is not None]
     if len(stages) < len(inner):  # of the older kind, which does not tell
         return []
     names = {"normalizer": "normalizer", "pre_tokenizer": "pre-tokenizer", "model": "model"}

@@ -9,6 +9,7 @@ import typer
 
 from opd_probe.cli import options, printing
 from opd_probe.cli.session import progress, quieten_libraries
+from opd_probe.output import output_path
 
 lab = typer.Typer(no_args_is_help=True, help="Small real distillation runs: the paper's experiments in miniature.")
 
@@ -16,8 +17,15 @@ Names = Annotated[
     list[str] | None, typer.Argument(metavar="[EXPERIMENT]...", help="Names as `lab list` shows them; none: all.")
 ]
 Seeds = Annotated[list[int], typer.Option("--seeds", help="Repeatable.")]
-Cache = Annotated[Path, typer.Option(help="Where trained models, runs and measurements are kept.")]
-Out = Annotated[Path, typer.Option(help="Where data/ (the aggregated tables) and claims.json are written.")]
+Cache = Annotated[
+    Path, typer.Option(parser=output_path, metavar="PATH", help="Where trained models, runs and measurements are kept.")
+]
+Out = Annotated[
+    Path,
+    typer.Option(
+        parser=output_path, metavar="PATH", help="Where data/ (the aggregated tables) and claims.json are written."
+    ),
+]
 
 _SEEDS = [0, 1, 2]
 _CACHE = Path("lab-cache")
@@ -71,7 +79,9 @@ def status(
 
 @lab.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the runs are written.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(parser=output_path, metavar="PATH", help="Where the runs are written.")] = Path(
+        "runs"
+    ),
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of each run (default: the recipe's).")] = None,
     prompts: Annotated[int, typer.Option(help="Held-out problems of each run.")] = 128,
     seed: Annotated[int, typer.Option(help="Decides the prompts and the draws.")] = 0,
@@ -96,7 +106,10 @@ def bases(cache: Cache = _CACHE) -> None:
 
 @lab.command()
 def signatures(
-    out: Annotated[Path | None, typer.Option(help="The table's file (default: the package's own).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=output_path, metavar="PATH", help="The table's file (default: the package's own)."),
+    ] = None,
     seeds: Seeds = _SEEDS,
     rollouts: Annotated[int, typer.Option(help="Rollouts of each measurement.")] = 1024,
     cache: Cache = _CACHE,

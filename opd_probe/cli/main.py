@@ -16,7 +16,21 @@ from typing import Annotated, Any
 
 import typer
 
-from opd_probe.cli import align, ckpts, compare, doctor, figures, ingest, lab, mass, overlap, rollout, show, tokens
+from opd_probe.cli import (
+    align,
+    ckpts,
+    compare,
+    doctor,
+    figures,
+    ingest,
+    lab,
+    mass,
+    overlap,
+    rollout,
+    show,
+    tokens,
+    verify,
+)
 from opd_probe.cli.arguments import spread
 from opd_probe.cli.repeats import Repeats
 from opd_probe.cli.session import progress
@@ -49,7 +63,7 @@ def _root(
 ) -> None: ...
 
 
-for module in (overlap, mass, align, figures, compare, tokens, rollout, ckpts, ingest, doctor, show, lab):
+for module in (overlap, mass, align, figures, compare, tokens, rollout, ckpts, ingest, doctor, show, verify, lab):
     module.register(app)
 
 
@@ -70,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OpdProbeError as error:
             return _fail(str(error))
         except OSError as error:
+            if error.errno == errno.ENOENT and error.filename is None:  # of the system's word for where we are
+                return _fail("the working directory is no longer there; change to one that is")
             if error.errno != errno.ENAMETOOLONG:
                 raise
             return _fail(f"{error.filename}: no such path; the name is too long for one")

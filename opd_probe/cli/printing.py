@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from opd_probe.digits import with_interval
+from opd_probe.errors import OutputError
 from opd_probe.plain import csv_cell, visible
 
 WIDE = 10_000
@@ -34,13 +35,26 @@ def print_json(value: Any) -> None:
 
 
 def write(text: str) -> None:
-    """Write to stdout. Quiet when its reader has gone, as ``| head`` does."""
+    """Write to stdout. Quiet when its reader has gone, as ``| head`` does, or when there is none.
+
+    Raises:
+        OutputError: it cannot be written, as on a full disk.
+    """
+    if sys.stdout is None:  # closed by whoever started this process
+        return
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # What Python would flush at exit must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _give_up_stdout()
+            raise OutputError(f"standard output: cannot be written ({error.strerror}); free space") from None
+        _give_up_stdout()
+
+
+def _give_up_stdout() -> None:
+    """What Python would flush at exit must not complain either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -73,7 +87,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> N
 
 
 def _terminal_width() -> int | None:
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
 
 
 def _render_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], width: int, *, full: bool) -> list[str]:

@@ -25,7 +25,7 @@ class StderrProgress:
         """Start a task; the one before is over."""
         self._task = task
         self._started = self._printed = time.monotonic()
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             self._start_live()
             for known in self._live.task_ids:
                 self._live.remove_task(known)
@@ -49,7 +49,7 @@ class StderrProgress:
         line = visible(line)
         if self._live is not None:
             self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
+        elif sys.stderr is not None:  # closed by whoever started this process
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:

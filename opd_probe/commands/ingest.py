@@ -17,6 +17,7 @@ from opd_probe.rollouts.files import prompt_key, write_rollouts
 from opd_probe.rollouts.grading import grade_rollout
 from opd_probe.rollouts.reading import RolloutSet, read_rollout_set, remarks
 from opd_probe.rollouts.sources import source_named
+from opd_probe.texts import real_path
 from opd_probe.types import Rollout
 
 
@@ -55,7 +56,7 @@ def ingest(
             )
         return _ingest_dumps(dumps, path, progress)
     check_file_writable(path)
-    if any(path.resolve() == Path(given).resolve() for given in paths):
+    if any(real_path(path) == real_path(given) for given in paths):
         raise InputError(f"--out {out}: is a file to be read, which is not written over; choose another name")
     progress.begin("read")
     found = read_rollout_set(paths, kind, progress.update, besides=path, step_pattern=step_pattern)
@@ -69,7 +70,7 @@ def ingest(
 
 def _ingest_dumps(dumps: Sequence[Dump], out: Path, progress: Progress) -> dict[str, Any]:
     """Write a trace for each step that a trainer dumped both models' log-probabilities of."""
-    run = dumps[0].path.resolve().parent.name or "run"
+    run = real_path(dumps[0].path).parent.name or "run"
     traces = dump_traces(dumps, run)
     (folder := out / "traces").mkdir(parents=True, exist_ok=True)
     progress.begin("write")

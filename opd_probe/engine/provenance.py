@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
+from pathlib import Path
 
 import torch
 
+from opd_probe.plain import told
+
 PACKAGES = ("opd-probe", "torch", "transformers", "peft", "numpy", "pyarrow")
+
+
+def command_line() -> list[str]:
+    """The words that started this process, without logins that stand in addresses among them."""
+    program, *words = sys.argv or [""]
+    return [Path(program).name, *(told(word) for word in words)]
 
 
 def software() -> dict[str, str]:

@@ -37,6 +37,7 @@ from opd_probe.rollouts.files import read_rollouts, rollouts_digest, rollouts_fr
 from opd_probe.rollouts.prompts import read_prompts
 from opd_probe.rollouts.selection import drawn
 from opd_probe.rollouts.teacher_prompts import OWN, STUDENT, PromptMaker, TeacherPrompt, TeacherPrompts
+from opd_probe.texts import read_text
 from opd_probe.trace import Trace
 from opd_probe.types import Checkpoint, Prompt, Rollout
 
@@ -291,7 +292,7 @@ def write_manifest(directory: Path, probe: Probe, models: Mapping[str, str | Non
     if not path.exists():
         return write_bytes(path, text.encode())
     read_manifest(path)
-    if yaml.safe_load(path.read_text(encoding="utf-8")) != values:
+    if yaml.safe_load(read_text(path)) != values:
         warn(f"manifest {path}: is there already and says something else; kept as it is")
     return path
 
@@ -303,7 +304,7 @@ def _manifest_text(values: Mapping[str, Any]) -> str:
 def forget_teacher(directory: Path) -> bool:
     """Take the teacher out of the manifest that :func:`write_manifest` left; whether there was one to take out."""
     path = directory / MANIFEST_NAME
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = read_text(path) if path.is_file() else ""
     values = yaml.safe_load(text) if text.startswith(_WRITTEN) else {}
     if "teacher" not in values:
         return False

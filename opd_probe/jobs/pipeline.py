@@ -131,8 +131,9 @@ class _Station:
         path = folder / f"{step_name(self.checkpoint)}.parquet"
         prompts = self.prompter.read(self.run, self.checkpoint, teacher, self.rollouts)
         named = self.run.settings.template
+        source = str(Path(self.run.source.path).absolute()) if self.run.source.kind == "rollouts" else None
         template = None if named is None else template_source(named)
-        return TraceRequest(self.checkpoint, teacher.checkpoint, path, settings, labels, prompts, template)
+        return TraceRequest(self.checkpoint, teacher.checkpoint, path, settings, labels, prompts, template, source)
 
     def _student(self, replays: int, settings: ReplaySettings) -> LoadedModel | StoredModel:
         """The student, once every teacher is known to fit it; in a sequential run it has run then and may go."""

@@ -23,6 +23,7 @@ from opd_probe.output import check_file_writable, check_writable, output_path
 from opd_probe.rollouts.rows import is_dataset
 from opd_probe.rollouts.teacher_prompts import TeacherPrompt
 from opd_probe.runs.discovery import Run, discover, is_hub_id
+from opd_probe.texts import real_path
 from opd_probe.types import Checkpoint
 
 
@@ -251,7 +252,7 @@ def _served_teachers(request: Request, runs: Sequence[Run], teachers: Mapping[st
 def _identity(model: str) -> str:
     if is_url(model):
         return str(parse_endpoint(model))
-    return str(outermost(Path(model).resolve())) if exists(Path(model)) else f"hub:{model}"
+    return str(outermost(real_path(model))) if exists(Path(model)) else f"hub:{model}"
 
 
 def _teacher_parts(identity: str, model: str, served: ServedModel | None) -> tuple[str, ...]:

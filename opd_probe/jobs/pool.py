@@ -12,6 +12,7 @@ from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.models.outline import Outline, read_outline
 from opd_probe.models.served.model import ServedModel
 from opd_probe.progress import Progress
+from opd_probe.texts import real_path
 from opd_probe.types import Checkpoint
 
 _Key = tuple[str | None, ...]
@@ -102,4 +103,4 @@ def _key(run: RunPlan, checkpoint: Checkpoint) -> _Key:
     place = settings.dtype, settings.device, settings.device_map, run.tokenizer
     path = Path(checkpoint.path)
     # One model under two spellings of its path, as in self-distillation, is loaded once.
-    return str(path.resolve()) if path.exists() else checkpoint.path, checkpoint.revision, checkpoint.base, *place
+    return str(real_path(path)) if path.exists() else checkpoint.path, checkpoint.revision, checkpoint.base, *place

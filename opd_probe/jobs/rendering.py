@@ -12,6 +12,7 @@ from opd_probe.options.naming import user_path
 from opd_probe.options.settings import Settings
 from opd_probe.rollouts.chat import thinking_variable
 from opd_probe.rollouts.prompts import render_messages
+from opd_probe.texts import read_text
 from opd_probe.types import Prompt, Rollout
 
 PROBE = ({"role": "user", "content": "1 + 1 = ?"},)
@@ -28,7 +29,7 @@ def template_source(place: str, option: str = "--template") -> str:
     path = user_path(place)
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return read_text(path)
         except UnicodeDecodeError:
             raise InputError(f"{option} {place}: not UTF-8 text; expected a Jinja chat template") from None
         except OSError as error:

@@ -27,6 +27,7 @@ from opd_probe.rollouts.files import read_rollouts, rollouts_from_dicts
 from opd_probe.rollouts.padding import without_padding
 from opd_probe.rollouts.reading import checked_set
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts, given_prompts
+from opd_probe.texts import real_path
 from opd_probe.trace import Trace
 from opd_probe.types import Checkpoint, LengthRule, Rollout
 
@@ -206,6 +207,8 @@ def _traces(
     student, settings = requests[0].student, requests[0].settings
     settings.check()
     given = read_source(rollouts)
+    origin = str(Path(rollouts).absolute()) if isinstance(rollouts, (str, Path)) else None
+    requests = [replace(one, rollouts_from=origin) for one in requests]
     requests = [_ready(*pair, given, teacher_tokenizer) for pair in zip(requests, prompts, strict=True)]
     given = without_padding(given, special_ids_near(student, settings.tokenizer))
     fingerprints = [request.fingerprint(given) for request in requests]
@@ -257,7 +260,7 @@ def _ready(
 def _same(student: Any, teacher: Any) -> bool:
     """Whether two sources are one model."""
     if isinstance(student, (str, Path)) and isinstance(teacher, (str, Path)):
-        return user_path(str(student)).resolve() == user_path(str(teacher)).resolve()
+        return real_path(user_path(str(student))) == real_path(user_path(str(teacher)))
     return student is teacher or (isinstance(student, Checkpoint) and student == teacher)
 
 

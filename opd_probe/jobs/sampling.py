@@ -38,6 +38,7 @@ from opd_probe.rollouts.chat import chat_variables
 from opd_probe.rollouts.files import read_rollouts, rollouts_digest, write_rollouts
 from opd_probe.rollouts.prompts import encode_prompts
 from opd_probe.rollouts.selection import drawn
+from opd_probe.texts import read_json
 from opd_probe.types import Checkpoint, Prompt, Rollout
 
 Described = LoadedModel | Outline | ServedModel
@@ -275,7 +276,7 @@ def _digest_of(tokenizer: Any) -> str | None:
 def _vocabulary_size(checkpoint: Checkpoint) -> int:
     """What config.json calls vocab_size; 0 where it does not say, as beside an adapter."""
     try:
-        config = json.loads((home_of(checkpoint) / "config.json").read_text(encoding="utf-8"))
+        config = read_json(home_of(checkpoint) / "config.json")
     except (OSError, ValueError):
         return 0
     text = config.get("text_config") or {}
@@ -288,15 +289,19 @@ def stored_samples(path: Path, key: dict[str, Any]) -> list[Rollout] | None:
     Those of another sampler are warned about, since sampling anew replaces them.
     """
     try:
-        record = json.loads(_record_path(path).read_text(encoding="utf-8"))
+        record = read_json(_record_path(path))
     except (OSError, ValueError):
         return None
-    made = record.get("key", {})
+    made = record.get("key") if isinstance(record, dict) else None
     if not path.is_file() or made != key:
-        if path.is_file() and made.get("sampler", key["sampler"]) != key["sampler"]:
+        if path.is_file() and isinstance(made, dict) and made.get("sampler", key["sampler"]) != key["sampler"]:
             warn_in_passing(f"samples {path}: made by {made['sampler']}, asked for is {key['sampler']}; sampled anew")
         return None
-    rollouts = read_rollouts(path)
+    try:
+        rollouts = read_rollouts(path)
+    except InputError as error:
+        warn_in_passing(f"{error}; sampled anew")
+        return None
     return rollouts if rollouts_digest(rollouts) == record.get("rollouts_sha256") else None
 
 

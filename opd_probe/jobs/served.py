@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -20,6 +19,7 @@ from opd_probe.errors import InputError, OpdProbeWarning, TraceError
 from opd_probe.models.served.endpoint import Endpoint, is_url, parse_endpoint
 from opd_probe.models.served.model import ServedModel, connect, local_roots
 from opd_probe.models.vocabulary import load_tokenizer, tokenizer_digest
+from opd_probe.texts import read_json
 from opd_probe.trace import Trace, TraceSpool, read_trace
 
 ANSWERS = "teacher's answers"
@@ -97,7 +97,7 @@ def _known_answers(path: Path | None) -> Iterator[Any]:
     if path is None:
         return
     with suppress(OSError, ValueError):
-        yield json.loads(answers_path(path).read_text(encoding="utf-8"))
+        yield read_json(answers_path(path))
     beside = sorted(path.parent.glob("*.parquet"), key=lambda file: file != path)
     for file in beside:
         with suppress(TraceError):

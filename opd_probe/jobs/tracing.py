@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from opd_probe.engine.provenance import float32_precision, reduced_matmul_precision, software
+from opd_probe.engine.provenance import command_line, float32_precision, reduced_matmul_precision, software
 from opd_probe.engine.replay import Progress, Replay
 from opd_probe.engine.sequences import skip_reason, straddling
 from opd_probe.engine.served import TOLD, ServedReplay
@@ -57,6 +57,7 @@ class TraceRequest:
         labels: JSON values to keep with it.
         teacher_prompts: what the teacher reads before each response; None: what the student read.
         template: the chat template that made the student's prompts, where it is not its tokenizer's.
+        rollouts_from: the file of the rollouts, where they came from one.
     """
 
     student: Any
@@ -66,6 +67,7 @@ class TraceRequest:
     labels: Mapping[str, Any]
     teacher_prompts: TeacherPrompts | None = None
     template: str | None = None
+    rollouts_from: str | None = None
 
     def fingerprint(self, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         """Everything that a stored trace must agree on, flat, so that the first difference can be named.
@@ -141,9 +143,8 @@ class TraceRequest:
         allow = self.settings.allow_special_mismatch
         vocabulary = shared_vocabulary(student, teacher, allow_special_mismatch=allow)
         settings = replace(self.settings, k=min(self.settings.k, vocabulary.size))
-        return _Job((student, teacher), vocabulary, rollouts, settings, self.teacher_prompts, self.template).run(
-            self.path, fingerprint, self.labels, progress
-        )
+        job = _Job((student, teacher), vocabulary, rollouts, settings, self.teacher_prompts, self.template)
+        return job.run(self.path, fingerprint, self.labels, progress, self.rollouts_from)
 
 
 def shared_student(
@@ -215,6 +216,7 @@ class _Job:
         fingerprint: Mapping[str, Any],
         labels: Mapping[str, Any],
         progress: Progress | None,
+        rollouts_from: str | None,
     ) -> Trace:
         student, teacher = self.models
         prompts = None if self.teacher_prompts is None else self.teacher_prompts.ids
@@ -243,6 +245,7 @@ class _Job:
         provenance = self._provenance(fingerprint, labels) | {
             "length_factors": self._length_factors(engine),
             "warnings": [*said, *self._outside_warnings(spool)],
+            "made_by": {"command": command_line(), "settings": self._asked(), "rollouts": rollouts_from},
         }
         trace = spool.finish(rollout_table(self._rows(counts)), provenance, path)
         warn_of(trace)
@@ -303,6 +306,12 @@ class _Job:
         if text is None and tokenizer is not None:
             text = str(tokenizer.decode(list(rollout.response_ids), skip_special_tokens=True))
         return None if text is None else float(grade_rollout(rollout, text))
+
+    def _asked(self) -> dict[str, Any]:
+        """The settings, in JSON types."""
+        tokenizer = self.settings.tokenizer
+        named = tokenizer if tokenizer is None or isinstance(tokenizer, (str, Path)) else type(tokenizer).__name__
+        return {**asdict(replace(self.settings, tokenizer=None)), "tokenizer": None if named is None else str(named)}
 
     def _template_digest(self, tokenizer: Any) -> str | None:
         if self.template is not None:

@@ -152,7 +152,10 @@ def _ids_of(config: Any) -> list[int]:
     invocation = list(getattr(config, "alora_invocation_tokens", None) or [])
     listed = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
     retrained = listed if isinstance(listed, list) else [token for group in listed.values() for token in group]
-    return [*retrained[:_SHOWN], *invocation]
+    ids = [*retrained[:_SHOWN], *invocation]
+    if not all(isinstance(token, int) for token in ids):
+        raise InputError(f"adapter: its token ids are {str(ids)[:80]}; expected whole numbers in adapter_config.json")
+    return ids
 
 
 def _refuse_kind(config: Any, what: str, *, task: bool = True) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from opd_probe.models.formats import FORMATS, Format, gguf
 from opd_probe.models.formats.headers import Headers
 from opd_probe.models.served.endpoint import is_url, shown
 from opd_probe.models.steps import step_of_name
+from opd_probe.texts import read_json, real_path
 from opd_probe.types import Checkpoint
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[\w./-]+)?$")
@@ -142,7 +142,7 @@ def resolve_checkpoint(
     return Checkpoint(
         str(place),
         run=run,
-        step=step_of(outermost(local.resolve())),
+        step=step_of(outermost(real_path(local))),
         format=known.name,
         base=(base or ((own or student) if adapter else (student or own))) if needs_another else None,
     )
@@ -192,7 +192,7 @@ def describe(path: Path) -> str:
 def step_of(path: Path) -> int | None:
     """The optimiser step: ``global_step`` of the trainer's own record, else the number in the directory's name."""
     recorded = recorded_step(path)
-    return step_of_name(path.resolve().name) if recorded is None else recorded
+    return step_of_name(real_path(path).name) if recorded is None else recorded
 
 
 def recorded_step(path: Path) -> int | None:
@@ -204,7 +204,7 @@ def recorded_step(path: Path) -> int | None:
     for state in (path / name for name in _STATES):
         if state.is_file():
             try:
-                step = json.loads(state.read_text(encoding="utf-8")).get("global_step")
+                step = read_json(state).get("global_step")
             except OSError as error:
                 raise InputError(f"{state}: cannot be read ({error.strerror})") from None
             except (ValueError, AttributeError):

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from opd_probe.errors import InputError
 from opd_probe.models.formats.headers import TensorHeader
 from opd_probe.models.guards import brief, one_line
+from opd_probe.texts import within
 
 _ALLOWED = {
     "torch.distributed.checkpoint.metadata": {
@@ -82,7 +83,7 @@ def _check_chunks(path: Path, places: Mapping[Any, Any]) -> None:
     for place in places.values():
         ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
     for name, end in ends.items():
-        chunk = path / name
+        chunk = within(path, name)
         if not chunk.is_file():
             raise InputError(f"{path / '.metadata'}: names {name}, which is not there; copy the whole checkpoint")
         if (size := chunk.stat().st_size) < end:

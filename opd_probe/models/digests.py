@@ -11,6 +11,7 @@ from opd_probe.models.checkpoints import TOKENIZER_FILES, format_of, resolve_che
 from opd_probe.models.formats import gguf
 from opd_probe.models.hub import home_of, localized
 from opd_probe.models.remembered import file_digest
+from opd_probe.texts import real_path
 from opd_probe.types import Checkpoint
 
 
@@ -79,4 +80,4 @@ def tokenizer_files_digest(place: Any) -> str | None:
 def content_digest(file: Path) -> bytes:
     """sha256 over a file's bytes, asked for once while its size and time of change stay."""
     state = file.stat()
-    return _file_digest(file.resolve(), state.st_size, state.st_mtime_ns)
+    return _file_digest(real_path(file), state.st_size, state.st_mtime_ns)

@@ -33,6 +33,12 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def files(path: Path, pattern: str) -> list[Path]:
+    """The ordinary files in a directory whose names fit a pattern, in the order of names: from a pipe reading would
+    wait for ever."""
+    return sorted(file for file in path.glob(pattern) if file.is_file())
+
+
 def is_directory(path: Path) -> bool:
     """Whether a path is a directory; False where nobody may look."""
     try:

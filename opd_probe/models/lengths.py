@@ -6,7 +6,6 @@ Three lengths can be meant (:data:`opd_probe.types.LENGTH_RULES`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from opd_probe.errors import InputError, OpdProbeError
 from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.models.hub import home_of
 from opd_probe.models.positions import max_positions
+from opd_probe.texts import read_json
 from opd_probe.types import LENGTH_RULES, LengthRule
 
 
@@ -44,7 +44,7 @@ def has_length_factors(source: Any) -> bool:
         checkpoint = resolve_checkpoint(source) if isinstance(source, (str, Path)) else source
         files = [home_of(checkpoint) / "config.json"]
         based = has_length_factors(checkpoint.base) if checkpoint.base else False
-        stated = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+        stated = [read_json(file) for file in files if file.is_file()]
     except (OpdProbeError, OSError, ValueError):
         return True
     return based or any(map(_states_length, stated)) or (not stated and not checkpoint.base)

@@ -290,6 +290,7 @@ def _identity(model: PreTrainedModel, checkpoint: Checkpoint | None, layer: Outp
         "architecture": type(inner() if callable(inner) else model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": str(computing_type(model, layer)).removeprefix("torch."),
+        "device": str(input_device(model)),
         "attention": getattr(model.config, "_attn_implementation", None),
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
     }

@@ -12,6 +12,7 @@ from typing import Any
 from opd_probe.errors import OpdProbeError
 from opd_probe.models.checkpoints import tokenizer_home
 from opd_probe.models.hub import tokenizer_place
+from opd_probe.texts import read_json, read_text, real_path
 from opd_probe.types import Checkpoint
 
 TEMPLATE = "chat template"
@@ -45,7 +46,7 @@ def stored_template(place: Path) -> Any:
     """The chat template beside a tokenizer, or several by name; None: there is none."""
     file = place / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8", errors="replace")
+        return read_text(file, errors="replace")
     for name in ("chat_template.json", "tokenizer_config.json"):
         if (found := _read(place / name).get("chat_template")) is not None:
             return found
@@ -91,7 +92,7 @@ def _parts(place: Path) -> dict[str, str]:
 
 def _fast(file: Path) -> Mapping[str, str]:
     state = file.stat()
-    return _parts_of_file(file.resolve(), state.st_size, state.st_mtime_ns)
+    return _parts_of_file(real_path(file), state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
@@ -115,7 +116,7 @@ def _digest(file: Path) -> bytes:
 def _read(file: Path) -> dict[str, Any]:
     """A JSON object; empty where there is none that can be read."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

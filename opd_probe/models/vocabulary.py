@@ -17,8 +17,13 @@ from opd_probe.errors import MissingError, VocabularyError
 from opd_probe.models.checkpoints import tokenizer_home
 from opd_probe.models.formats import gguf
 from opd_probe.models.guards import one_line, quiet
+from opd_probe.texts import read_json
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+
+
+_LARGEST_ID = 2**26
+"""Beyond it a table of strings by id would fill the memory; vocabularies have some 2**18 tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,11 @@ def _compared(left: NDArray[np.object_], right: NDArray[np.object_]) -> tuple[ND
 def _strings(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.object_]:
     """Token strings by id, added tokens included; None where no token has the id."""
     vocabulary = tokenizer.get_vocab()
+    if (largest := max(vocabulary.values(), default=0)) > _LARGEST_ID:
+        raise VocabularyError(
+            f"tokenizer {tokenizer.name_or_path}: has a token of id {largest}; expected ids up to {_LARGEST_ID}: its "
+            "files are damaged"
+        )
     strings = np.full(max(vocabulary.values(), default=-1) + 1, None, dtype=object)
     strings[list(vocabulary.values())] = list(vocabulary)
     return strings
@@ -220,7 +230,7 @@ def _says_it_all(directory: Path) -> bool:
     if not config.is_file() or not (directory / "tokenizer.json").is_file():
         return False
     try:
-        named = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
+        named = read_json(config).get("tokenizer_class")
     except (ValueError, AttributeError):
         return False  # the loader says what is wrong with the file
     return named in ("TokenizersBackend", "PreTrainedTokenizerFast")

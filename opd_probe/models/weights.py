@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from opd_probe.models.guards import one_line, quiet
 from opd_probe.models.hub import home_of, localized
 from opd_probe.models.placement import DeviceMap
 from opd_probe.models.quantised import quantisation_of, reading, settle
+from opd_probe.texts import read_json
 from opd_probe.types import Checkpoint
 
 
@@ -235,7 +235,7 @@ def read_config(path: Path, trust_remote_code: bool = False) -> Any:
     if gguf.recognises(path):
         return gguf_config(path)
     with one_line(f"{path / 'config.json'}"), quiet():
-        json.loads((path / "config.json").read_text(encoding="utf-8"))
+        read_json(path / "config.json")
         return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=trust_remote_code)
 
 

@@ -18,6 +18,7 @@ from opd_probe.options.request import PromptOptions
 from opd_probe.options.settings import CommandOptions, Options, first_problem
 from opd_probe.output import output_path
 from opd_probe.rollouts.rows import is_dataset
+from opd_probe.texts import read_text
 
 MANIFEST_NAME = "opd-probe.yaml"
 
@@ -114,7 +115,9 @@ def read_manifest(path: Path) -> Manifest:
 
 def _load_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(path))
+    except RecursionError:
+        raise InputError(f"manifest {path}: not YAML (nested too deeply)") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

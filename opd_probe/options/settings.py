@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from opd_probe.engine.settings import TRACE_K, ReplaySettings
 from opd_probe.errors import InputError
+from opd_probe.texts import parse_json
 from opd_probe.types import LengthRule
 
 Count = Annotated[int, Field(ge=1)]
@@ -29,7 +29,7 @@ def _as_object(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return parse_json(value)
     except (ValueError, RecursionError):
         return value
 

@@ -12,6 +12,7 @@ from opd_probe.errors import InputError, MissingError
 from opd_probe.options.naming import exists, path_parts, unique_names, user_path
 from opd_probe.options.request import PromptOptions
 from opd_probe.rollouts.teacher_prompts import OWN, STUDENT, TeacherPrompt, context_fields
+from opd_probe.texts import read_text, real_path
 
 _THINKING = {"on": True, "off": False, STUDENT: None}
 _SHOWN = 24
@@ -51,7 +52,7 @@ def _system(value: str) -> str:
     file = user_path(value)
     try:
         if exists(file) and file.is_file():
-            return file.read_text(encoding="utf-8").rstrip("\n")
+            return read_text(file).rstrip("\n")
     except (OSError, UnicodeDecodeError):
         raise InputError(f"--teacher-system {value}: cannot be read as UTF-8 text") from None
     if file.suffix in _TEXT_FILES or "/" in value:
@@ -94,7 +95,7 @@ def variant_names(
 def _parts(place: str) -> tuple[str, ...]:
     if place == OWN or not exists(Path(place)):
         return (place,)
-    parts = path_parts(Path(place).resolve())
+    parts = path_parts(real_path(place))
     return (*parts[:-1], Path(place).stem if Path(place).is_file() else parts[-1])
 
 

@@ -100,7 +100,7 @@ def read_responses(
         OpdProbeError: ``given`` cannot be read, or holds other rollouts than the trace.
     """
     table = trace.rollouts.to_pylist()
-    place = Path(given) if given is not None else _beside(trace)
+    place = Path(given) if given is not None else beside(trace)
     rollouts: dict[int, Rollout] = {}
     if place is not None:
         try:
@@ -117,7 +117,7 @@ def read_responses(
     return Responses(table, tokens, rollouts, decoder)
 
 
-def _beside(trace: Trace) -> Path | None:
+def beside(trace: Trace) -> Path | None:
     """Where a command that sampled this trace's responses stored them: OUT/rollouts beside OUT/traces."""
     if trace.path is None:
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import zipfile
 import zlib
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError
+from opd_probe.texts import parse_json
 
 ZSTANDARD = 93
 """The method's number in a zip file; the standard library knows it from Python 3.14 on."""
@@ -48,7 +48,7 @@ def archive_rows(path: Path, what: str) -> Iterator[tuple[str, Mapping[str, Any]
 
 
 def _document(file: Any, member: zipfile.ZipInfo) -> dict[str, Any]:
-    content = json.loads(_bytes(file, member))
+    content = parse_json(_bytes(file, member))
     if not isinstance(content, dict):
         raise ValueError(f"{member.filename} holds {type(content).__name__}; expected an object")
     return content

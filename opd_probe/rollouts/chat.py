@@ -6,13 +6,13 @@ other form in the one that is taken, text parts joined by a line break; so is it
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from opd_probe.errors import InputError
+from opd_probe.texts import parse_json
 from opd_probe.types import Prompt, Rollout
 
 Messages = Sequence[Mapping[str, Any]]
@@ -51,7 +51,7 @@ def _parsed(value: Any) -> Any:
     if not isinstance(value, str) or not value.strip():
         return None if isinstance(value, str) else value
     try:
-        return json.loads(value)
+        return parse_json(value)
     except (ValueError, RecursionError):
         return value
 

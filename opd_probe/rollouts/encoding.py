@@ -10,7 +10,7 @@ from typing import Any
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.rollouts.chat import chat_variables, lost_words
 from opd_probe.rollouts.padding import special_ids_of, without_padding
-from opd_probe.rollouts.prompts import encode_text, render_messages, tell_of_lost_words, tell_of_turns
+from opd_probe.rollouts.prompts import encode_text, ids_of, render_messages, tell_of_lost_words, tell_of_turns
 from opd_probe.rollouts.restoring import Restored, Restorer
 from opd_probe.types import Rollout
 
@@ -89,7 +89,7 @@ class _Prompts:
         """The ids, the ``messages`` where the text turned out to be made of them, and the text that is encoded."""
         if rollout.prompt is None:
             text = self._rendered(rollout)
-            return self._tokenizer(text, add_special_tokens=False)["input_ids"], {}, text
+            return ids_of(text, self._tokenizer), {}, text
         if rollout.extra.get("special_tokens") == STRIPPED["special_tokens"]:
             if rollout.prompt not in self._restored:
                 self._restored[rollout.prompt] = self._restorer.restore(rollout.prompt)
@@ -148,5 +148,4 @@ class _Responses:
         return both[len(first) :] if both[: len(first)] == first else None
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return ids_of(text, self._tokenizer)

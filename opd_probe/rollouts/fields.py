@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from opd_probe.errors import InputError
+from opd_probe.texts import parse_json
 
 _LARGEST = 2**62
 """Of ids and steps: beyond, integers of 64 bits end; which ids a model knows is checked when it is known."""
@@ -169,7 +169,7 @@ def reference_answers(value: Any) -> tuple[str, ...]:
 def _texts(value: str) -> list[str] | None:
     """A JSON list of texts, as some data sets put into a column of text; None for anything else."""
     try:
-        found = json.loads(value)
+        found = parse_json(value)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, list) and all(isinstance(entry, str) for entry in found) else None

@@ -80,7 +80,8 @@ def _row(rollout: Rollout) -> dict[str, Any]:
 
 def _plain_messages(messages: Any) -> bool:
     """Whether a Parquet column can hold them whatever the others look like; parts and tool calls go into JSON."""
-    return all(isinstance(value, str) for message in messages or () for value in message.values())
+    given = messages if isinstance(messages, (list, tuple)) else ()
+    return all(isinstance(one, Mapping) and all(isinstance(value, str) for value in one.values()) for one in given)
 
 
 def prompt_key(rollout: Rollout) -> str:

@@ -111,7 +111,7 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[Prompt]:
             place = f"prompt {prompt.id!r}"
             text = render_messages(place, prompt.messages, tokenizer, variables=chat_variables(place, prompt.extra))
             lost[prompt.id] = lost_words(prompt.messages, text)
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = ids_of(text, tokenizer)
         else:
             ids = encode_text(prompt.text or "", tokenizer)
         if not ids:
@@ -149,12 +149,31 @@ def is_begun(messages: Sequence[Mapping[str, Any]]) -> bool:
     return messages[-1].get("role") == "assistant" and bool(messages[-1].get("content"))
 
 
+def ids_of(text: str, tokenizer: Any, *, specials: bool = False) -> list[int]:
+    """Text as token ids.
+
+    Args:
+        specials: with what the tokenizer puts before or behind every text.
+
+    Raises:
+        InputError: the tokenizer refuses it, as one does that has no token for unknown words.
+    """
+    try:
+        ids: list[int] = tokenizer(text, add_special_tokens=specials)["input_ids"]
+    except Exception as error:  # of tokenizers of many kinds
+        shown = text if len(text) <= 40 else text[:39] + "…"
+        raise InputError(
+            f"tokenizer {getattr(tokenizer, 'name_or_path', '')}: cannot encode {shown!r} "
+            f"({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from None
+    return ids
+
+
 def encode_text(text: str, tokenizer: Any) -> list[int]:
     """Text as it stands, with what the tokenizer puts before every text; a BOS that is already there is not doubled."""
     bos = tokenizer.bos_token
     written = bool(bos) and text.startswith(bos)
-    ids: list[int] = tokenizer(text, add_special_tokens=not written)["input_ids"]
-    return ids
+    return ids_of(text, tokenizer, specials=not written)
 
 
 def encode_messages(
@@ -174,8 +193,7 @@ def encode_messages(
     text = render_messages(
         place, messages, tokenizer, template=template, variables=variables, generation_prompt=generation_prompt
     )
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return ids_of(text, tokenizer)
 
 
 def render_messages(

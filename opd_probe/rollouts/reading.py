@@ -15,6 +15,7 @@ from opd_probe.models.steps import compile_pattern
 from opd_probe.rollouts.rows import Row, absent, read_rows
 from opd_probe.rollouts.sampling import sampling_of
 from opd_probe.rollouts.sources import Skipped, Source, Where, accepted, recognise, source_named
+from opd_probe.texts import real_path
 from opd_probe.types import Rollout
 
 _SUFFIXES = (".jsonl", ".parquet", ".ndjson", ".pt", ".eval")
@@ -186,7 +187,7 @@ def _may_hold_rollouts(file: Path) -> bool:
 
 
 def _same(file: Path, other: Path | None) -> bool:
-    return other is not None and file.resolve() == other.resolve()
+    return other is not None and real_path(file) == real_path(other)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -198,7 +199,7 @@ def _prefixes(files: Sequence[Path]) -> list[str]:
     """What tells the ids of several files apart: as much of each file's path as differs; "" for one alone."""
     if len(files) == 1:
         return [""]
-    parts = [file.resolve().with_suffix("").parts for file in files]
+    parts = [real_path(file).with_suffix("").parts for file in files]
     common = 0
     while len({part[: common + 1] for part in parts}) == 1 and all(len(part) > common + 1 for part in parts):
         common += 1

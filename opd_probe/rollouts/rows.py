@@ -12,6 +12,8 @@ import numpy as np
 
 from opd_probe.atomic import whole_file
 from opd_probe.errors import InputError, MissingError, OutputError
+from opd_probe.output import output_path
+from opd_probe.texts import check_ordinary, parse_json, read_json, within
 
 Row = tuple[str, Mapping[str, Any]]
 """Where the row stands, and the row."""
@@ -72,7 +74,7 @@ def _json_rows(path: Path, what: str) -> Iterator[Row]:
                     continue
                 place = f"{what} {path}, line {number}"
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                 except (ValueError, RecursionError) as error:
                     raise InputError(f"{place}: not valid JSON ({error}); mend or remove the line") from None
                 yield place, _object(place, row, _may_hold_halves(line))
@@ -85,7 +87,7 @@ def _is_document(path: Path) -> bool:
     with path.open(encoding="utf-8-sig", errors="replace") as handle:
         first = next((line for line in handle if line.strip()), "")
     try:
-        return isinstance(json.loads(first), list)
+        return isinstance(parse_json(first), list)
     except (ValueError, RecursionError):
         return True
 
@@ -93,7 +95,7 @@ def _is_document(path: Path) -> bool:
 def _document_rows(path: Path, what: str) -> Iterator[Row]:
     try:
         text = path.read_text(encoding="utf-8-sig")
-        document = json.loads(text)
+        document = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what} {path}: not valid JSON ({error}); mend the file") from None
     halves = _may_hold_halves(text)
@@ -132,6 +134,7 @@ def _parquet_rows(path: Path, what: str) -> Iterator[Row]:
         with path.open("rb") as handle, pq.ParquetFile(handle) as file:
             number = 0
             for batch in file.iter_batches(batch_size=1024):
+                batch.validate(full=True)
                 for row in batch.to_pylist():
                     yield f"{what} {path}, row {number}", {name: _plain(value) for name, value in row.items()}
                     number += 1
@@ -144,6 +147,7 @@ def _arrow_rows(path: Path, what: str) -> Iterator[Row]:
     import pyarrow as pa
 
     try:
+        check_ordinary(path)
         with pa.memory_map(str(path)) as source:
             if source.read(6) == b"ARROW1":
                 reader = pa.ipc.open_file(source)
@@ -153,6 +157,7 @@ def _arrow_rows(path: Path, what: str) -> Iterator[Row]:
                 batches = iter(pa.ipc.open_stream(source))
             number = 0
             for batch in batches:
+                batch.validate(full=True)  # what is out of its bounds would otherwise be read as it is
                 for row in batch.to_pylist():
                     yield f"{what} {path}, row {number}", {name: _plain(value) for name, value in row.items()}
                     number += 1
@@ -177,11 +182,15 @@ def _dataset_rows(path: Path, what: str) -> Iterator[Row]:
     if not state.is_file():
         raise MissingError(f"{what} {path}: is a directory; expected a file, or what datasets' save_to_disk wrote")
     try:
-        shards = [str(entry["filename"]) for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+        shards = [str(entry["filename"]) for entry in read_json(state)["_data_files"]]
     except (ValueError, LookupError, TypeError):
         raise InputError(f"{what} {state}: does not name the data files; save the data set again") from None
     for shard in shards:
-        yield from _arrow_rows(path / shard, what)
+        try:
+            file = within(path, shard)
+        except ValueError as error:
+            raise InputError(f"{what} {state}: {error}; save the data set again") from None
+        yield from _arrow_rows(file, what)
 
 
 def _plain(value: Any) -> Any:
@@ -207,7 +216,7 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Seq
     Raises:
         InputError: another extension. OutputError: the file cannot be written.
     """
-    path = Path(path)
+    path = output_path(path)
     if path.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"output {path}: expected a name that ends in .jsonl or .parquet")
     held = list(rows)

@@ -35,11 +35,11 @@ def torch_rows(path: Path, what: str) -> Iterator[tuple[str, Mapping[str, Any]]]
         place = f"{what} {path}, sample {number}"
         if not isinstance(sample, dict):
             raise InputError(f"{place}: expected a dictionary, got {type(sample).__name__}")
-        yield place, {**{name: _listed(value) for name, value in sample.items()}, "step": content.get("rollout_id")}
+        yield place, {**_listed(place, sample), "step": content.get("rollout_id")}
 
 
 def _sequences(content: dict[str, Any], path: Path, what: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    lists = {name: _listed(value) for name, value in content.items()}
+    lists = _listed(f"{what} {path}", content)
     ids = lists["input_ids"]
     if not isinstance(ids, list):
         raise InputError(f"{what} {path}: input_ids is {type(ids).__name__}; expected a tensor, a row per sequence")
@@ -68,7 +68,7 @@ def load_data(path: Path, what: str) -> Any:
             f"{what} {path}: holds {found.group(1)}, which only code of its own could read; none runs here, so save it "
             "without"
         ) from None
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except Exception as error:  # of a damaged file the unpickler raises whatever its instructions lead to
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{what} {path}: not a whole torch file ({reason}); copy it again") from None
 
@@ -83,6 +83,24 @@ def _pieces_of_arrays() -> list[Callable[..., Any] | tuple[Callable[..., Any], s
     return pieces
 
 
-def _listed(value: Any) -> Any:
-    """Tensors and arrays as lists."""
-    return value.tolist() if type(value).__name__ in ("Tensor", "ndarray") else value
+def _holds_itself(value: Any, above: tuple[int, ...]) -> bool:
+    """Whether a dictionary or list is found again inside itself, which pickles can say and nothing else can write."""
+    if id(value) in above or len(above) > 100:
+        return True
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return any(_holds_itself(one, (*above, id(value))) for one in inside if isinstance(one, (dict, list, tuple)))
+
+
+def _listed(place: str, sample: Mapping[str, Any]) -> dict[str, Any]:
+    """A sample with tensors and arrays as lists."""
+    if _holds_itself(sample, ()):
+        raise InputError(f"{place}: holds itself; expected plain values")
+    listed = {}
+    for name, value in sample.items():
+        if type(value).__name__ in ("Tensor", "ndarray"):
+            try:
+                value = value.tolist()
+            except (RuntimeError, TypeError, ValueError) as error:  # sparse ones, and those without values
+                raise InputError(f"{place}: {name} is a tensor of another kind ({error}); save its values") from None
+        listed[name] = value
+    return listed

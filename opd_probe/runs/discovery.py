@@ -26,6 +26,7 @@ from opd_probe.models.steps import StepName, Unit, compile_pattern, step_name
 from opd_probe.options.manifest import MANIFEST_NAME, Manifest, read_manifest
 from opd_probe.options.naming import path_parts, step_of_revision, unique_names, user_path
 from opd_probe.runs.series import Steps, cached_revisions, longer, run_suffixes, unfinished
+from opd_probe.texts import real_path
 from opd_probe.types import Checkpoint
 
 ACCEPTED = (
@@ -158,7 +159,7 @@ def _add_directory(groups: dict[str, _Group], path: Path, steps: Steps) -> str |
         late = unfinished(absolute, usable)
         group = _group(groups, absolute)
         group.whole = True
-        resolved = {child.resolve() for child in usable}
+        resolved = {real_path(child) for child in usable}
         for child, name in usable.items():
             if child in late:
                 _warn(f"skipped {child}: {late[child]}")
@@ -170,7 +171,7 @@ def _add_directory(groups: dict[str, _Group], path: Path, steps: Steps) -> str |
         if is_checkpoint(absolute):
             _warn(f"skipped the final weights in {path}: its step directories are used")
         for child in children:
-            if child.name not in named and child.resolve() not in resolved and is_checkpoint(child):
+            if child.name not in named and real_path(child) not in resolved and is_checkpoint(child):
                 _warn(f"skipped {path / child.name}: final weights beside step directories")
         return None
     if is_checkpoint(absolute):
@@ -181,12 +182,12 @@ def _add_directory(groups: dict[str, _Group], path: Path, steps: Steps) -> str |
 
 
 def _group(groups: dict[str, _Group], directory: Path) -> _Group:
-    key = str(directory.resolve())
+    key = str(real_path(directory))
     return groups.setdefault(key, _Group(parts=path_parts(directory), directory=directory))
 
 
 def _add_member(group: _Group, checkpoint: Path, name: StepName | None) -> None:
-    key = str(checkpoint.resolve())
+    key = str(real_path(checkpoint))
     if key not in group.members or name is not None:  # a link's name may hide the step
         group.members[key] = checkpoint
     if name is not None:

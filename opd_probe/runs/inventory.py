@@ -32,6 +32,7 @@ from opd_probe.options.manifest import MANIFEST_NAME, Manifest, read_manifest
 from opd_probe.options.naming import path_parts, unique_names
 from opd_probe.runs.discovery import expand_paths, step_and_unit
 from opd_probe.runs.series import Steps, cached_revisions, longer, run_suffixes, unfinished
+from opd_probe.texts import real_path
 from opd_probe.types import Checkpoint
 
 _DEEPEST = 6
@@ -188,12 +189,12 @@ def _walk(path: Path, depth: int, seen: set[Path]) -> Iterator[tuple[Path, _Foun
     Args:
         seen: directories that were looked at, links resolved, so that each is listed once; grows.
     """
-    if (place := path.resolve()) in seen:
+    if (place := real_path(path)) in seen:
         return
     seen.add(place)
     if cached := cached_revisions(path):
         for snapshot in cached:
-            seen.add(snapshot.resolve())
+            seen.add(real_path(snapshot))
             yield snapshot, locate(snapshot) or describe(snapshot)
         return
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from opd_probe.models.formats.hub_cache import repository, revisions
 from opd_probe.models.steps import StepName, compile_pattern, named_step, step_name, step_series
 from opd_probe.options.manifest import MANIFEST_NAME, read_manifest
 from opd_probe.options.naming import path_parts
+from opd_probe.texts import read_json, read_text, real_path
 
 _SIZES = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
 """What two steps of one run have in common: fields of config.json, or of the text part of it."""
@@ -51,7 +51,7 @@ class Steps:
         Raises:
             InputError: as :meth:`below`.
         """
-        for path in (checkpoint, checkpoint.resolve()):
+        for path in (checkpoint, real_path(checkpoint)):
             said = self._alone(path)
             if said is None and any(map(str.isdigit, path.name)):
                 said = self.below(path.parent).get(path.name)
@@ -89,7 +89,7 @@ def _kind(path: Path) -> tuple[Any, ...] | None:
         if not isinstance(found, Located) or repository(path) is not None or _holds_steps(path):
             return None
         home = found.format.home(found.path)
-        config: Any = None if home is None else json.loads((home / "config.json").read_text(encoding="utf-8"))
+        config: Any = None if home is None else read_json(home / "config.json")
         base = found.format.base(found.path)
     except OpdProbeError:
         return None
@@ -150,7 +150,7 @@ def unfinished(run: Path, steps: Mapping[Path, StepName]) -> dict[Path, str]:
     """
     record = run / "latest_checkpointed_iteration.txt"
     try:
-        last = int(record.read_text(encoding="utf-8"))
+        last = int(read_text(record))
     except (OSError, ValueError):
         return {}
     later = [path for path, name in steps.items() if name.step > last]

@@ -13,6 +13,7 @@ from opd_probe.errors import InputError, MissingError, TraceError, warn
 from opd_probe.options.naming import user_path
 from opd_probe.options.settings import Options, Settings, settle
 from opd_probe.plain import visible
+from opd_probe.texts import real_path
 from opd_probe.trace import Trace, read_trace
 
 
@@ -129,15 +130,15 @@ def find_traces(arguments: Sequence[str], given: Options, *, what: str = "--trac
         if not path.exists():
             raise MissingError(f"{what} {argument}: no such path; expected a trace or a directory with traces")
         if path.is_file():
-            found.setdefault(path.resolve(), measured_of(read_trace(path), path, settings))
+            found.setdefault(real_path(path), measured_of(read_trace(path), path, settings))
             continue
         within = path / "traces" if (path / "traces").is_dir() else path
         for file in sorted(within.rglob("*.parquet")):
-            if file.name.startswith(".") or file.resolve() in found:
+            if file.name.startswith(".") or real_path(file) in found:
                 continue
             trace = _trace_or_none(file)
             if trace is not None:
-                found[file.resolve()] = measured_of(trace, file, settings)
+                found[real_path(file)] = measured_of(trace, file, settings)
     if not found:
         raise InputError(
             f"{what} {' '.join(arguments)}: no trace in it; make traces with opd-probe overlap --ckpts, "

@@ -39,7 +39,9 @@ def encode_rollouts(table: pa.Table) -> bytes:
 
 def decode_rollouts(data: bytes) -> pa.Table:
     """The inverse of :func:`encode_rollouts`."""
-    return pa.ipc.open_stream(base64.b64decode(data)).read_all()
+    table = pa.ipc.open_stream(base64.b64decode(data)).read_all()
+    table.validate(full=True)  # what is out of its bounds would otherwise be read as it is
+    return table
 
 
 def write_file(

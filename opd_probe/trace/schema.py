@@ -219,6 +219,31 @@ ROLLOUT_COLUMNS: tuple[Column, ...] = (
     Column("skipped", "string", "state", "", "", "why the rollout has no states; null when it has"),
 )
 
+PROVENANCE: dict[str, tuple[type, ...]] = {
+    "K": (int,),
+    "temperature": (float, int),
+    "jsd": (bool,),
+    "vocabulary": (dict,),
+    "vocabulary.size": (int,),
+    "vocabulary.special_ids": (list, type(None)),
+    "student": (dict,),
+    "student.path": (str, type(None)),
+    "student.step": (int, type(None)),
+    "student.quantisation": (dict, type(None)),
+    "teacher": (dict,),
+    "teacher.path": (str, type(None)),
+    "teacher.quantisation": (dict, type(None)),
+    "teacher_prompt": (dict, type(None)),
+    "labels": (dict,),
+    "labels.run": (str,),
+    "labels.step": (int, type(None)),
+    "labels.teacher": (str,),
+    "labels.directory": (str, type(None)),
+    "fingerprint": (dict,),
+    "warnings": (list, type(None)),
+}
+"""What is read of a trace's provenance, as a path of keys, and the types that it may have where it is there."""
+
 STATE_COLUMN: dict[str, Column] = {column.name: column for column in STATE_COLUMNS}
 TOP_COLUMNS: tuple[str, ...] = tuple(c.name for c in STATE_COLUMNS if c.shape == "top")
 OPTIONAL_COLUMNS: tuple[str, ...] = tuple(c.name for c in STATE_COLUMNS if c.optional)

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from opd_probe.atomic import reserve
 from opd_probe.errors import OutputError, warn_in_passing
+from opd_probe.texts import check_ordinary
 from opd_probe.trace.parquet import Array
 from opd_probe.trace.schema import Column
 from opd_probe.trace.table import Trace, write_trace
@@ -199,6 +200,7 @@ def _room_for(directory: Path, size: int) -> Iterator[None]:
 
 def _same_key(directory: Path, key: str) -> bool:
     try:
+        check_ordinary(directory / "key")
         return (directory / "key").read_bytes() == key.encode()
     except OSError:
         return False
@@ -206,6 +208,7 @@ def _same_key(directory: Path, key: str) -> bool:
 
 def _take_room(directory: Path, size: int) -> None:
     """Hold as much of the disk as the trace will take at most, so that no finished work finds it full."""
+    (directory / ROOM).unlink(missing_ok=True)
     with (directory / ROOM).open("wb") as handle:
         reserve(handle, size)
 
@@ -220,6 +223,8 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: str, *, new: bool) -> Arr
     about = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, about)
     content, size = header.getvalue(), prod(shape) * np.dtype(dtype).itemsize
+    if not new:
+        check_ordinary(path)
     with path.open("wb" if new else "rb") as handle:
         if new:
             handle.write(content)

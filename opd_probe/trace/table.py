@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from opd_probe.errors import MissingError, OpdProbeError, TraceError
+from opd_probe.output import output_path
+from opd_probe.texts import parse_json
 from opd_probe.trace.digest import agrees
 from opd_probe.trace.parquet import (
     PROVENANCE_KEY,
@@ -22,7 +23,15 @@ from opd_probe.trace.parquet import (
     decode_rollouts,
     write_file,
 )
-from opd_probe.trace.schema import FORMAT_VERSION, ROLLOUT_COLUMNS, ROLLOUT_ID, STATE_COLUMN, Column
+from opd_probe.trace.schema import (
+    FORMAT_VERSION,
+    PROVENANCE,
+    ROLLOUT_COLUMNS,
+    ROLLOUT_ID,
+    STATE_COLUMN,
+    STATE_COLUMNS,
+    Column,
+)
 
 
 class Trace:
@@ -146,6 +155,7 @@ class Trace:
             # One row group at a time: asked for all of them, the reader fetches ahead as much as the whole file.
             for group in range(file.num_row_groups):
                 for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=columns):
+                    batch.validate()
                     yield {name: _to_numpy(batch.column(name), STATE_COLUMN[name], self.K) for name in columns}
 
     def _empty(self, name: str) -> Array:
@@ -153,9 +163,13 @@ class Trace:
         return np.empty((0, self.K) if column.shape == "top" else (0,), dtype=column.dtype)
 
     def save(self, path: str | Path) -> Trace:
-        """Write the trace to a Parquet file, atomically, and return the trace that reads it."""
+        """Write the trace to a Parquet file, atomically, and return the trace that reads it.
+
+        Raises:
+            OutputError: it cannot be written, or the path is the address of something that is no disk.
+        """
         blocks = self.blocks(self.columns)
-        return write_trace(Path(path), blocks, self.columns, self.rollouts, self.provenance)
+        return write_trace(output_path(path), blocks, self.columns, self.rollouts, self.provenance)
 
 
 def _to_numpy(values: pa.Array, column: Column, depth: int) -> Array:
@@ -220,10 +234,16 @@ def read_trace(path: str | Path, *, verify: bool = True) -> Trace:
                 f"trace {path}: format version {version}, this release reads version {FORMAT_VERSION}; "
                 "replay again, or use the release that wrote it"
             )
-        provenance = json.loads(metadata[PROVENANCE_KEY])
+        provenance = parse_json(metadata[PROVENANCE_KEY])
         trace = Trace(decode_rollouts(metadata[ROLLOUTS_KEY]), provenance, path=path)
         _check_shapes(trace, schema, n_rows)
     return trace
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a trace holds a digest over its bytes, as all but early ones do."""
+    with path.open("rb") as handle:
+        return agrees(handle) is not None
 
 
 def _verify(path: Path) -> None:
@@ -265,14 +285,48 @@ def _check_shapes(trace: Trace, schema: pa.Schema, n_rows: int) -> None:
     Raises:
         ValueError: says where.
     """
-    missing = [c.name for c in ROLLOUT_COLUMNS if not c.optional and c.name not in trace.rollouts.column_names]
-    if missing:
-        raise ValueError(f"no column {missing[0]!r} in its rollout table")
+    for column in ROLLOUT_COLUMNS:
+        if column.name in trace.rollouts.column_names:
+            kind = str(trace.rollouts.schema.field(column.name).type)
+            if kind != {"float64": "double"}.get(column.dtype, column.dtype):
+                raise ValueError(f"column {column.name!r} of its rollout table is of the type {kind}")
+        elif not column.optional:
+            raise ValueError(f"no column {column.name!r} in its rollout table")
+    _check_provenance(trace.provenance)
     if trace.n_states != n_rows or (np.diff(trace.rollout_offsets) < 0).any():
         raise ValueError(f"{n_rows} rows, of {trace.n_states} states in its rollout table")
     if trace.K < 1 or trace.vocabulary_size < 1:
         raise ValueError(f"K = {trace.K} of {trace.vocabulary_size} ids")
-    for field in schema:
-        column = STATE_COLUMN.get(field.name)
-        if column is not None and column.shape == "top" and field.type.list_size != trace.K:
-            raise ValueError(f"lists of {field.type.list_size} in {field.name!r}, K is {trace.K}")
+    for column in STATE_COLUMNS:
+        if column.name not in schema.names:
+            if not column.optional:
+                raise ValueError(f"no column {column.name!r}")
+            continue
+        kind = schema.field(column.name).type
+        if column.shape == "top":
+            if not pa.types.is_fixed_size_list(kind) or kind.list_size != trace.K:
+                raise ValueError(f"{kind} in {column.name!r}, K is {trace.K}")
+            kind = kind.value_type
+        if column is not ROLLOUT_ID and str(kind) != {"float32": "float"}.get(column.dtype, column.dtype):
+            raise ValueError(f"column {column.name!r} is of the type {kind}")
+
+
+def _check_provenance(provenance: Mapping[str, Any]) -> None:
+    """Refuse provenance of which something that is read is of another type.
+
+    Raises:
+        ValueError: says what.
+    """
+    for path, types in PROVENANCE.items():
+        value: Any = provenance
+        for key in path.split("."):
+            value = value.get(key, _ABSENT) if isinstance(value, dict) else _ABSENT
+        good = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+        if value is not _ABSENT and not good:
+            raise ValueError(f"{path} of its provenance is {type(value).__name__}")
+    special = (provenance.get("vocabulary") or {}).get("special_ids") or ()
+    if not all(isinstance(token, int) for token in special):
+        raise ValueError("vocabulary.special_ids of its provenance are no token ids")
+
+
+_ABSENT = object()

@@ -20,6 +20,7 @@ from opd_probe.errors import TraceError
 from opd_probe.options.request import Request
 from opd_probe.trace import read_trace
 from tests.cli.workspace import Caller
+from tests.trace.test_files import small_trace
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -184,3 +185,28 @@ def test_ids_of_the_end_that_are_none(workspace: Path, tmp_path: Path, call: Cal
     assert done.code == 2
     (line,) = done.errors
     assert "eos_token_id" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "line"),
+    [
+        ("{} verify t.parquet --states 0 >&-", 0, ""),
+        (
+            "{} verify t.parquet --states 0 > /dev/full",
+            2,
+            "standard output: cannot be written (No space left on device)",
+        ),
+        (
+            "file=$PWD/t.parquet; mkdir x; cd x; rmdir ../x; {} mass --traces $file",
+            2,
+            "the working directory is no longer",
+        ),
+    ],
+)
+def test_no_place_to_print_or_to_be(tmp_path: Path, command: str, code: int, line: str) -> None:
+    small_trace().save(tmp_path / "t.parquet")
+    words = command.format(Path(sys.executable).with_name("opd-probe"))
+    done = subprocess.run(["bash", "-c", words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert line in done.stderr
+    assert len(done.stderr.splitlines()) == (code == 2)

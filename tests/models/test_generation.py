@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -308,3 +311,49 @@ def test_an_interrupted_job_draws_only_what_is_missing(
     assert drawn == []
     sample_rollouts(student, prompts, **how, drafts=kept, key="b")
     assert sum(drawn) == 12
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from opd_probe.models.generation import sample_rollouts
+from opd_probe.models.loading import load_model
+from opd_probe.types import Prompt
+from tests.tiny import tiny_model
+
+def stop(done, total):
+    if done >= 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+prompts = [Prompt(f"p{n}", ids=tuple(range(5, 8 + n))) for n in range(4)]
+how = {"num_rollouts": 3, "max_new_tokens": 12, "seed": 4, "batch_tokens": 60}
+how |= {"progress": stop, "drafts": Path(sys.argv[1]), "key": "a"}
+sample_rollouts(load_model(tiny_model(64, seed=3, spread=3.0)), prompts, **how)
+"""
+
+
+def test_what_had_ended_when_sampling_was_killed_is_not_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed with -9, of which a process learns nothing; in float32 the responses are those of one run."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "kept")], cwd=Path(__file__).parent.parent.parent, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    ended = len((tmp_path / "kept").read_text().splitlines()) - 1
+    assert 5 <= ended < 12
+    drawn: list[int] = []
+    original = generation._Sampler.run
+
+    def run(self: Any, batch: list[Any], finished: Any) -> None:
+        drawn.append(len(batch))
+        original(self, batch, finished)
+
+    monkeypatch.setattr(generation._Sampler, "run", run)
+    student = load_model(tiny_model(64, seed=3, spread=3.0))
+    prompts = [Prompt(f"p{n}", ids=tuple(range(5, 8 + n))) for n in range(4)]
+    how: dict[str, Any] = {"num_rollouts": 3, "max_new_tokens": 12, "seed": 4, "batch_tokens": 60}
+    again = sample_rollouts(student, prompts, **how, drafts=tmp_path / "kept", key="a")
+    assert sum(drawn) == 12 - ended
+    once = sample_rollouts(student, prompts, **how)
+    assert [(one.id, one.response_ids) for one in again] == [(one.id, one.response_ids) for one in once]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
 from opd_probe.models.steps import step_name
+from opd_probe.texts import read_json, read_text, real_path
 
 _BESIDE = (".", "huggingface", "weights", "weight", ".hf_metadata", "tokenizer")
 _LEVELS = 4
@@ -33,8 +33,8 @@ def trained_from(path: Path) -> str | None:
         if not file.is_file():
             continue
         try:
-            policy = yaml.safe_load(file.read_text(encoding="utf-8")).get("policy")
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError):
+            policy = yaml.safe_load(read_text(file)).get("policy")
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, AttributeError):
             return None
         name = policy.get("model_name") if isinstance(policy, dict) else None
         return name if isinstance(name, str) and name else None
@@ -42,7 +42,7 @@ def trained_from(path: Path) -> str | None:
 
 
 def _places(path: Path) -> Iterator[Path]:
-    path = path.resolve()
+    path = real_path(path)
     for above in (path, *path.parents[:_LEVELS]):
         yield from (above / name for name in _BESIDE)
         if step_name(above.name) is not None:
@@ -59,7 +59,7 @@ def _may_be_below_a_step(path: Path) -> bool:
 def _is_model(file: Path) -> bool:
     """Trainers have a config.json of their own now and then."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except OSError:
         return False
     except ValueError:

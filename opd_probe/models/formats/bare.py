@@ -6,7 +6,6 @@ loops write whole weights alone.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -16,10 +15,12 @@ from typing import Any
 
 import opd_probe.models.formats.huggingface as huggingface
 from opd_probe.errors import InputError
+from opd_probe.models.directories import files
 from opd_probe.models.formats.around import config_home
 from opd_probe.models.formats.dcp import wrapper_of
 from opd_probe.models.formats.headers import Headers, TensorHeader, safetensors_headers
 from opd_probe.models.steps import step_name
+from opd_probe.texts import parse_json
 
 ACCEPTED = "shard-…-model-…-of-….safetensors as torch's distributed checkpoint writes them"
 _PIECES = "shard-*-model-*-of-*.safetensors"
@@ -31,7 +32,7 @@ _WHOLE = ("consolidated", "sharded")
 
 def recognises(path: Path) -> bool:
     """Pieces; or whole weights where a configuration is around or the directory is that of a step."""
-    if any(path.glob(_PIECES)):
+    if files(path, _PIECES):
         return True
     whole = (path / huggingface.SINGLE).is_file() or (path / huggingface.INDEX).is_file()
     if not whole or (path / "config.json").is_file():
@@ -44,9 +45,9 @@ def inside(path: Path) -> Path | None:
     if huggingface.recognises(path) or (path / huggingface.INDEX).is_file():
         return None
     consolidated, sharded = (path / name for name in _WHOLE)
-    if any(path.glob(_PIECES)) and (consolidated / huggingface.INDEX).is_file():
+    if files(path, _PIECES) and (consolidated / huggingface.INDEX).is_file():
         return consolidated
-    return sharded if any(sharded.glob(_PIECES)) else None
+    return sharded if files(sharded, _PIECES) else None
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -55,7 +56,7 @@ def weight_files(path: Path) -> list[Path]:
     Raises:
         InputError: an index that cannot be read, or that names a file that is not there.
     """
-    return sorted(path.glob(_PIECES)) or huggingface.weight_files(path)
+    return files(path, _PIECES) or huggingface.weight_files(path)
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _offsets(file: Path) -> dict[str, tuple[int, ...]]:
     with safe_open(file, framework="np") as tensors:
         stated = (tensors.metadata() or {}).get(_PLACES)
     try:
-        entries = json.loads(stated) if stated else {}
+        entries = parse_json(stated) if stated else {}
         return {name: tuple(int(n) for n in entry["saved_offsets"]) for name, entry in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(

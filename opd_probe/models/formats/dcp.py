@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError
-from opd_probe.models.directories import is_directory, subdirectories
+from opd_probe.models.directories import files, is_directory, subdirectories
 from opd_probe.models.formats.around import config_home
 from opd_probe.models.formats.headers import Headers
 
@@ -63,7 +63,7 @@ def refuses(path: Path) -> str | None:
 
 def weight_files(path: Path) -> list[Path]:
     """The files of chunks, optimiser state included, and the metadata that says what lies where."""
-    chunks = sorted(path.glob("*.distcp"))
+    chunks = files(path, "*.distcp")
     return [*chunks, path / METADATA] if chunks and (path / METADATA).is_file() else chunks
 
 

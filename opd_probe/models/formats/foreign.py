@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import opd_probe.models.formats.huggingface as huggingface
+from opd_probe.models.directories import is_directory
+from opd_probe.texts import read_text, within
 
 _ZERO_STATES = ("*zero_pp_rank_*_optim_states.pt", "zero_pp_rank_*_model_states.pt", "mp_rank_*_model_states.pt")
 
@@ -34,10 +36,11 @@ def _deepspeed(path: Path) -> str | None:
 def _tag(path: Path) -> Path | None:
     """The folder that ``latest`` names."""
     try:
-        name = (path / "latest").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        name = read_text(path / "latest").strip()
+        below = within(path, name)
+    except (OSError, ValueError):
         return None
-    return path / name if name and (path / name).is_dir() else None
+    return below if name and is_directory(below) else None
 
 
 def _meta(path: Path) -> str | None:
@@ -64,7 +67,7 @@ def _megatron(path: Path) -> str | None:
     if not any(path.glob("*.distcp")):
         return None
     try:
-        stated = (path / "metadata.json").read_text(encoding="utf-8")
+        stated = read_text(path / "metadata.json")
     except (OSError, UnicodeDecodeError):
         return None
     if "sharded_backend" not in stated:

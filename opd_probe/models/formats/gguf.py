@@ -9,6 +9,7 @@ from typing import Any
 from opd_probe.errors import InputError
 from opd_probe.models.directories import entries, subdirectories
 from opd_probe.models.formats.headers import Headers, TensorHeader
+from opd_probe.texts import real_path
 
 ACCEPTED = "a .gguf file"
 TOKENS = "tokenizer.ggml.tokens"
@@ -86,7 +87,7 @@ def open_file(path: Path) -> Any:
         state = path.stat()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    return _opened(path.resolve(), state.st_size, state.st_mtime_ns)
+    return _opened(real_path(path), state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError
+from opd_probe.texts import parse_json, read_json
 
 _DTYPES = {
     "F64": "float64",
@@ -122,9 +122,9 @@ def shortfall(file: Path) -> str | None:
         if size < 8 + stated:
             return f"has {size} of at least {8 + stated} bytes"
         try:
-            entries = json.loads(handle.read(stated))
-            end = max(entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            entries = parse_json(handle.read(stated))
+            end = int(max(entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"))
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):
             return None
     whole = 8 + stated + end
     return f"has {size} of {whole} bytes" if size < whole else None
@@ -159,7 +159,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
         InputError: it is not a JSON object.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: not valid JSON ({error}); save or copy the checkpoint again") from None
     if not isinstance(content, dict):

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from opd_probe.models.directories import entries, is_directory, subdirectories
+from opd_probe.texts import read_text
 
 _NAME = re.compile(r"models--(.+)")
 _SNAPSHOTS = "snapshots"
@@ -25,7 +26,7 @@ def revisions(place: Path) -> dict[Path, str]:
     names: dict[str, str] = {}
     for ref in sorted(_refs(place / "refs"), key=lambda name: name != "main"):
         try:
-            names.setdefault((place / "refs" / ref).read_text(encoding="utf-8").strip(), ref)
+            names.setdefault(read_text(place / "refs" / ref).strip(), ref)
         except (OSError, UnicodeDecodeError):
             continue
     return {snapshot: names.get(snapshot.name, snapshot.name) for snapshot in subdirectories(place / _SNAPSHOTS)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from opd_probe.models.formats.headers import (
     read_json_object,
     safetensors_headers,
 )
+from opd_probe.texts import read_json, within
 
 ACCEPTED = "config.json with model.safetensors or its index and shards"
 SINGLE = "model.safetensors"
@@ -73,7 +73,8 @@ def _indexed(path: Path) -> list[str]:
     """
     index = path / INDEX
     try:
-        return sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
+        return [name for name in names if within(path, name)]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{index}: not a safetensors index ({error}); save the checkpoint again") from None
 

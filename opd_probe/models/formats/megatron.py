@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import opd_probe.models.formats.huggingface as huggingface
+from opd_probe.errors import InputError
 from opd_probe.models.directories import subdirectories
 from opd_probe.models.formats.headers import read_json_object
+from opd_probe.texts import within
 
 ACCEPTED = "verl's ckpt_contents.json"
 MANIFEST = "ckpt_contents.json"
@@ -24,7 +26,7 @@ def inside(path: Path) -> Path | None:
         return saved
     if (path / MANIFEST).is_file() and not _adapters(path):
         for entry in (_entry(path, "hf_model"), _entry(path, "model")):
-            place = path / str(entry.get("path"))
+            place = _named(path, entry)
             if entry.get("format") == "huggingface" and huggingface.recognises(place):
                 return place
     return None
@@ -53,6 +55,18 @@ def refuses(path: Path) -> str | None:
             "beside them or their converter (tools/convert_torch_dist_to_hf.py) makes"
         )
     return None
+
+
+def _named(path: Path, entry: dict[str, Any]) -> Path:
+    """Where an entry of the manifest lies.
+
+    Raises:
+        InputError: outside of the checkpoint.
+    """
+    try:
+        return within(path, str(entry.get("path")))
+    except ValueError as error:
+        raise InputError(f"{path / MANIFEST}: {error}; copy the whole checkpoint") from None
 
 
 def _only_iteration(path: Path) -> Path | None:

@@ -10,6 +10,7 @@ from opd_probe.models.directories import subdirectories
 from opd_probe.models.formats.headers import read_json_object
 from opd_probe.models.formats.huggingface import pickled
 from opd_probe.models.steps import step_name
+from opd_probe.texts import real_path
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -66,5 +67,5 @@ def base(path: Path) -> str | None:
         raise InputError(f"{path / CONFIG}: base_model_name_or_path is {name!r}; expected a path or a hub id")
     for candidate in (path / name, Path(name)):
         if candidate.is_dir():
-            return str(candidate.resolve())
+            return str(real_path(candidate))
     return name

@@ -8,6 +8,7 @@ from typing import Any
 
 import opd_probe.models.formats.huggingface as huggingface
 from opd_probe.errors import InputError
+from opd_probe.models.directories import files
 from opd_probe.models.formats.headers import Headers, headers_of_values, read_json_object
 
 ACCEPTED = "verl's model_world_size_W_rank_R.pt"
@@ -104,7 +105,7 @@ def _ranks(path: Path) -> dict[tuple[int, int], Path]:
 
 
 def _files(path: Path) -> list[Path]:
-    return [file for file in sorted(path.glob("*_world_size_*_rank_*.pt")) if _SHARD.fullmatch(file.name)]
+    return [file for file in files(path, "*_world_size_*_rank_*.pt") if _SHARD.fullmatch(file.name)]
 
 
 def _world(path: Path, worlds: list[int]) -> int | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from opd_probe.errors import OutputError
 from opd_probe.models.served.dialects import Drawn
+from opd_probe.texts import check_ordinary, parse_json, read_text
 
 
 class Drafts:
@@ -45,6 +46,8 @@ class Drafts:
         assert self._path is not None
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.exists():
+                check_ordinary(self._path)
             with self._path.open(mode, encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in lines)
         except OSError as error:
@@ -61,13 +64,13 @@ def _read(path: Path, key: str) -> dict[str, Drawn]:
     """What a file holds under a key, up to the first line that is not whole."""
     found: dict[str, Drawn] = {}
     try:
-        first, *lines = path.read_text(encoding="utf-8").splitlines()
-        if json.loads(first) != {"key": key}:
+        first, *lines = read_text(path).splitlines()
+        if parse_json(first) != {"key": key}:
             return {}
         for line in lines:
-            row = json.loads(line)
+            row = parse_json(line)
             drawn = Drawn([int(token) for token in row["ids"]], [float(p) for p in row["logprobs"]], row["reason"])
             found[str(row["id"])] = drawn
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         pass
     return found

@@ -322,7 +322,7 @@ def chosen(endpoint: Endpoint, models: Sequence[Mapping[str, Any]]) -> Mapping[s
                 return entry
         raise InputError(f"server {endpoint}: has no model {endpoint.model!r}; it has {', '.join(names)}")
     # vLLM lists one model under as many names as it was given.
-    if len({(entry.get("root") or entry["id"], entry.get("parent")) for entry in models}) > 1:
+    if len({json.dumps([entry.get("root") or entry["id"], entry.get("parent")]) for entry in models}) > 1:
         raise InputError(
             f"server {endpoint}: has {len(names)} models ({', '.join(names)}); name one, as in "
             f"{endpoint.url}#{names[0]}"

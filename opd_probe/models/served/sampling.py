@@ -23,6 +23,7 @@ from opd_probe.models.served.drafts import Drafts
 from opd_probe.models.served.endpoint import Endpoint
 from opd_probe.models.served.model import ServedModel, connect, list_models
 from opd_probe.models.served.workers import few_at_a_time
+from opd_probe.texts import real_path
 from opd_probe.types import Checkpoint, Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _is(entry: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
     place = Path(checkpoint.path)
     if not place.exists():
         return checkpoint.path in stated
-    return any(Path(name).is_absolute() and Path(name).resolve() == place.resolve() for name in stated)
+    return any(Path(name).is_absolute() and real_path(name) == real_path(place) for name in stated)
 
 
 def sample_from_server(

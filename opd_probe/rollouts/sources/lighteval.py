@@ -18,6 +18,7 @@ from opd_probe.rollouts import fields
 from opd_probe.rollouts.padding import ENDS_PADDED
 from opd_probe.rollouts.prompts import check_messages
 from opd_probe.rollouts.sources.source import Skipped, Source, Where, step_of_folder
+from opd_probe.texts import real_path
 from opd_probe.types import Rollout
 
 GENERATIVE = "GENERATIVE"
@@ -108,7 +109,7 @@ def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
 
 def _step(path: Path, pattern: re.Pattern[str] | None = None) -> int | None:
     """That of the model's folder, which holds one for each time."""
-    return step_of_folder(path.resolve().parent, pattern)
+    return step_of_folder(real_path(path).parent, pattern)
 
 
 SOURCE = Source("lighteval", "doc, model_response", ("doc", "model_response"), _rollouts, step_of=_step)

@@ -8,7 +8,6 @@ where the document has one response. Tasks of log-likelihoods sample nothing. Wi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from opd_probe.errors import InputError
 from opd_probe.rollouts import fields
 from opd_probe.rollouts.sampling import sampling_of
 from opd_probe.rollouts.sources.source import Skipped, Source, Where, step_of_folder
+from opd_probe.texts import parse_json, read_json
 from opd_probe.types import Rollout
 
 KEPT = ("doc_id", "filter", "doc_hash", "prompt_hash")
@@ -67,7 +67,7 @@ def _prompt(place: str, value: Any) -> tuple[str | None, list[Any] | None]:
         return value, None
     if isinstance(value, Sequence) and len(value) == 1 and isinstance(value[0], str):
         try:
-            messages = json.loads(value[0])
+            messages = parse_json(value[0])
         except ValueError:
             messages = None
         if isinstance(messages, list):
@@ -93,7 +93,7 @@ def _without_thinking(path: Path) -> str | None:
     found = sorted(path.parent.glob("results_*.json"))
     for file in [file for file in found if file.stem == f"results_{time}"] or found:
         try:
-            config = json.loads(file.read_text(encoding="utf-8"))["config"]
+            config = read_json(file)["config"]
             given = config.get("model_args") or {}
         except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError):
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from opd_probe.rollouts.chat import text_of
 from opd_probe.rollouts.prompts import check_messages
 from opd_probe.rollouts.sampling import sampling_of
 from opd_probe.rollouts.sources.source import Source, Where
+from opd_probe.texts import parse_json
 from opd_probe.types import Rollout
 
 FIELDS = (
@@ -113,7 +113,7 @@ def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
     stored = kept.pop("extra", None)
     if isinstance(stored, str):
         try:
-            stored = json.loads(stored)
+            stored = parse_json(stored)
         except ValueError:
             return {**kept, "extra": stored}
     if isinstance(stored, Mapping):

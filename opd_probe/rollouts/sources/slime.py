@@ -15,6 +15,7 @@ from typing import Any
 
 from opd_probe.errors import InputError
 from opd_probe.rollouts import fields
+from opd_probe.rollouts.prompts import check_messages
 from opd_probe.rollouts.sources.source import Skipped, Source, Where, step_of_file
 from opd_probe.types import Rollout
 
@@ -38,6 +39,7 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
     answers = fields.reference_answers(label)
     extra = {name: row[name] for name in KEPT if row.get(name) not in (None, False, {}, [])}
     if isinstance(prompt, (list, tuple)):
+        check_messages(f"{place}: prompt", prompt)
         extra["messages"] = list(prompt)
     if isinstance(reward, Mapping) and "meta_info" not in reward:
         extra["reward"] = reward

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.models.steps import step_of_place
+from opd_probe.texts import parse_json, read_text, real_path
 from opd_probe.types import Rollout
 
 
@@ -97,7 +97,7 @@ def step_of_folder(path: Path, pattern: re.Pattern[str] | None = None) -> int | 
     Args:
         pattern: of ``--step-pattern``.
     """
-    return step_of_place(path.resolve().parent.name, pattern)
+    return step_of_place(real_path(path).parent.name, pattern)
 
 
 def evaluated_beside(folder: Path) -> frozenset[int]:
@@ -106,9 +106,9 @@ def evaluated_beside(folder: Path) -> frozenset[int]:
     states = sorted([*folder.glob("trainer_state.json"), *folder.glob("checkpoint-*/trainer_state.json")])
     entries: list[Any] = []
     for path in states:
-        entries += _entries(path.read_text(encoding="utf-8", errors="replace"))
+        entries += _entries(read_text(path, errors="replace"))
     for path in folder.glob("logging.jsonl"):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_text(path, errors="replace").splitlines():
             entries += _entries(line)
     steps = set()
     for entry in entries:
@@ -122,7 +122,7 @@ def evaluated_beside(folder: Path) -> frozenset[int]:
 def _entries(text: str) -> list[Any]:
     """The entries of a log: those of an object's ``log_history``, else the object."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except (ValueError, RecursionError):
         return []
     history = content.get("log_history") if isinstance(content, dict) else None

@@ -16,6 +16,7 @@ from opd_probe.rollouts import fields
 from opd_probe.rollouts.rows import absent
 from opd_probe.rollouts.sources.source import NEXT_STEP, Skipped, Source, Where, evaluated_beside
 from opd_probe.rollouts.sources.trl import logged
+from opd_probe.texts import real_path
 from opd_probe.types import Rollout
 
 
@@ -66,6 +67,6 @@ SOURCE = Source(
     _recognises,
     same=_table,
     logs_again=True,
-    evaluated=lambda path: evaluated_beside(path.resolve().parent),
+    evaluated=lambda path: evaluated_beside(real_path(path).parent),
     steps_are=NEXT_STEP,
 )

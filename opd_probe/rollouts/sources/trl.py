@@ -16,6 +16,7 @@ from opd_probe.rollouts import fields
 from opd_probe.rollouts.encoding import STRIPPED
 from opd_probe.rollouts.prompts import check_messages
 from opd_probe.rollouts.sources.source import NEXT_STEP, Skipped, Source, Where, evaluated_beside, step_of_file
+from opd_probe.texts import real_path
 from opd_probe.types import Rollout
 
 USED = ("step", "prompt", "completion")
@@ -82,6 +83,6 @@ SOURCE = Source(
     _rollouts,
     step_of=step_of_file,
     logs_again=True,
-    evaluated=lambda path: evaluated_beside(path.resolve().parent.parent),
+    evaluated=lambda path: evaluated_beside(real_path(path).parent.parent),
     steps_are=NEXT_STEP,
 )

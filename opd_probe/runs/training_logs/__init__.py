@@ -18,6 +18,7 @@ from opd_probe.runs.training_logs import (
     wandb,
 )
 from opd_probe.runs.training_logs.form import LogFormat, Row
+from opd_probe.texts import real_path
 
 __all__ = ["FORMATS", "LogFormat", "Row", "accepted", "find_log"]
 
@@ -62,7 +63,7 @@ def find_log(path: Path) -> tuple[LogFormat, Path, str]:
             return one, place, run
     for one in FORMATS:
         inside = sorted(inner for pattern in one.inside for inner in place.glob(pattern) if one.fits(inner))
-        found = list({inner.resolve(): inner for inner in reversed(inside)}.values())[::-1]  # without links to another
+        found = list({real_path(inner): inner for inner in reversed(inside)}.values())[::-1]  # without links to another
         if found and one.latest:
             found = [max(found, key=one.latest)]
         if len(found) > 1:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import InputError
+from opd_probe.texts import check_ordinary
 
 Row = Mapping[str, Any]
 """What was logged at once, by name; the step among it."""
@@ -46,8 +47,9 @@ class LogFormat:
 def starts_with(path: Path, magic: bytes) -> bool:
     """Whether a file begins with these bytes."""
     try:
+        check_ordinary(path)
         with path.open("rb") as file:
-            return path.is_file() and file.read(len(magic)) == magic
+            return file.read(len(magic)) == magic
     except OSError:
         return False
 

@@ -16,6 +16,7 @@ import yaml
 from opd_probe.errors import InputError
 from opd_probe.runs.training_logs.form import LogFormat, Point, Row, by_step, chosen_run
 from opd_probe.runs.training_logs.sqlite import database, has_table
+from opd_probe.texts import read_text
 
 _LARGEST = sys.float_info.max
 
@@ -67,7 +68,7 @@ def _files(path: Path, run: str) -> Iterator[Row]:
 def _meta(run: Path) -> tuple[str, str, float]:
     """The name of a run, whether it was deleted, and when it started."""
     try:
-        meta = yaml.safe_load((run / "meta.yaml").read_text(encoding="utf-8"))
+        meta = yaml.safe_load(read_text(run / "meta.yaml"))
     except (yaml.YAMLError, OSError) as error:
         raise ValueError(f"{run / 'meta.yaml'}: {str(error).splitlines()[0]}") from None
     held = meta if isinstance(meta, dict) else {}
@@ -79,7 +80,7 @@ def _meta(run: Path) -> tuple[str, str, float]:
 def _points(metrics: Path) -> Iterator[Point]:
     for file in sorted(file for file in metrics.rglob("*") if file.is_file()):
         name = file.relative_to(metrics).as_posix()
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(read_text(file).splitlines(), 1):
             parts = line.split()
             if not parts:
                 continue

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from opd_probe.errors import InputError
 from opd_probe.runs.training_logs.form import LogFormat, Row, starts_with
+from opd_probe.texts import real_path
 
 MAGIC = b"SQLite format 3\0"
 _WAIT = 0.5
@@ -51,7 +52,7 @@ def database(path: Path) -> Iterator[sqlite3.Connection]:
                 address = f"file:{quote(str(copy))}"
             else:
                 # Without a log beside it a database in that mode is whole, and reading it as ever would make one.
-                address = f"file:{quote(str(path.resolve()))}?mode=ro" + ("&immutable=1" if _logs_ahead(path) else "")
+                address = f"file:{quote(str(real_path(path)))}?mode=ro" + ("&immutable=1" if _logs_ahead(path) else "")
             with closing(sqlite3.connect(address, uri=True, timeout=_WAIT)) as connection:
                 connection.text_factory = lambda held: held.decode(errors="replace")
                 yield connection

@@ -8,13 +8,13 @@ run ends, so that of a run that was killed the logs may know more.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from opd_probe.errors import warn
 from opd_probe.runs.training_logs.form import LogFormat, Point, Row, by_step, starts_with
 from opd_probe.runs.training_logs.records import double_in, fields, message_in, records, text_in, whole_in
+from opd_probe.texts import parse_json, read_text
 
 MAGIC = b":SWL"
 _COLUMN, _SCALAR = 12, 13
@@ -45,10 +45,10 @@ def _logged(path: Path, names: list[str]) -> Iterator[Point]:
         if not 1 <= number <= len(names):
             unnamed += 1
             continue
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_text(file).splitlines()
         for place, line in enumerate(lines, 1):
             try:
-                held = json.loads(line)
+                held = parse_json(line)
                 yield int(held["index"]), names[number - 1], held["data"]
             except (ValueError, LookupError, TypeError) as error:
                 if place == len(lines):

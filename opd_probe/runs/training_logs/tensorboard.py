@@ -24,7 +24,10 @@ def _events(path: Path, _run: str) -> Iterator[Row]:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:
         raise InputError("event files need tensorboard; install it, or give trainer_state.json or a CSV file") from None
-    events = EventAccumulator(str(path), size_guidance={"scalars": EVERY, "tensors": EVERY}).Reload()
+    try:
+        events = EventAccumulator(str(path), size_guidance={"scalars": EVERY, "tensors": EVERY}).Reload()
+    except Exception as error:  # protocol buffers have errors of their own
+        raise ValueError(f"{type(error).__name__}: {error}") from None
     return by_step(_points(events))
 
 

@@ -6,12 +6,12 @@ where the trainer named none, as transformers, which logs ``train/global_step`` 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from opd_probe.runs.training_logs.form import LogFormat, Row, chosen_run
 from opd_probe.runs.training_logs.sqlite import database, has_table
+from opd_probe.texts import parse_json
 
 
 def _rows(path: Path, run: str) -> Iterator[Row]:
@@ -23,7 +23,7 @@ def _rows(path: Path, run: str) -> Iterator[Row]:
         query = f"SELECT id, step, metrics FROM metrics WHERE {key} = ? ORDER BY id"
         for number, step, blob in connection.execute(query, (wanted,)):
             try:
-                held = json.loads(blob)
+                held = parse_json(blob)
             except (ValueError, TypeError) as error:
                 raise ValueError(f"metrics {number}: {error}") from None
             if not isinstance(held, dict):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from opd_probe.models.steps import step_of_name
 from opd_probe.runs.training_logs.form import LogFormat, Row
 from opd_probe.runs.training_logs.lines import encoding_of
+from opd_probe.texts import read_json
 
 NAME = "trainer_state.json"
 
@@ -21,7 +21,7 @@ def states_below(directory: Path) -> list[Path]:
 
 
 def _state(path: Path, _run: str) -> Iterator[Row]:
-    content = json.loads(path.read_text(encoding=encoding_of(path)))
+    content = read_json(path, encoding=encoding_of(path))
     if not isinstance(content, dict) or not isinstance(content.get("log_history"), list):
         raise ValueError("no list log_history in it")
     for number, row in enumerate(content["log_history"]):

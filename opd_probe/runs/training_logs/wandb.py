@@ -6,13 +6,13 @@ Read in 0.31, which no longer brings a reader. A value is JSON text; ``NaN`` and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from opd_probe.runs.training_logs.form import LogFormat, Row, starts_with
 from opd_probe.runs.training_logs.records import fields, message_in, records, text_in, whole_in
+from opd_probe.texts import parse_json
 
 MAGIC = b":W&B"
 _HISTORY, _ITEM, _STEP, _KEY, _NESTED, _VALUE = 2, 1, 2, 1, 2, 16
@@ -29,7 +29,7 @@ def _rows(path: Path, _run: str) -> Iterator[Row]:
         for item in history.get(_ITEM, []):
             held = fields(item) if isinstance(item, bytes) else {}
             nested = [part.decode(errors="replace") for part in held.get(_NESTED, []) if isinstance(part, bytes)]
-            row[text_in(held, _KEY) or ".".join(nested)] = json.loads(text_in(held, _VALUE) or "null")
+            row[text_in(held, _KEY) or ".".join(nested)] = parse_json(text_in(held, _VALUE) or "null")
         yield row
 
 
