@@ -26,6 +26,7 @@ from opd_probe.runs.log_files import read_log
 from opd_probe.trace import Trace, TraceSpool, read_trace
 from opd_probe.trace.schema import STATE_COLUMN
 from tests.fuzz.checkpoints import MAKERS
+from tests.fuzz.logs import LOGS
 from tests.fuzz.trees import Odd, Tree, lay
 from tests.rollouts.left_behind import slime_sample
 from opd_probe.models.loading import load_model
@@ -239,3 +240,12 @@ def test_a_name_in_gguf_that_is_no_text(tmp_path: Path) -> None:
     place = content.index(b"general.architecture") + len("general.architecture") + 4 + 8
     (tmp_path / "model-5.gguf").write_bytes(content[:place] + b"\xff" + content[place + 1 :])
     refused(lambda: load_model(tmp_path / "model-5.gguf"), "not a whole GGUF file")
+
+
+@pytest.mark.parametrize("kind", ["dvclive", "tensorboard"])
+def test_a_pipe_among_the_files_of_a_logger(tmp_path: Path, kind: str) -> None:
+    tree = LOGS[kind](tmp_path / "made")
+    name = next(path for path in tree if path.endswith(("loss.tsv", "host")))
+    lay({**tree, f"x/{name}" if kind == "tensorboard" else name: Odd.PIPE}, tmp_path / "x")
+    place = tmp_path / "x" / ("x" if kind == "tensorboard" else "dvclive")
+    refused(lambda: read_log(place), "not an ordinary file")
