@@ -17,6 +17,7 @@ from opd_probe.errors import InputError, OpdProbeError, ServerError, TraceError
 from opd_probe.jobs.sampling import stored_samples
 from opd_probe.models.adapters import adapter_ids
 from opd_probe.models.checkpoints import headers_of, resolve_checkpoint
+from opd_probe.models.loading import load_model
 from opd_probe.models.served.drafts import Drafts
 from opd_probe.models.vocabulary import load_tokenizer, tokenizer_digest
 from opd_probe.options.manifest import read_manifest
@@ -29,7 +30,6 @@ from tests.fuzz.checkpoints import MAKERS
 from tests.fuzz.logs import LOGS
 from tests.fuzz.trees import Odd, Tree, lay
 from tests.rollouts.left_behind import slime_sample
-from opd_probe.models.loading import load_model
 from tests.tiny import save_checkpoint, tiny_model, tiny_tokenizer
 from tests.trace.test_files import small_trace
 
