@@ -2,8 +2,8 @@
 # inspect_ai 0.3.285, transformers 5.24.0, torch 2.13.0, Python 3.11; seen on 2026-11-29.
 #
 # Seen: inspect_ai's hf/ provider, asked for the log-probabilities of what it samples, stores at each place those of the most
-# probable token, and its name: sampled at temperature 1, a text of sixteen tokens has entries of other tokens than those that
-# it is made of. With greedy decoding both are the same.
+# probable token, and its name: sampled at temperature 1, a text has entries of other tokens than those that it is made of. With
+# greedy decoding both are the same.
 #
 # Why it surprises: the field is documented as the log-probability of the token that was generated, and with other providers is;
 # perplexities and importance weights made of it are of a text that the model did not write, and look better than they are.
@@ -47,10 +47,8 @@ log = eval(
 )[0]  # fmt: skip
 (choice,) = log.samples[0].output.choices
 sampled = choice.message.text.split()
-named = [entry.token for entry in choice.logprobs.content][: len(sampled)]
-differ = sum(one != other for one, other in zip(sampled, named))
+named = [entry.token for entry in choice.logprobs.content if entry.token.startswith("w")]  # the text lacks special ones
 print("sampled:          ", " ".join(sampled))
 print("log-probabilities:", " ".join(named))
-print(f"{differ} of {len(sampled)} entries are of another token than the sampled one")
-sys.exit(differ == 0)
+sys.exit(named == sampled)
 PYTHON

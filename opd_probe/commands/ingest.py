@@ -17,7 +17,6 @@ from opd_probe.rollouts.files import prompt_key, write_rollouts
 from opd_probe.rollouts.grading import grade_rollout
 from opd_probe.rollouts.reading import RolloutSet, read_rollout_set, remarks
 from opd_probe.rollouts.sources import source_named
-from opd_probe.rollouts.sources.source import NEXT_STEP
 from opd_probe.texts import real_path
 from opd_probe.types import Rollout
 
@@ -90,7 +89,7 @@ def _ingest_dumps(dumps: Sequence[Dump], out: Path, progress: Progress) -> dict[
         "states": sum(trace.n_states for trace in traces),
         "k": max(trace.K for trace in traces),
         "steps": [trace.provenance["labels"]["step"] for trace in traces],
-        "steps_are": NEXT_STEP,
+        "steps_are": "the trainer's: step N is what it saw at the weights of checkpoint N - 1",
         "skipped": dict(skipped),
     }
 

@@ -145,6 +145,7 @@ class ServedReplay:
         if progress is not None:
             progress(told, total)
         held = []
+        self.faults.clear()
         try:
             for number, answer in self.teacher.scores(_Asked(todo), self.settings.k):
                 sequence = todo[number]

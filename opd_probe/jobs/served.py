@@ -157,7 +157,8 @@ def told_warnings(spool: TraceSpool, engine: ServedReplay) -> list[str]:
     """What is to be said of states that the server told no list of, and of ids that the student does not share: its
     tokenizer may be another."""
     told, name = spool.arrays["teacher_top_logprobs"], engine.teacher.name
-    unknown = np.isnan(told).all(1) & np.isnan(spool.arrays["teacher_logprob"])
+    shared = np.isin(spool.arrays["token_id"], engine.shared_ids)  # of another token nothing was told in any case
+    unknown = shared & np.isnan(told).all(1) & np.isnan(spool.arrays["teacher_logprob"])
     found = []
     if unknown.any():
         state = int(np.flatnonzero(unknown)[0])

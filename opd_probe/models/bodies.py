@@ -174,6 +174,10 @@ def own_logits(model: Any, input_ids: Tensor) -> Tensor:
     return logits
 
 
+_ROUNDED_INPUTS = ("act_quant_kwargs", "activation_quantization")
+"""What torchao's packed weights say of the rounding of what they are multiplied with; None: there is none."""
+
+
 def body_type(model: Any) -> torch.dtype:
     """The coarsest floating type among a model's weights, whose rounding its numbers have."""
     types = {p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize > 1}
@@ -183,9 +187,15 @@ def body_type(model: Any) -> torch.dtype:
 
 
 def multiplies_integers(model: Any) -> bool:
-    """Whether a model rounds the inputs of its layers to 8 bits, as bitsandbytes does it: by scales that depend on what
-    else goes through, so that a sequence says the same thing only alone and whole."""
-    return any(p.dtype == torch.int8 for p in model.parameters())
+    """Whether a model rounds the inputs of its layers to 8 bits, as bitsandbytes, torchao and compressed-tensors do it:
+    by scales that may depend on what else goes through, so that a sequence says the same thing only alone and whole."""
+    schemes = (getattr(module, "quantization_scheme", None) for module in model.modules())
+    if any(getattr(scheme, "input_activations", None) is not None for scheme in schemes):
+        return True
+    return any(
+        p.dtype == torch.int8 or any(getattr(p, name, None) is not None for name in _ROUNDED_INPUTS)
+        for p in model.parameters()
+    )
 
 
 def rounding_of(model: Any) -> float:

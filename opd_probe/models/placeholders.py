@@ -17,6 +17,8 @@ def placeholder_ids(config: Any) -> tuple[int, ...]:
 
 
 def _stated(config: Any) -> list[int]:
-    names = [name for name in vars(config) if _PLACEHOLDER.match(name)]
-    values = [getattr(config, name) for name in names]
+    names = [
+        name for name in {**vars(config), **config.attribute_map} if _PLACEHOLDER.match(name)
+    ]  # by any of its names
+    values = [getattr(config, name, None) for name in names]
     return [value for value in values if isinstance(value, int) and not isinstance(value, bool) and value >= 0]

@@ -21,6 +21,10 @@ _BITS = ("bits", "num_bits", "w_bit", "weight_bits", "nbits", "wbits")
 _NAMED_BITS = re.compile(r"(?:int|uint|float|fp|nf|q|w)_?(\d)(?!\d)", re.IGNORECASE)
 """The bits in names such as ``int4_weight_only``, ``nf4``, ``Int8WeightOnlyConfig``, ``mxfp4``, ``Q4_K``."""
 
+_WEIGHT_TYPE = re.compile(r"weight_dtype\W+(?:_data\W+)?(?:torch\.)?[a-z]+(\d)")
+_WEIGHT_BITS = re.compile(r"(?:int|float|fp)_?(\d)_?weight", re.IGNORECASE)
+"""Those of the weights, where a name has those of activations too: ``Int8DynamicActivationInt4WeightConfig``."""
+
 
 def quantisation_of_model(model: Any) -> dict[str, Any] | None:
     """Of a model as it was loaded: weights that were unpacked in full leave nothing in its configuration."""
@@ -60,9 +64,9 @@ def _bits(values: Mapping[str, Any], method: str) -> int | None:
     for name in _BITS:
         if isinstance(values.get(name), int):
             return int(values[name])
-    named = _NAMED_BITS.search(method) or _NAMED_BITS.search(
-        " ".join(str(values.get(name, "")) for name in ("quant_type", "weights", "quant_algo", "fmt"))
-    )
+    said = " ".join(str(values.get(name, "")) for name in ("quant_type", "weights", "quant_algo", "fmt"))
+    weights = _WEIGHT_TYPE.search(said) or _WEIGHT_BITS.search(said)  # before those of activations
+    named = weights or _NAMED_BITS.search(method) or _NAMED_BITS.search(said)
     return None if named is None else int(named[1])
 
 

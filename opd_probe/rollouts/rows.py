@@ -30,8 +30,8 @@ def read_rows(path: str | Path, what: str) -> Iterator[Row]:
     """Yield (place, row) for each row of a JSON, JSONL, Parquet or Arrow file, or sample of a torch file or
     of an archive of inspect_ai, by extension.
 
-    A ``.json`` file that is one document is one row, or a row per entry when it is a list. A directory is a data set
-    that Hugging Face's ``save_to_disk`` wrote.
+    A ``.json`` file that is one document is one row, or a row per entry when it is a list or a log of
+    inspect_ai. A directory is a data set that Hugging Face's ``save_to_disk`` wrote.
 
     Raises:
         MissingError: no such file or directory.
@@ -99,6 +99,9 @@ def _document_rows(path: Path, what: str) -> Iterator[Row]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what} {path}: not valid JSON ({error}); mend the file") from None
     halves = _may_hold_halves(text)
+    if isinstance(document, dict) and isinstance(document.get("samples"), list) and "eval" in document:
+        header = {name: document.get(name) for name in ("eval", "plan")}  # a log of inspect_ai that is no archive
+        document = [{**row, "header": header} if isinstance(row, dict) else row for row in document["samples"]]
     for number, row in enumerate(document if isinstance(document, list) else [document]):
         place = f"{what} {path}, entry {number}"
         yield place, _object(place, row, halves)

@@ -40,7 +40,7 @@ _SIZES = {
     "index_n_heads",
     8: "qk_rope_head_dim rotary_dim sliding_window attention_window local_attention window_size sliding_window_size "
     "attention_chunk_size index_topk attention_window_size window_length mamba_dt_rank laurel_rank chunk_size "
-    "mamba_chunk_size",
+    "mamba_chunk_size linear_num_value_heads",
     256: "max_position_embeddings n_positions n_ctx max_seq_len seq_length max_target_positions "
     "max_source_positions max_sequence_length context_length block_size",
     VOCABULARY: "vocab_size vocab_size_per_layer_input decoder_vocab_size vocab_size_or_config_json_file",
@@ -146,6 +146,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "chameleon": {"vocabulary_map": {"<image>": 400, "IMGIMGBZ": 401, "IMGIMGCZ": 402}},
     "cohere_compass": {"text_config": _BY_LAYER}, "cohere_compass_text": _BY_LAYER,
+    "cosmos3_edge": {"text_config": _sections(2, 3, 3)},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"] * 2, "num_experts_per_tok": 2}},
     "glm5_next": {"text_config": {"index_kpool": 2}},
     "granite4_vision": {"deepstack_layer_map": [[1, 0]], "downsample_rate": "1/2"},

@@ -144,6 +144,9 @@ def page(findings: dict[Job, Finding]) -> str:
         for kind in sorted(found):
             one = found[kind]
             note = (one.why or one.ways).replace("|", "/")
+            seeds = [seed for own, other, seed in findings if (own, other) == (group, kind)]
+            if one.outcome != "not built" and len(seeds) < len(SEEDS):
+                note = "; ".join(filter(None, [note, f"tried on seed {seeds[0]} alone"]))
             lines.append(f"| {kind} | {one.outcome} | {note} |")
         lines.append("")
     return "\n".join(lines)

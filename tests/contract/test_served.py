@@ -192,7 +192,7 @@ def test_an_adapter_has_the_context_and_the_tokenizer_of_its_parent(home: Path, 
     assert not trace.provenance["vocabulary"]["assumed"]
     base = opd_probe.replay(home / "student", f"{teacher}#teacher", rows, k=8)
     assert np.abs(trace.column("teacher_logprob") - base.column("teacher_logprob")).max() > 1e-2
-    longer = [{"id": "long", "prompt_ids": [5] * 40, "response_ids": [7] * (CONTEXT - 40)}]
+    longer = [{"id": "long", "prompt_ids": [5] * 40, "response_ids": [8] * (CONTEXT - 40)}]
     with pytest.raises(opd_probe.OpdProbeError, match=f"adapter at .* scores {CONTEXT - 1} at most"):
         opd_probe.replay(home / "student", f"{teacher}#adapter", longer, k=8)
 

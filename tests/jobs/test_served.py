@@ -244,11 +244,11 @@ def test_refused_before_the_student_is_loaded(
 
 
 def test_a_sequence_too_long_for_the_server(student: LoadedModel) -> None:
-    rows = [{"id": "long", "prompt_ids": [5] * 60, "response_ids": [7] * 68}]
+    rows = [{"id": "long", "prompt_ids": [5] * 60, "response_ids": [8] * 68}]
     with serving(SGLangAnswers(cases.teacher())) as server:
         with pytest.raises(InputError, match=r"'long': prompt and response have 128 tokens, .* scores 127 at most"):
             opd_probe.replay(student, server.url, rows, k=4)
-        fitting = [{**rows[0], "response_ids": [7] * 67}]
+        fitting = [{**rows[0], "response_ids": [8] * 67}]
         assert opd_probe.replay(student, server.url, fitting, k=4).n_states == 67
 
 

@@ -266,13 +266,13 @@ def test_a_servers_own_noise_is_no_other_weights(
 def test_a_rollout_that_a_server_refuses_is_named(server: Served, answers: VLLMAnswers, student: LoadedModel) -> None:
     answers.cards[0]["max_model_len"] = None  # it does not tell, and refuses
     rows = [{"id": "short", "prompt_ids": [5], "response_ids": [7, 8]},
-            {"id": "long", "prompt_ids": [5] * 40, "response_ids": [7] * 88}]  # fmt: skip
+            {"id": "long", "prompt_ids": [5] * 40, "response_ids": [8] * 88}]  # fmt: skip
     with pytest.raises(ServerError, match=r"rollout 'long' \(128 tokens\): server .* answers 400 .*context length"):
         opd_probe.replay(student, server.url, rows, k=cases.K)
 
 
 def test_an_adapter_has_the_context_of_its_parent(student: LoadedModel) -> None:
-    rows = [{"id": "long", "prompt_ids": [5] * 40, "response_ids": [7] * 88}]
+    rows = [{"id": "long", "prompt_ids": [5] * 40, "response_ids": [8] * 88}]
     said = r"'long': .* 128 tokens, lora at .* scores 127 at most"
     with (
         serving(VLLMAnswers(cases.teacher(), adapters=("lora",))) as server,

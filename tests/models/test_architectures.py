@@ -49,6 +49,7 @@ def test_what_a_sweep_says() -> None:
         "causal off, seed 1", "two-sided leaks, seed 1", "0 of 2 causal types are exact; expected at least 95 %"
     ]  # fmt: skip
     assert "| fine | refused | no room / here |" in page(findings)
+    assert "| off | wrong | tried on seed 1 alone |" in page(findings)
 
 
 def test_findings_are_kept(tmp_path: Path) -> None:

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import gc
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BartConfig, CohereConfig, Lfm2Config, Qwen2Config, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    CohereConfig,
+    Lfm2Config,
+    Molmo2Config,
+    Qwen2Config,
+    Qwen3MoeConfig,
+)
 
 import opd_probe
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.models.bodies import Body, own_logits
+from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.models.generation import sample_rollouts
 from opd_probe.models.loading import load_model
+from opd_probe.models.outline import read_outline
 from opd_probe.models.placeholders import placeholder_ids
 from opd_probe.models.readout import measured_layer, stated_layer
 from opd_probe.models.trial_ids import special_ids, thresholds
@@ -157,7 +168,7 @@ def test_undecided_attention_is_replayed_whole_and_sampled_from_whole_prefixes()
     np.testing.assert_allclose(trace.column("student_logprob"), torch.cat(own).numpy(), atol=1e-4)
     prompts = [Prompt("a", ids=tuple(prompt)), Prompt("b", ids=tuple(prompt[:5]))]
     with pytest.warns(OpdProbeWarning, match="sampled from its whole prefix alone"):
-        drawn = sample_rollouts(loaded, prompts, num_rollouts=2, max_new_tokens=12)
+        drawn = sample_rollouts(loaded, prompts, num_rollouts=1, max_new_tokens=12)
     changed = 0
     with torch.no_grad():
         for one in drawn:
@@ -191,11 +202,25 @@ def test_thresholds_of_configurations() -> None:
     assert 3 in thresholds(long.to_dict())
 
 
+@pytest.mark.parametrize("kind", ["qwen2_vl", "llama4"])  # no causal type of transformers; one whose text model is
+def test_a_checkpoint_with_an_encoder_of_images_is_loaded_whole(kind: str, tmp_path: Path) -> None:
+    model = build(kind, 1, image_text=True)
+    model.save_pretrained(tmp_path)
+    loaded, outline = load_model(tmp_path), read_outline(resolve_checkpoint(str(tmp_path)))
+    assert type(loaded.model) is type(model)
+    assert (outline.width, outline.placeholder_ids) == (loaded.width, loaded.placeholder_ids)
+    assert loaded.placeholder_ids
+    with torch.inference_mode():
+        ours = loaded.output_layer.logits(loaded.hidden(IDS))
+        torch.testing.assert_close(ours, own_logits(model, IDS), rtol=0, atol=1e-4)
+
+
 def test_ids_that_are_no_text() -> None:
     model = build("aya_vision", 1, image_text=True)
     (token,) = placeholder_ids(model.config)
     assert token == model.config.image_token_id
     assert token in special_ids(model.config)
+    assert placeholder_ids(Molmo2Config(image_patch_id=77)) == (77,)  # which its code calls image_token_id
     assert placeholder_ids(Qwen2Config()) == placeholder_ids(Qwen3MoeConfig()) == ()
     loaded = load_model(model)
     drawn = sample_rollouts(

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, 
 
 from opd_probe.errors import InputError
 from opd_probe.models.loading import load_model
+from opd_probe.models.quantised import quantisation_of
 
 IDS = torch.tensor([[3, 9, 4, 4, 17, 60, 2, 5, 33, 12, 8, 9]])
 
@@ -77,7 +78,9 @@ def _mxfp4(place: Path) -> Path:
     return _state(place, {"quant_method": "mxfp4", "modules_to_not_convert": plain})
 
 
-def _compressed(place: Path, *, bits: int, kind: str, packing: str, ignore: tuple[str, ...] = ("lm_head",)) -> Path:
+def _compressed(
+    place: Path, *, bits: int, kind: str, packing: str, ignore: tuple[str, ...] = ("lm_head",), inputs: bool = False
+) -> Path:
     """As llm-compressor writes it, one scale for each row."""
     pytest.importorskip("compressed_tensors")
     from compressed_tensors.compressors import ModelCompressor
@@ -92,7 +95,8 @@ def _compressed(place: Path, *, bits: int, kind: str, packing: str, ignore: tupl
 
     model = _llama()
     weights = QuantizationArgs(num_bits=bits, type=kind, symmetric=True, strategy="channel")
-    scheme = QuantizationScheme(targets=["Linear"], weights=weights)
+    activations = QuantizationArgs(num_bits=bits, type=kind, symmetric=True, strategy="token", dynamic=True)
+    scheme = QuantizationScheme(targets=["Linear"], weights=weights, input_activations=activations if inputs else None)
     config = QuantizationConfig(
         config_groups={"group_0": scheme}, ignore=list(ignore), format=packing, quantization_status="frozen"
     )
@@ -122,12 +126,13 @@ def _bitsandbytes(place: Path, **options: Any) -> Path:
     return place / "packed"
 
 
-def _torchao(place: Path, **options: Any) -> Path:
+def _torchao(place: Path, kind: str = "Int8WeightOnlyConfig", bits: int | None = None, **options: Any) -> Path:
     torchao = pytest.importorskip("torchao.quantization")
     from transformers import TorchAoConfig
 
     _llama().save_pretrained(place / "full")
-    settings = TorchAoConfig(torchao.Int8WeightOnlyConfig(), **options)
+    weights = {} if bits is None else {"weight_dtype": getattr(torch, f"int{bits}")}
+    settings = TorchAoConfig(getattr(torchao, kind)(**weights), **options)
     model = AutoModelForCausalLM.from_pretrained(place / "full", quantization_config=settings, device_map="cpu")
     model.save_pretrained(place / "packed")
     return place / "packed"
@@ -158,7 +163,18 @@ MADE = {
         "bitsandbytes",
         4,
     ),
+    "compressed-tensors, its inputs too": (
+        lambda place: _compressed(place, bits=8, kind="int", packing="int-quantized", inputs=True),
+        "compressed-tensors",
+        8,
+    ),
     "torchao": (_torchao, "torchao", 8),
+    "torchao, its inputs too": (
+        lambda place: _torchao(place, "Int8DynamicActivationInt8WeightConfig"),
+        "torchao",
+        8,
+    ),
+    "torchao, 4 bits": (lambda place: _torchao(place, "IntxWeightOnlyConfig", 4), "torchao", 4),
     "torchao, the head too": (
         lambda place: _torchao(place, modules_to_not_convert=["model.embed_tokens"]),
         "torchao",
@@ -182,6 +198,20 @@ def test_a_quantised_model_says_what_transformers_says(tmp_path: Path, make: Any
     assert torch.allclose(loaded.output_layer.logits(outputs).log_softmax(-1), expected, atol=1e-4)
     assert loaded.identity["quantisation"] == {"method": method, "bits": bits}
     assert loaded.identity["dtype"] == "float32"
+
+
+NAMED_BITS = {
+    "Int8DynamicActivationInt4WeightConfig": 4,
+    "int8_dynamic_activation_int4_weight": 4,
+    "Float8DynamicActivationFloat8WeightConfig": 8,
+    "int4_weight_only": 4,
+}
+
+
+@pytest.mark.parametrize(("name", "bits"), NAMED_BITS.items())
+def test_the_bits_are_those_of_the_weights(name: str, bits: int) -> None:
+    config = LlamaConfig(quantization_config={"quant_method": "torchao", "quant_type": name})
+    assert quantisation_of(config) == {"method": "torchao", "bits": bits}
 
 
 UNREADABLE = {

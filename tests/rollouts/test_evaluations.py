@@ -130,6 +130,11 @@ def test_inspect_ai(tmp_path: Path) -> None:
     assert [(r.id, r.score) for r in found] == [("5/1", 0.5), ("x/1", 0.25), ("6/1", None), ("7/1", None)]
     assert (found[0].sampling, found[0].finish_reason) == ({"temperature": 0.7}, "stop")
     assert found[0].extra["messages"] == [{"role": "user", "content": "3 4"}]
+    log = {"eval": {"model_generate_config": {"temperature": 0.7}}, "samples": [row for row, _ in rows.values()]}
+    (tmp_path / "log.json").write_text(json.dumps(log, indent=2))
+    assert [(r.id, r.score, r.sampling) for r in read_rollouts(tmp_path / "log.json")] == [
+        (r.id, r.score, r.sampling) for r in found
+    ]
 
 
 def test_inspect_ai_puts_long_text_elsewhere(tmp_path: Path) -> None:
