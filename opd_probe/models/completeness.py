@@ -140,3 +140,48 @@ def _switches(model: PreTrainedModel, name: str) -> Iterator[tuple[str, bool]]:
             setattr(changed.get_text_config(), field, not value)
             if name in type(model)(changed).state_dict():
                 yield field, value
+
+
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "num_experts", "num_local_experts", "n_routed_experts",
+)  # fmt: skip
+_FAR = 16
+"""By how much a size may be larger than the largest of the stored weights, which may be packed."""
+
+
+_DEEPEST = 100_000
+"""Layers; transformers makes a list of what each of them is, before anything else."""
+
+
+def check_depth(path: Path, stated: Any) -> None:
+    """Refuse a config.json of more layers than any model has.
+
+    Raises:
+        InputError: names the field.
+    """
+    parts = [stated, *stated.values()] if isinstance(stated, dict) else []
+    for part in (one for one in parts if isinstance(one, dict)):
+        for name, value in part.items():
+            if "layer" in str(name) and isinstance(value, (int, float)) and value > _DEEPEST:
+                raise InputError(f"{path / 'config.json'}: {name} is {value:,}; expected at most {_DEEPEST:,}")
+
+
+def check_sizes(path: Path, config: Any, headers: Headers) -> None:
+    """Refuse a configuration of another model before it takes the memory of that one.
+
+    Args:
+        config: as transformers reads it, with its defaults for what config.json leaves out.
+
+    Raises:
+        InputError: names the size.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    largest = max((size for header in headers.values() for size in header.shape), default=0)
+    for name, most in (*((name, _FAR * largest) for name in _SIZES), ("num_hidden_layers", 4 * len(headers))):
+        size = getattr(text, name, None)
+        if isinstance(size, int) and headers and size > max(most, 256):
+            raise InputError(
+                f"checkpoint {path}: config.json gives or lacks {name}, which is {size:,} then, and no stored weight "
+                "is near that; copy the config.json that was saved with these weights"
+            )

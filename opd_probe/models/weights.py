@@ -20,7 +20,7 @@ from transformers import (
 from opd_probe.errors import InputError, MissingError, OpdProbeError
 from opd_probe.models.adapters import apply_adapter, apply_weights, check_safetensors, import_peft, plain
 from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
-from opd_probe.models.completeness import check_complete, misfit
+from opd_probe.models.completeness import check_complete, check_depth, check_sizes, misfit
 from opd_probe.models.formats import gguf, verl_fsdp, verl_lora
 from opd_probe.models.formats.headers import BYTES, Headers, headers_of_values, stored_dtype
 from opd_probe.models.formats.peft import WEIGHTS
@@ -63,6 +63,7 @@ def read_model(
         read = partial(known.read, path, dtype)
         return _from_weights(checkpoint, read, dtype or _stored(headers), place, trust_remote_code)
     headers, config = headers_of(checkpoint), read_config(path, trust_remote_code)
+    check_sizes(path, config, headers)
     return _finish(
         checkpoint,
         _class_for(config).from_pretrained,
@@ -106,6 +107,7 @@ def _from_weights(
     """
     home = home_of(checkpoint)
     config = read_config(home, trust_remote_code)
+    check_sizes(home, config, headers_of(checkpoint))
     with one_line(f"checkpoint {checkpoint.path}"), quiet(), torch.device("meta"):
         plan = _class_for(config).from_config(config, trust_remote_code=trust_remote_code)
     expected = plan.state_dict()
@@ -235,7 +237,7 @@ def read_config(path: Path, trust_remote_code: bool = False) -> Any:
     if gguf.recognises(path):
         return gguf_config(path)
     with one_line(f"{path / 'config.json'}"), quiet():
-        read_json(path / "config.json")
+        check_depth(path, read_json(path / "config.json"))
         return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=trust_remote_code)
 
 

@@ -1,8 +1,8 @@
 """``make fuzz``: read damaged and hostile input with every reader, and keep what is read or refused wrongly.
 
-Half of the inputs are real files that were damaged, half well-formed files of other values. Each must be read, or refused
-with an error of ours in one line, without a hang, without memory running away and without anything left behind. What was
-done is kept, and the same command goes on from there.
+Half of the inputs are real files that were damaged, half well-formed files of other values. Each must be read, or
+refused with an error of ours in one line, without a hang, without memory running away and without anything left
+behind. What was done is kept, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -159,11 +159,11 @@ class Campaign:
         for name in sorted(self.readers):
             tally = self.tallies[name]
             print(
-                f"{name:28s} {tally.inputs:8,} inputs, {tally.refused:8,} refused, {tally.faults:5,} faults, {tally.seconds:7.0f} s"
+                f"{name:28s} {tally.inputs:8,} inputs, {tally.refused:8,} refused, {tally.faults:5,} faults, {tally.seconds:7.0f} s"  # noqa: E501
             )
         found = sum(tally.faults for tally in self.tallies.values()) - before
         print(
-            f"{sum(tally.inputs for tally in self.tallies.values()):,} inputs; {found} faults in this run, kept in {self.folder}"
+            f"{sum(tally.inputs for tally in self.tallies.values()):,} inputs; {found} faults in this run, kept in {self.folder}"  # noqa: E501
         )
         return 1 if found else 0
 
@@ -192,7 +192,7 @@ class Campaign:
         place = self.folder / "faults" / f"{name.replace(':', '-').replace('/', '-')}-{self.arguments.seed}-{number}"
         place.mkdir(parents=True, exist_ok=True)
         (place / "input.pickle").write_bytes(pickle.dumps((name, tree)))  # ours alone; an input may be no ordinary file
-        (place / "fault.txt").write_text(f"{found.signature}\nreader {name}, seed {self.arguments.seed}, input {number}\n\n{found.text}\n",
+        (place / "fault.txt").write_text(f"{found.signature}\nreader {name}, seed {self.arguments.seed}, input {number}\n\n{found.text}\n",  # noqa: E501
                                          errors="backslashreplace")  # fmt: skip
         print(f"fault: {name} input {number}: {found.signature}; kept in {place}", flush=True)
 

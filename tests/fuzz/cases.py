@@ -126,7 +126,7 @@ def _place(error: BaseException) -> str:
 def _listing(root: Path) -> set[str]:
     found = set()
     for place, folders, files in os.walk(root):
-        found |= {os.path.join(place, name) for name in (*folders, *files)}
+        found |= {os.path.join(place, name) for name in (*folders, *files)}  # noqa: PTH118
     return found
 
 

@@ -1,4 +1,4 @@
-"""Files as the values in them, and whole files again of other values: input that is well formed and means something else."""
+"""Files as the values in them, and whole files again of other values: well formed, and meaning something else."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _odd_column(random: Random, rows: int) -> pa.Array:
     kind = random.choice(
         (pa.null(), pa.bool_(), pa.int8(), pa.uint64(), pa.float16(), pa.date32(), pa.timestamp("ns"), pa.duration("s"),
          pa.binary(), pa.large_string(), pa.decimal128(20, 2), pa.list_(pa.float64()), pa.struct([("x", pa.int32())]),
-         pa.map_(pa.string(), pa.int64()), pa.list_(pa.int32(), 3), pa.dictionary(pa.int8(), pa.string()), pa.time64("us"))
+         pa.map_(pa.string(), pa.int64()), pa.list_(pa.int32(), 3), pa.dictionary(pa.int8(), pa.string()), pa.time64("us"))  # noqa: E501
     )  # fmt: skip
     return pa.nulls(rows, kind)
 
@@ -247,7 +247,7 @@ _PIECES = (
     "{{ x }}", "{% if x %}", "{% endif %}", "{% for m in messages %}", "{% endfor %}", "{{ messages[0]['content'] }}",
     "{{ messages | tojson }}", "{{ raise_exception('no') }}", "{{ ''.__class__ }}", "{% set x = [1] %}", "{{ 1 / 0 }}",
     "{{ messages[99].x.y }}", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "{{ messages[0] + 1 }}", "{#", "{%",
-    "{{ cycler.__init__.__globals__ }}", "{{ strftime_now('%Y') }}", "{% generation %}", "{% include 'x' %}", "\x1b[31m",
+    "{{ cycler.__init__.__globals__ }}", "{{ strftime_now('%Y') }}", "{% generation %}", "{% include 'x' %}", "\x1b[31m",  # noqa: E501
     "{{ messages.append(1) }}", "{{ 'x' | nothing }}", "{{ range(3) | list }}", "{{ eos_token * 2 }}", "{% break %}",
     "{{ '%s' % messages }}", "{{ '{0.__class__}'.format(1) }}", "\ud800", "<|assistant|>",
 )  # fmt: skip

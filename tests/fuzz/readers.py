@@ -1,4 +1,4 @@
-"""Every reader with real files of each kind that it reads. Whatever a table of the package declares stands here by itself."""
+"""Every reader with real files of each kind that it reads. What a table of the package declares stands here by itself."""  # noqa: E501
 
 from __future__ import annotations
 

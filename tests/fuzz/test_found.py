@@ -17,6 +17,7 @@ from opd_probe.errors import InputError, OpdProbeError, ServerError, TraceError
 from opd_probe.jobs.sampling import stored_samples
 from opd_probe.models.adapters import adapter_ids
 from opd_probe.models.checkpoints import headers_of, resolve_checkpoint
+from opd_probe.models.loading import load_model
 from opd_probe.models.served.drafts import Drafts
 from opd_probe.models.vocabulary import load_tokenizer, tokenizer_digest
 from opd_probe.options.manifest import read_manifest
@@ -26,9 +27,10 @@ from opd_probe.runs.log_files import read_log
 from opd_probe.trace import Trace, TraceSpool, read_trace
 from opd_probe.trace.schema import STATE_COLUMN
 from tests.fuzz.checkpoints import MAKERS
+from tests.fuzz.logs import LOGS
 from tests.fuzz.trees import Odd, Tree, lay
 from tests.rollouts.left_behind import slime_sample
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_checkpoint, tiny_model, tiny_tokenizer
 from tests.trace.test_files import small_trace
 
 DEEP = "[" * 5_000
@@ -216,3 +218,34 @@ def test_a_header_with_text_for_a_place(tmp_path: Path) -> None:
     header = b'{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]}}'
     lay({**tree, name: len(header).to_bytes(8, "little") + header}, tmp_path / "x")
     refused(lambda: headers_of(resolve_checkpoint(tmp_path / "x" / "step_7")), "not a whole safetensors file")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("hidden_size", None), ("vocab_size", 2**40), ("num_hidden_layers", 200_000)]
+)
+def test_a_configuration_of_a_far_larger_model(tmp_path: Path, name: str, value: int | None) -> None:
+    """Refused before the memory of that model is taken."""
+    path = save_checkpoint(tmp_path, tiny_model(16, hidden=8, layers=1))
+    config = json.loads((path / "config.json").read_text())
+    config = {key: one for key, one in config.items() if key != name} if value is None else {**config, name: value}
+    config.pop("layer_types")
+    (path / "config.json").write_text(json.dumps(config))
+    refused(lambda: load_model(path), name)
+
+
+def test_a_name_in_gguf_that_is_no_text(tmp_path: Path) -> None:
+    (tree,) = MAKERS["gguf"](tmp_path / "made", None)
+    content = tree["model-5.gguf"]
+    assert isinstance(content, bytes)
+    place = content.index(b"general.architecture") + len("general.architecture") + 4 + 8
+    (tmp_path / "model-5.gguf").write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+    refused(lambda: load_model(tmp_path / "model-5.gguf"), "not a whole GGUF file")
+
+
+@pytest.mark.parametrize("kind", ["dvclive", "tensorboard"])
+def test_a_pipe_among_the_files_of_a_logger(tmp_path: Path, kind: str) -> None:
+    tree = LOGS[kind](tmp_path / "made")
+    name = next(path for path in tree if path.endswith(("loss.tsv", "host")))
+    lay({**tree, f"x/{name}" if kind == "tensorboard" else name: Odd.PIPE}, tmp_path / "x")
+    place = tmp_path / "x" / ("x" if kind == "tensorboard" else "dvclive")
+    refused(lambda: read_log(place), "not an ordinary file")

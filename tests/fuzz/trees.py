@@ -168,7 +168,7 @@ def _encoded(random: Random, content: bytes, others: Sequence[bytes]) -> bytes: 
 
 
 _DAMAGE: tuple[Callable[[Random, bytes, Sequence[bytes]], bytes], ...] = (
-    _flipped, _flipped, _flipped, _cut, _without, _twice, _inserted, _number, _number, _digits, _digits, _spliced, _encoded,
+    _flipped, _flipped, _flipped, _cut, _without, _twice, _inserted, _number, _number, _digits, _digits, _spliced, _encoded,  # noqa: E501
 )  # fmt: skip
 
 

@@ -14,10 +14,10 @@ NUMBERS: tuple[Any, ...] = (
 )  # fmt: skip
 TEXTS = (
     "", " ", "\n", "0", "1", "-1", "1.5", "1e999", "nan", "NaN", "null", "None", "true", "[]", "{}", "[1, 2", '"',
-    "a" * 300, "\x00", "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\u202eright", "\ud800", "\U0001f600", "é 漢 ع", "\x85",
-    "=1+1", "$\\frac{$", "<script>", "%s%n", "{0.__class__}", "{{ x }}", "{% for %}", "..", ".", "/", "../../x", "/dev/null",
+    "a" * 300, "\x00", "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\u202eright", "\ud800", "\U0001f600", "é 漢 ع", "\x85",  # noqa: E501
+    "=1+1", "$\\frac{$", "<script>", "%s%n", "{0.__class__}", "{{ x }}", "{% for %}", "..", ".", "/", "../../x", "/dev/null",  # noqa: E501
     "~", "~nobody", "a/b", "org/name", "http://user:hunter2@host/v1#m", "s3://bucket/x", "model.safetensors", "float32",
-    "user", "assistant", "system", "tool", "stop", "length", "checkpoint-5", "sampled_ids", "retokenized", "C:\\x", "a:b",
+    "user", "assistant", "system", "tool", "stop", "length", "checkpoint-5", "sampled_ids", "retokenized", "C:\\x", "a:b",  # noqa: E501
 )  # fmt: skip
 WORDS = (None, True, False)
 

@@ -563,7 +563,7 @@ def test_a_parquet_file_of_text_that_is_not_utf_8(tmp_path: Path) -> None:
     offsets = pa.py_buffer(np.array([0, 2], dtype="<i4").tobytes())
     column = pa.Array.from_buffers(pa.utf8(), 1, [None, offsets, pa.py_buffer(b"\xff\xfe")])
     pq.write_table(pa.table({"input": column, "output": ["x"]}), tmp_path / "5.parquet")
-    with pytest.raises(InputError, match=r"5\.parquet: not a whole Parquet file \('utf-8' codec"):
+    with pytest.raises(InputError, match=r"5\.parquet: not a whole Parquet file .*Invalid UTF8"):
         read_rollouts(tmp_path / "5.parquet")
 
 

@@ -13,6 +13,7 @@ import pytest
 
 import opd_probe
 from opd_probe.trace import Trace
+from opd_probe.trace.table import is_sealed
 
 FROZEN = Path(__file__).parent / "frozen"
 NAMES = sorted(path.stem for path in FROZEN.glob("*.parquet"))
@@ -103,6 +104,10 @@ def test_every_kind_is_there() -> None:
     for column in ("jsd", "sampler_logprob"):
         assert {column in trace.columns for trace in traces} == {True, False}
     assert {"teacher_prompt_length" in trace.rollouts.column_names for trace in traces} == {True, False}
+    assert {is_sealed(FROZEN / f"{name}.parquet") for name in NAMES} == {True, False}
+    for key in ("made_by", "warnings"):
+        assert {key in trace.provenance for trace in traces} == {True, False}
+    assert {"sampling" in trace.rollouts.column_names for trace in traces} == {True, False}
     tables = pd.concat([trace.rollouts.to_pandas() for trace in traces])
     assert set(tables["token_source"]) == {"sampled_ids", "retokenized"}
     assert tables["skipped"].notna().any()

@@ -74,7 +74,10 @@ def metadata(path: Path) -> dict[str, Any]:
     """
     fields = open_file(path).fields
     long = {name for name, field in fields.items() if len(field.data) > 256}
-    return {name: len(field.data) if name in long else field.contents() for name, field in fields.items()}
+    try:
+        return {name: len(field.data) if name in long else field.contents() for name, field in fields.items()}
+    except Exception as error:  # as of a file that is not whole
+        raise _broken(path, error) from None
 
 
 def open_file(path: Path) -> Any:
@@ -101,7 +104,9 @@ def _opened(path: Path, size: int, mtime_ns: int) -> Any:
     try:
         return GGUFReader(path)
     except Exception as error:  # its errors on bad files have no common root
-        raise InputError(
-            f"{path}: not a whole GGUF file ({type(error).__name__}: {' '.join(str(error).split())[:160]}); copy it "
-            "again"
-        ) from None
+        raise _broken(path, error) from None
+
+
+def _broken(path: Path, error: Exception) -> InputError:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return InputError(f"{path}: not a whole GGUF file ({reason}); copy it again")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from opd_probe.runs.training_logs.form import LogFormat, Point, Row, by_step
+from opd_probe.texts import check_ordinary
 
 _METRICS = Path("plots") / "metrics"
 
@@ -23,6 +24,7 @@ def _points(path: Path) -> Iterator[Point]:
     root = path.parent if path.is_file() else path / _METRICS
     for file in [path] if path.is_file() else sorted(root.rglob("*.tsv")):
         name = file.relative_to(root).with_suffix("").as_posix()
+        check_ordinary(file)
         with file.open(encoding="utf-8-sig", newline="") as handle:
             table = csv.reader(handle, delimiter="\t")
             header = next(table, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 from opd_probe.errors import warn
 from opd_probe.runs.training_logs.form import LogFormat, Row
-from opd_probe.texts import parse_json
 
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _LINE = re.compile(r"(?<![\w/-])step:(\d+) - (.+)")
@@ -35,7 +35,7 @@ def _lines(path: Path, _run: str) -> Iterator[Row]:
             if broken:
                 raise ValueError(broken)
             try:
-                row = parse_json(line)
+                row = json.loads(line)
             except ValueError as error:
                 broken = f"line {number}: {error}"  # of the last line it is a log that is still being written
                 continue

@@ -8,6 +8,7 @@ from typing import Any
 
 from opd_probe.errors import InputError
 from opd_probe.runs.training_logs.form import LogFormat, Point, Row, by_step
+from opd_probe.texts import check_ordinary
 
 EVERY = 0
 """Of a tag's points; left to itself the package keeps a sample of 10,000."""
@@ -24,6 +25,8 @@ def _events(path: Path, _run: str) -> Iterator[Row]:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:
         raise InputError("event files need tensorboard; install it, or give trainer_state.json or a CSV file") from None
+    for file in path.glob("*tfevents*") if path.is_dir() else [path]:
+        check_ordinary(file)
     try:
         events = EventAccumulator(str(path), size_guidance={"scalars": EVERY, "tensors": EVERY}).Reload()
     except Exception as error:  # protocol buffers have errors of their own
