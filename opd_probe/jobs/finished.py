@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from opd_probe.errors import OpdProbeError, OpdProbeWarning, PassingWarning, warn
+from opd_probe.errors import OpdProbeError, OpdProbeWarning, OutputError, PassingWarning, warn
 from opd_probe.jobs.plan import Plan, RunPlan, Teacher
 from opd_probe.models.checkpoints import is_checkpoint, resolve_checkpoint
 from opd_probe.models.digests import content_digest, weights_digest
@@ -115,7 +115,8 @@ def noted(plan: Plan) -> Iterator[list[Measured]]:
         if file.is_file() and not file.name.startswith(".")
     }
     record = {"samples": samples, "traces": traces, "said": said}
-    write_bytes(_path(plan, key), json.dumps(record, indent=1).encode())
+    with suppress(OutputError):  # it saves time the next time, and is not what was asked for
+        write_bytes(_path(plan, key), json.dumps(record, indent=1).encode())
 
 
 @contextmanager

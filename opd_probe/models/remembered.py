@@ -6,10 +6,11 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
+from opd_probe.errors import OutputError
 from opd_probe.output import write_bytes
 
 FILE = ".digests.json"
@@ -56,10 +57,8 @@ def remembering(directory: Path) -> Iterator[None]:
     """Within the block, digests are looked up in a directory and kept there.
 
     A file counts as unchanged while its path, size, time of change and inode are the same and so are blocks of it,
-    spread over its length: weights that were overwritten in place under their old time are noticed.
-
-    Raises:
-        OutputError: the directory cannot be written.
+    spread over its length: weights that were overwritten in place under their old time are noticed. Where nothing can be
+    written nothing is kept.
     """
     memory = _Memory(directory)
     token = _active.set(memory)
@@ -69,7 +68,8 @@ def remembering(directory: Path) -> Iterator[None]:
         _active.reset(token)
         if memory.changed and directory.is_dir():
             content = {name: entry for name, entry in memory.known.items() if Path(name).exists()}
-            write_bytes(memory.path, json.dumps(content, indent=0, sort_keys=True).encode())
+            with suppress(OutputError):
+                write_bytes(memory.path, json.dumps(content, indent=0, sort_keys=True).encode())
 
 
 def file_digest(file: Path) -> bytes:

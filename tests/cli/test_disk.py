@@ -52,7 +52,8 @@ def test_a_full_disk(workspace: Path, tmp_path: Path) -> None:
     keep = f"code=$?; mkdir {tmp_path}-left; cp -a {tmp_path}/. {tmp_path}-left; exit $code"
     done = shell(f"{alone} {shlex.quote(f'{mount} && {PROGRAM} {WORDS} --out {tmp_path}/out; {keep}')}", workspace)
     check_failed(done, str(tmp_path))
-    left = {path.name: path for path in Path(f"{tmp_path}-left").rglob("*") if path.is_file()}
+    found = (path for path in Path(f"{tmp_path}-left").rglob("*") if path.is_file())
+    left = {path.name: path for path in found if path.parent.name != ".finished"}
     traces = {name for name in left if name.endswith(".parquet")}
     assert traces == {"step-5.parquet", "step-20.parquet", "step-100.parquet"}
     assert all(read_trace(left[name]).n_states for name in traces)

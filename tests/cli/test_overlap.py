@@ -42,7 +42,10 @@ def test_as_typed_in_a_shell_and_as_a_quoted_pattern(workspace: Path, tmp_path: 
     assert [(row["run"], row["step"]) for row in typed.rows] == [
         (run, step) for run in ("bad", "good") for step in (5, 20, 100)
     ]
-    assert files_below(out) == {
+    files = files_below(out)
+    (record,) = {name for name in files if name.startswith(".")}
+    assert record.startswith(".finished/")
+    assert files - {record} == {
         "overlap.csv", "overlap.pdf", "overlap.png",
         *(f"traces/{run}/teacher/step-{step}.parquet" for run in ("good", "bad") for step in (5, 20, 100)),
     }  # fmt: skip
@@ -229,8 +232,10 @@ def test_a_dry_run_counts_the_student_once_for_all_teachers(call: Caller, tmp_pa
 
 
 def test_an_interrupt_keeps_what_is_finished(call: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from opd_probe.cli import progress
     from opd_probe.cli.progress import StderrProgress
 
+    monkeypatch.setattr(progress, "INTERVAL", float("inf"))  # no line of it, however slow the machine is
     words = ["overlap", "--ckpts", "runs/good", *REPLAY, "--out", tmp_path]
     tasks: list[str] = []
 
