@@ -57,8 +57,8 @@ def remembering(directory: Path) -> Iterator[None]:
     """Within the block, digests are looked up in a directory and kept there.
 
     A file counts as unchanged while its path, size, time of change and inode are the same and so are blocks of it,
-    spread over its length: weights that were overwritten in place under their old time are noticed. Where nothing can be
-    written nothing is kept.
+    spread over its length: weights that were overwritten in place under their old time are noticed. Where nothing can
+    be written nothing is kept.
     """
     memory = _Memory(directory)
     token = _active.set(memory)
