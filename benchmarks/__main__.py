@@ -48,7 +48,7 @@ def _prompts(small: bool) -> list[Row]:
 def _filling(small: bool) -> list[Row]:
     from benchmarks import sampling
 
-    return sampling.measure_filling(2, 2, 2) if small else sampling.measure_filling()
+    return sampling.measure_filling(2, 2, 2, longest=12) if small else sampling.measure_filling()
 
 
 def _sampling(small: bool) -> list[Row]:

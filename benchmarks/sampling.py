@@ -79,22 +79,24 @@ MEDIAN, SPREAD, LONGEST, END = 40, 0.95, 512, 0
 """Lengths as in real runs, an eighth as long. The end of a response is an id of its own."""
 
 
-def ending_lengths(count: int) -> list[int]:
+def ending_lengths(count: int, longest: int) -> list[int]:
     """Log-normal, the longest among them."""
     generator = np.random.default_rng(1)
-    lengths = np.clip(generator.lognormal(np.log(MEDIAN), SPREAD, count).astype(int), 4, LONGEST)
-    lengths[generator.integers(count)] = LONGEST
+    lengths = np.clip(generator.lognormal(np.log(MEDIAN), SPREAD, count).astype(int), 4, longest)
+    lengths[generator.integers(count)] = longest
     return [int(length) for length in lengths]
 
 
-def measure_filling(count: int = 64, samples: int = 4, width: int = 32, repeats: int = 1) -> list[Row]:
+def measure_filling(
+    count: int = 32, samples: int = 4, width: int = 32, repeats: int = 1, longest: int = LONGEST
+) -> list[Row]:
     """Three rows, the last of them what the others are timed against."""
     model = build(SHAPE, torch.float32, 0)
     model.model.generation_config.eos_token_id = END
     model = replace(model, eos_ids=(END,))
     prompts = prompts_of(count, SHAPE.width)
     lengths = dict(
-        zip([(p.id, n) for p in prompts for n in range(samples)], ending_lengths(count * samples), strict=True)
+        zip([(p.id, n) for p in prompts for n in range(samples)], ending_lengths(count * samples, longest), strict=True)
     )
 
     def uniforms(seed: int, prompt: str, sample: int, size: int) -> NDArray[np.float64]:
@@ -106,7 +108,7 @@ def measure_filling(count: int = 64, samples: int = 4, width: int = 32, repeats:
     def drawn(bound: int) -> int:
         generation._uniforms = uniforms
         try:
-            found = sample_rollouts(model, prompts, num_rollouts=samples, max_new_tokens=LONGEST, batch_tokens=bound)
+            found = sample_rollouts(model, prompts, num_rollouts=samples, max_new_tokens=longest, batch_tokens=bound)
         finally:
             generation._uniforms = plain
         assert [len(one.response_ids) for one in found] == list(lengths.values())
@@ -121,7 +123,7 @@ def measure_filling(count: int = 64, samples: int = 4, width: int = 32, repeats:
 
     plain = generation._uniforms
     paths = {
-        "opd-probe": lambda: drawn(width * (LONGEST + 96)),
+        "opd-probe": lambda: drawn(width * (longest + 96)),
         "in batches with room for the longest": waiting,
         "transformers' generate": lambda: generate_lengths(model, prompts, lengths, width),
     }
@@ -147,11 +149,13 @@ def generate_lengths(model: LoadedModel, prompts: list[Prompt], lengths: dict[tu
         ends = torch.tensor([longest + length - 1 for _, length in part])
 
         def end(input_ids: torch.Tensor, scores: torch.Tensor, ends: torch.Tensor = ends) -> torch.Tensor:
-            scores[:, END] = torch.where(input_ids.shape[1] == ends, torch.inf, -torch.inf)
+            over = (input_ids.shape[1] == ends)[:, None]
+            scores = scores.masked_fill(over, -torch.inf)
+            scores[:, END] = torch.where(over[:, 0], 0.0, -torch.inf)
             return scores
 
         model.model.generate(
-            ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=LONGEST, pad_token_id=END,
+            ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=max(lengths.values()), pad_token_id=END,
             logits_processor=LogitsProcessorList([end]),
         )  # fmt: skip
     return len(rows)

@@ -270,14 +270,8 @@ def test_inversion_at_the_ends() -> None:
     assert invert_cdf(weights, ends)[0].tolist() == [1500, 1500]
 
 
-@pytest.mark.parametrize("after", [1, 5, 11])
-def test_an_interrupted_job_draws_only_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
-) -> None:
-    student = load_model(tiny_model(64, seed=3, spread=3.0))
-    prompts = [Prompt(f"p{n}", ids=tuple(range(5, 8 + n))) for n in range(4)]
-    how: dict[str, Any] = {"num_rollouts": 3, "max_new_tokens": 12, "seed": 4, "batch_tokens": 60}
-    expected = sample_rollouts(student, prompts, **how)
+def _counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many responses each call of the sampler was to draw."""
     drawn: list[int] = []
     original = generation._Sampler.fill
 
@@ -286,6 +280,18 @@ def test_an_interrupted_job_draws_only_what_is_missing(
         original(self, todo, *more)
 
     monkeypatch.setattr(generation._Sampler, "fill", fill)
+    return drawn
+
+
+@pytest.mark.parametrize("after", [1, 5, 11])
+def test_an_interrupted_job_draws_only_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    student = load_model(tiny_model(64, seed=3, spread=3.0))
+    prompts = [Prompt(f"p{n}", ids=tuple(range(5, 8 + n))) for n in range(4)]
+    how: dict[str, Any] = {"num_rollouts": 3, "max_new_tokens": 12, "seed": 4, "batch_tokens": 60}
+    expected = sample_rollouts(student, prompts, **how)
+    drawn = _counted(monkeypatch)
     ended = 0
 
     def stop(done: int, total: int) -> None:  # noqa: ARG001
@@ -342,14 +348,7 @@ def test_what_had_ended_when_sampling_was_killed_is_not_drawn_again(
     assert done.returncode == -signal.SIGKILL
     ended = len((tmp_path / "kept").read_text().splitlines()) - 1
     assert 5 <= ended < 12
-    drawn: list[int] = []
-    original = generation._Sampler.run
-
-    def run(self: Any, batch: list[Any], finished: Any) -> None:
-        drawn.append(len(batch))
-        original(self, batch, finished)
-
-    monkeypatch.setattr(generation._Sampler, "run", run)
+    drawn = _counted(monkeypatch)
     student = load_model(tiny_model(64, seed=3, spread=3.0))
     prompts = [Prompt(f"p{n}", ids=tuple(range(5, 8 + n))) for n in range(4)]
     how: dict[str, Any] = {"num_rollouts": 3, "max_new_tokens": 12, "seed": 4, "batch_tokens": 60}
