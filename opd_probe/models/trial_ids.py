@@ -24,8 +24,9 @@ _THRESHOLD = re.compile(rf"^(?!.*({_PARTS})).*({_LENGTHS})")
 
 
 def trial_sequences(model: Any, factors: LengthFactors | None) -> tuple[Tensor, Tensor]:
-    """Two sequences, [1, T] each, long enough to cross what the configuration makes short, of ordinary ids and of those
-    with which an adapter does something of its own."""
+    """Two sequences, [1, T] each, long enough to cross what the configuration makes short, of ordinary ids, of those
+    with which an adapter does something of its own, and of the pad token, which may be sampled and by which some models
+    count positions."""
     text = model.config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None)
     length = max([SHORTEST, *(2 * value + 3 for value in thresholds(text.to_dict()) if 2 * value + 3 <= LONGEST)])
@@ -41,6 +42,9 @@ def trial_sequences(model: Any, factors: LengthFactors | None) -> tuple[Tensor, 
     other = torch.where(other == one, torch.tensor(ids[0]), other)
     marked = marked[: max(0, length // 3 - 2)]  # where both begin alike
     one[0, 1 : 1 + len(marked)] = torch.tensor(marked, dtype=torch.int64)
+    pad = getattr(text, "pad_token_id", None)
+    if isinstance(pad, int) and 0 <= pad < width:
+        one[0, length // 3] = pad  # the first in which they differ
     return one, other
 
 
