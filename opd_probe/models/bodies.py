@@ -169,8 +169,18 @@ def next_tokens(body: Body, tokens: Tensor, mask: Tensor | None, past: Past) -> 
 
 
 def own_logits(model: Any, input_ids: Tensor) -> Tensor:
-    """What every path is held against: the model's own logits of whole sequences [B, T], [B, T, W]."""
-    logits: Tensor = Body(model, "own logits")(input_ids)
+    """What every path is held against: the model's own logits of whole sequences [B, T], [B, T, W].
+
+    Of a wrapper whose forward does not run on text alone (Llama 4 in transformers 5.24) those of the causal language
+    model in it.
+    """
+    try:
+        logits: Tensor = Body(model, "own logits")(input_ids)
+    except AttributeError:
+        inner = getattr(model, "language_model", None)
+        if inner is None or inner.get_output_embeddings() is None:
+            raise
+        logits = Body(inner, "own logits")(input_ids)
     return logits
 
 
