@@ -119,6 +119,11 @@ def check_adapters(model: Any, name: str) -> None:
     for config in active_configs(model):
         _refuse_kind(config, f"model {name}", task=False)
         invocation = getattr(config, "alora_invocation_tokens", None)
+        if invocation and not (isinstance(invocation, (list, tuple)) and all(isinstance(n, int) for n in invocation)):
+            raise InputError(
+                f"model {name}: alora_invocation_tokens of its activated LoRA is {str(invocation)[:80]}; expected "
+                "token ids in a list"
+            )
         if invocation and not hasattr(model, "get_base_model"):
             raise InputError(
                 f"model {name}: an activated LoRA is in it, which peft's own model alone switches on; expected that "

@@ -114,7 +114,10 @@ def failures(findings: dict[Job, Finding]) -> list[str]:
     said += [
         f"bfloat16 {kind}: {found.outcome} {found.why}, where float32 is exact"
         for kind, found in outcomes(findings, "bfloat16").items()
-        if found.outcome != "exact" and kind in causal and causal[kind].outcome == "exact"
+        # What the model's own forward cannot do in bfloat16 is no rounding of ours.
+        if found.outcome != "exact"
+        and causal.get(kind, found).outcome == "exact"
+        and "cannot be replayed" not in found.why
     ]
     counts = Counter(found.outcome for found in causal.values())
     built = sum(counts.values()) - counts["not built"]

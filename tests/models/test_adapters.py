@@ -229,6 +229,11 @@ def test_an_activated_adapter_is_never_taken_for_its_base(tmp_path: Path, bases:
     _trained(bases[False], tmp_path / "b", _lora({"alora_invocation_tokens": [60, 0], **INNER}))
     with pytest.raises(InputError, match="end in id 0"):
         load_model(tmp_path / "b")
+    file = tmp_path / "b" / "adapter_config.json"
+    stated = json.loads(file.read_text()) | {"alora_invocation_tokens": {"60": 0}}
+    file.write_text(json.dumps(stated))
+    with pytest.raises(InputError, match="expected token ids in a list"):
+        load_model(tmp_path / "b")
 
 
 def test_an_adapter_on_an_adapter_goes_on_what_its_base_became(tmp_path: Path, bases: dict[bool, Path]) -> None:

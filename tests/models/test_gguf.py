@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from opd_probe.errors import InputError
+from opd_probe.models.formats.gguf_header import check_header
 from opd_probe.models.gguf import gguf_config
 from opd_probe.models.loading import load_model
 from opd_probe.runs.inventory import inventory
@@ -202,6 +203,18 @@ def test_a_file_that_is_cut_off_is_named(tmp_path: Path, keep: int) -> None:
     with pytest.raises(InputError, match=r"m\.gguf") as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_header_holds_what_it_announces(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", _llama(), "llama", keys={"rope.scaling.type": "none"})
+    check_header(path)
+    whole = path.read_bytes()
+    reader = gguf.GGUFReader(path)
+    end = min(int(tensor.field.offset) for tensor in reader.tensors)
+    for length in range(0, end, 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"header|begin"):
+            check_header(path)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from transformers import (
     Molmo2Config,
     Qwen2Config,
     Qwen3MoeConfig,
+    RobertaConfig,
 )
 
 import opd_probe
@@ -193,6 +194,31 @@ def test_left_padding_that_changes_a_model_is_not_used(monkeypatch: pytest.Monke
     prompts = [Prompt(str(n), ids=tuple(range(4, 4 + n))) for n in (3, 3, 9)]
     sample_rollouts(loaded, prompts, num_rollouts=1, max_new_tokens=4)
     assert {6, 9} <= set(calls)
+
+
+def test_a_cache_that_is_wrong_behind_its_first_piece_is_not_taken_in_coarse_types() -> None:
+    model = build("moshi", 1)
+    assert load_model(model).cache_for("shared") is None
+    assert load_model(model.bfloat16()).cache_for("shared") is None
+
+
+def test_a_pad_token_by_which_positions_are_counted() -> None:
+    config = RobertaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        is_decoder=True, pad_token_id=1, max_position_embeddings=40,
+    )  # fmt: skip
+    loaded = load_model(randomised(AutoModelForCausalLM.from_config(config), 2))
+    assert loaded.cache_for("prompts of one length") is None
+    drawn = sample_rollouts(
+        loaded, [Prompt("a", ids=(5, 6, 7))], num_rollouts=6, max_new_tokens=12, allowed_ids=np.array([1, 9, 11])
+    )
+    assert any(1 in rollout.response_ids[:-1] for rollout in drawn)
+    for rollout in drawn:
+        own = own_logits(loaded.model, torch.tensor([[*rollout.prompt_ids, *rollout.response_ids]]))[0, 2:-1]
+        own = own.double()[:, [1, 9, 11]].log_softmax(-1)
+        places = [[1, 9, 11].index(token) for token in rollout.response_ids]
+        expected = own[torch.arange(len(places)), places].tolist()
+        np.testing.assert_allclose(rollout.logprobs, expected, atol=1e-4)  # type: ignore[arg-type]
 
 
 def test_thresholds_of_configurations() -> None:

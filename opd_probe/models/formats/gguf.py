@@ -8,6 +8,7 @@ from typing import Any
 
 from opd_probe.errors import InputError
 from opd_probe.models.directories import entries, subdirectories
+from opd_probe.models.formats.gguf_header import check_header
 from opd_probe.models.formats.headers import Headers, TensorHeader
 from opd_probe.texts import real_path
 
@@ -102,6 +103,7 @@ def _opened(path: Path, size: int, mtime_ns: int) -> Any:
     except ImportError:
         raise InputError(f"{path}: is a GGUF file; install gguf: pip install 'opd-probe[gguf]'") from None
     try:
+        check_header(path)
         return GGUFReader(path)
     except Exception as error:  # its errors on bad files have no common root
         raise _broken(path, error) from None
