@@ -62,7 +62,7 @@ def needed(root: str) -> set[str]:
         for line in stated:
             match = re.match(r"[A-Za-z0-9._-]+", line)
             extra = re.search(r"extra == ['\"](\w+)['\"]", line)
-            if match and (extra is None or (extras and extra[1] not in ("dev", "docs"))):
+            if match and (extra is None or (extras and extra[1] not in ("dev", "docs", "loggers"))):
                 waiting.append((re.sub(r"[-_.]+", "-", match[0]).lower(), False))
     return found - {root}
 

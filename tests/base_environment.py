@@ -39,7 +39,7 @@ from opd_probe.lab.cache import cached_directory, cached_json
 from opd_probe.lab.demo import SHIPPED
 from opd_probe.lab.signatures import PUBLISHED
 
-DEVELOPMENT = {"dev", "docs"}
+DEVELOPMENT = {"dev", "docs", "loggers"}
 """Extras that the package itself never imports."""
 
 STUDENT, TEACHER = SHIPPED / "student", SHIPPED / "compatible-teacher"
