@@ -36,13 +36,20 @@ class Pieces:
         return whole[index]
 
 
+def _is_zip(file: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:  # as of one that says that it goes on elsewhere
+        return False
+
+
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a file that torch.save wrote; their values stay on disk until they are used.
 
     Raises:
         InputError: not a whole file, or one that holds anything but tensors by name: nothing else is unpickled.
     """
-    if not zipfile.is_zipfile(file):
+    if not _is_zip(file):
         raise InputError(f"{file}: not a whole file of torch.save; copy it again, or wait until it is written")
     try:
         with _silent_meshes():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from opd_probe.jobs.sampling import stored_samples
 from opd_probe.models.adapters import adapter_ids
 from opd_probe.models.checkpoints import headers_of, resolve_checkpoint
 from opd_probe.models.loading import load_model
+from opd_probe.models.merging import read_tensors
 from opd_probe.models.served.drafts import Drafts
 from opd_probe.models.vocabulary import load_tokenizer, tokenizer_digest
 from opd_probe.options.manifest import read_manifest
@@ -249,3 +251,10 @@ def test_a_pipe_among_the_files_of_a_logger(tmp_path: Path, kind: str) -> None:
     lay({**tree, f"x/{name}" if kind == "tensorboard" else name: Odd.PIPE}, tmp_path / "x")
     place = tmp_path / "x" / ("x" if kind == "tensorboard" else "dvclive")
     refused(lambda: read_log(place), "not an ordinary file")
+
+
+def test_a_file_of_torch_that_goes_on_on_another_disk(tmp_path: Path) -> None:
+    file = tmp_path / "model.pt"
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2)  # of two disks
+    file.write_bytes(bytes(64) + locator + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0, 0, 0, 0, 0))
+    refused(lambda: read_tensors(file), "not a whole file")
