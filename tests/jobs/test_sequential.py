@@ -65,6 +65,7 @@ def test_only_one_backbone_is_there_at_a_time(home: Path, monkeypatch: pytest.Mo
         seen.append(sum(type(thing) is LoadedModel for thing in gc.get_objects()))
         return hidden(self, input_ids, shared)
 
+    gc.collect()  # small models of other tests may lie about
     before = sum(type(thing) is LoadedModel for thing in gc.get_objects())
     monkeypatch.setattr(LoadedModel, "hidden", counting)
     opd_probe.replay(home / "student", home / "teacher", ROWS, k=8, sequential=True)
