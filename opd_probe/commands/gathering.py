@@ -14,7 +14,7 @@ import pandas as pd
 from opd_probe.commands.result import Result
 from opd_probe.curves.sampling import AS_SCORED
 from opd_probe.errors import InputError
-from opd_probe.jobs.finished import noted, stored_job
+from opd_probe.jobs.finished import job_key, noted, stored_job
 from opd_probe.jobs.plan import make_plan
 from opd_probe.models.remembered import remembering
 from opd_probe.options.request import DEFAULT_OUT, Request
@@ -65,11 +65,12 @@ def gather(request: Request, progress: Progress) -> Iterator[Gathered | Result]:
         yield Result(rows, present(DRY_RUN_COLUMNS, rows), plan.format)
         return
     with claimed(plan.out), remembering(plan.out):
-        found = stored_job(plan)
+        key = job_key(plan)
+        found = stored_job(plan, key)
         if found is None:
             from opd_probe.jobs.pipeline import measure
 
-            with noted(plan) as found:
+            with noted(plan, key) as found:
                 found += measure(plan, progress)
         warn_of_states(found)
         yield Gathered(in_order(found), plan.out, plan.format, progress)

@@ -27,6 +27,7 @@ from opd_probe.output import write_bytes
 from opd_probe.plain import visible
 from opd_probe.rollouts.teacher_prompts import OWN, STUDENT
 from opd_probe.runs.stored import Measured
+from opd_probe.texts import read_json
 from opd_probe.trace import read_trace
 from opd_probe.trace.digest import kept_digest
 from opd_probe.types import Checkpoint
@@ -47,12 +48,14 @@ _BESIDE = (".json", ".jsonl")
 _FOLDERS_OF_TEMPLATES = ("additional_chat_templates",)
 
 
-def stored_job(plan: Plan) -> list[Measured] | None:
+def stored_job(plan: Plan, key: str | None) -> list[Measured] | None:
     """The traces of a plan when all that decides them is as it was when they were made or last found to fit; else None.
 
     What was said of them then is said again.
+
+    Args:
+        key: the plan's, of :func:`job_key`.
     """
-    key = _key(plan)
     record = None if key is None else _read(_path(plan, key))
     if record is None:
         return None
@@ -81,13 +84,16 @@ def stored_job(plan: Plan) -> list[Measured] | None:
 
 
 @contextmanager
-def noted(plan: Plan) -> Iterator[list[Measured]]:
+def noted(plan: Plan, key: str | None) -> Iterator[list[Measured]]:
     """Keep what the block measures of a plan, which it adds to the list, and what is said meanwhile, for
-    :func:`stored_job`."""
+    :func:`stored_job`.
+
+    Args:
+        key: the plan's from before the block, so that what changes while it runs is looked at the next time.
+    """
     measured: list[Measured] = []
     with _heard() as said:
         yield measured
-    key = _key(plan)
     if key is None:
         return
     traces = []
@@ -143,13 +149,13 @@ def _path(plan: Plan, key: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        record = read_json(path)
+    except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
 
 
-def _key(plan: Plan) -> str | None:
+def job_key(plan: Plan) -> str | None:
     """A digest over all that decides which traces a plan comes to and whether stored ones fit; None where files alone
     do not tell, as of models that are served or of files that cannot be read."""
     if any(_served(run) for run in plan.runs):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from opd_probe.models.bodies import Caching, Past, last_of_prompts, next_tokens
-from opd_probe.models.joining import copied, joined, trim
+from opd_probe.models.joining import copied, joined, joined_mask, trim
 from opd_probe.models.loading import LoadedModel
 from opd_probe.types import LengthRule
 
@@ -72,8 +72,9 @@ class Continuation:
 
     def join(self, other: Continuation) -> None:
         """Let the sequences of another go on with these, behind them; the other is spent."""
-        masks = [_padded_mask(one, max(self.width, other.width)) for one in (self, other)]
-        self.mask = None if bool(torch.cat(masks).all()) else torch.cat(masks)
+        own, theirs = ((one.past, one.mask, len(one.read)) for one in (self, other))
+        mask = joined_mask(own, theirs, self.model.device)
+        self.mask = None if bool(mask.all()) else mask
         self.past = joined(self.past, other.past)
         self.read += other.read
         self.hidden = torch.cat([self.hidden, other.hidden])
@@ -133,12 +134,6 @@ class Continuation:
     def _key(self) -> tuple[int, ...]:
         factors = self.model.length_factors
         return () if factors is None else factors.key(self._length())
-
-
-def _padded_mask(one: Continuation, width: int) -> Tensor:
-    mask = torch.ones(len(one.read), one.width, dtype=torch.int64, device=one.model.device)
-    mask = mask if one.mask is None else one.mask
-    return torch.nn.functional.pad(mask, (width - one.width, 0))
 
 
 def one_length(model: LoadedModel) -> bool:

@@ -73,10 +73,7 @@ class Filling(Generic[D]):
             at = [draft.uniforms[len(draft.ids)] for draft in self.live]
             uniforms = torch.tensor(at, dtype=torch.float64, device=self.growing.hidden.device)
             tokens, logprobs = self.draw(self.live, self.growing.hidden, uniforms)
-            for draft, token, logprob in zip(self.live, tokens.tolist(), logprobs.tolist(), strict=True):
-                draft.ids.append(token)
-                draft.logprobs.append(logprob)
-                draft.stopped = token in self.eos
+            take(self.live, tokens, logprobs, self.eos)
             over = [draft.stopped or len(draft.ids) == self.max_new_tokens for draft in self.live]
             if any(over):
                 gone = [draft for draft, ends in zip(self.live, over, strict=True) if ends]
@@ -154,6 +151,14 @@ class Filling(Generic[D]):
         places = {text: row for row, text in enumerate(members)}
         rows = [places[text] for text in texts]
         return Continuation(self.student, members, rows, self.rule, joining=True)
+
+
+def take(drafts: Sequence[Draft], tokens: Tensor, logprobs: Tensor, eos: set[int]) -> None:
+    """Add a token [B] and its log-probability [B] to each draft."""
+    for draft, token, logprob in zip(drafts, tokens.tolist(), logprobs.tolist(), strict=True):
+        draft.ids.append(token)
+        draft.logprobs.append(logprob)
+        draft.stopped = token in eos
 
 
 def _of(prompt: int, drafts: Iterable[Draft]) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from opd_probe.errors import InputError, LogitError, OutOfMemoryError, warn
 from opd_probe.models.continuation import Continuation, one_length
-from opd_probe.models.filling import Filling
+from opd_probe.models.filling import Filling, take
 from opd_probe.models.lengths import check_rule
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.outline import Outline
@@ -257,10 +257,7 @@ class _Sampler:
         uniforms = torch.from_numpy(np.stack([draft.uniforms for draft in batch])).to(growing.hidden.device)
         for t in range(self.max_new_tokens):
             tokens, logprobs = self._draw(batch, growing.hidden, uniforms[:, t])
-            for draft, token, logprob in zip(batch, tokens.tolist(), logprobs.tolist(), strict=True):
-                draft.ids.append(token)
-                draft.logprobs.append(logprob)
-                draft.stopped = token in eos
+            take(batch, tokens, logprobs, eos)
             keep = [index for index, draft in enumerate(batch) if not draft.stopped]
             if not keep or t + 1 == self.max_new_tokens:
                 finished(batch)

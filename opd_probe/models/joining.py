@@ -30,6 +30,20 @@ def joined(one: Past, other: Past) -> Past:
     return both
 
 
+def joined_mask(one: tuple[Past, Tensor | None, int], other: tuple[Past, Tensor | None, int], device: Any) -> Tensor:
+    """The mask of all rows of two pasts, [B, T], those of the other behind; the shorter is padded on the left.
+
+    Args:
+        one, other: a past, its mask or None where nothing is padded, and its rows.
+    """
+    width = max(past.length for past, _, _ in (one, other))
+    masks = []
+    for past, mask, rows in (one, other):
+        mask = torch.ones(rows, past.length, dtype=torch.int64, device=device) if mask is None else mask
+        masks.append(pad(mask, (width - past.length, 0)))
+    return torch.cat(masks)
+
+
 def copied(past: Past) -> Past:
     """A past of its own that begins with the same."""
     copy = Past(past.caching)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from opd_probe.errors import OutputError
 from opd_probe.output import write_bytes
+from opd_probe.texts import read_json
 
 FILE = ".digests.json"
 SMALL = 1 << 20
@@ -34,9 +36,9 @@ class _Memory:
         self.changed = False
         self.known: dict[str, list[object]] = {}
         try:
-            known = json.loads(self.path.read_bytes())
-            self.known = {name: entry for name, entry in known.items() if isinstance(entry, list) and len(entry) == 5}
-        except (OSError, ValueError, AttributeError, RecursionError):
+            known = read_json(self.path)
+            self.known = {name: entry for name, entry in known.items() if _is_entry(entry)}
+        except (OSError, ValueError, AttributeError):
             return
 
     def digest(self, file: Path) -> bytes:
@@ -50,6 +52,10 @@ class _Memory:
             self.known[str(file)] = [*about, digest.hex()]
             self.changed = True
         return digest
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, list) and len(entry) == 5 and re.fullmatch("[0-9a-f]{64}", str(entry[4])) is not None
 
 
 @contextmanager

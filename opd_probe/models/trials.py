@@ -24,7 +24,7 @@ from opd_probe.models.bodies import (
     rounding_of,
 )
 from opd_probe.models.guards import brief
-from opd_probe.models.joining import joined, trim
+from opd_probe.models.joining import joined, joined_mask, trim
 from opd_probe.models.lengths import LengthFactors
 from opd_probe.models.placement import input_embeddings
 from opd_probe.models.readout import OutputLayer, given_logits, measured_layer, stated_layer
@@ -349,10 +349,7 @@ class Trial:
             alone = Past(how)
             got.append(last_of_prompts(self.body, both[which][0][:, :length], None, alone))
             wants.append(both[which][1][None, length - 1])
-            old = torch.ones(len(rows), past.length, dtype=torch.int64) if mask is None else mask
-            width = max(past.length, length)
-            masks = [(old, past.length), (torch.ones(1, length, dtype=torch.int64), length)]
-            mask = torch.cat([torch.nn.functional.pad(one, (width - size, 0)) for one, size in masks])
+            mask = joined_mask((past, mask, len(rows)), (alone, None, 1), self.one.device)
             past, rows = joined(past, alone), [*rows, (which, length)]
             step()
         past.select(torch.tensor([0, 2]))

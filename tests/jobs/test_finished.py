@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from opd_probe.cli.main import main
-from opd_probe.jobs.finished import stored_job
+from opd_probe.jobs.finished import job_key, stored_job
 from opd_probe.jobs.plan import make_plan
 from opd_probe.models import remembered
 from opd_probe.models.remembered import remembering
@@ -58,7 +58,8 @@ def stored(*, sampled: bool, **options: object) -> bool:
     ckpts, out = ("runs/good/checkpoint-5", "sampled") if sampled else ("runs/good", "out")
     drawn = {"num_rollouts": 1, "max_new_tokens": 3} if sampled else {}
     request = Request(ckpts=(ckpts,), teachers=("teacher",), options=drawn | options, out=out, **source)
-    return stored_job(make_plan(request)) is not None
+    plan = make_plan(request)
+    return stored_job(plan, job_key(plan)) is not None
 
 
 def flip(file: str, place: int = -40) -> None:
