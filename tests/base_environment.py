@@ -174,6 +174,7 @@ def run_commands(call: Commands) -> None:
     call("figures", "--traces", "opd-probe-out", "--k", "4", "--teacher-accuracy", "compatible-teacher=0.9")
     call("compare", traces[0], traces[1], "--k", "4")
     call("tokens", traces[1], "--against", traces[0], "--k", "4")
+    call("losses", traces[1], "--k", "4")
     call("show", traces[0], "--k", "4")
     call("verify", traces[0], "--states", "8")
     run = Path("runs/compatible")
@@ -268,6 +269,7 @@ def draw_figures(api: Recorded, trace: Any, later: Any) -> None:
         api.plot_mass(tabled(lambda one: api.mass_curve(one, resamples=20)).assign(n_prompts=3), steps),
         api.plot_heatmap(tabled(lambda one: api.position_curve(one, k=4, resamples=20)).assign(k=4)),
         api.plot_depth(tabled(api.reward_by_depth), tabled(lambda one: api.signal_by_depth(one, resamples=20))),
+        api.plot_losses(api.losses(trace, [4])),
         api.plot_comparison(api.compare(trace, later, k=4, resamples=20)),
         api.plot_rewards(first, steps[steps["step"] == 0]),
         api.plot_bars(recovery),

@@ -24,6 +24,7 @@ from opd_probe.cli import (
     figures,
     ingest,
     lab,
+    losses,
     mass,
     overlap,
     rollout,
@@ -63,7 +64,9 @@ def _root(
 ) -> None: ...
 
 
-for module in (overlap, mass, align, figures, compare, tokens, rollout, ckpts, ingest, doctor, show, verify, lab):
+for module in (overlap, mass, align, figures, compare, tokens, losses):
+    module.register(app)
+for module in (rollout, ckpts, ingest, doctor, show, verify, lab):
     module.register(app)
 
 

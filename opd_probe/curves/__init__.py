@@ -2,6 +2,7 @@
 
 from opd_probe.curves.by_rollout import rollout_table
 from opd_probe.curves.depth import reward_by_depth, signal_by_depth
+from opd_probe.curves.losses import losses
 from opd_probe.curves.mass import mass_curve
 from opd_probe.curves.paired import compare
 from opd_probe.curves.position import position_curve
@@ -14,6 +15,7 @@ __all__ = [
     "compare",
     "diagnose",
     "join_training_log",
+    "losses",
     "mass_curve",
     "position_curve",
     "reward_by_depth",

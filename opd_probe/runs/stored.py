@@ -150,6 +150,20 @@ def find_traces(arguments: Sequence[str], given: Options, *, what: str = "--trac
     return list(found.values())
 
 
+def find_trace(argument: str, given: Options, *, what: str) -> Measured:
+    """The one trace that ``what`` names: a file, or a directory that holds one alone.
+
+    Raises:
+        InputError: several; and as :func:`find_traces`.
+    """
+    found = find_traces([argument], given, what=what)
+    if len(found) > 1:
+        paths = ", ".join(str(one.trace.path) for one in found[:4])
+        more = " …" * (len(found) > 4)
+        raise InputError(f"{what} {argument}: holds {len(found)} traces; give one of {paths}{more}")
+    return found[0]
+
+
 def _trace_or_none(path: Path) -> Trace | None:
     """A trace, or None for a Parquet file that is something else."""
     try:
