@@ -27,6 +27,7 @@ from opd_probe.cli import (
     losses,
     mass,
     overlap,
+    report,
     rollout,
     show,
     tokens,
@@ -64,7 +65,7 @@ def _root(
 ) -> None: ...
 
 
-for module in (overlap, mass, align, figures, compare, tokens, losses):
+for module in (overlap, mass, align, figures, report, compare, tokens, losses):
     module.register(app)
 for module in (rollout, ckpts, ingest, doctor, show, verify, lab):
     module.register(app)
