@@ -32,6 +32,7 @@ def losses(
         ),
     ] = None,
     average: options.AverageOption = None,
+    by: options.By = None,
     out: options.Out = None,
     format: options.FormatOption = None,
 ) -> None:
@@ -50,6 +51,7 @@ def losses(
         options={"average": str(average) if average else None},
         ks=tuple(k or ()),
         clamps=tuple(clamp or ()),
+        by=by,
         out=out,
         format=str(format) if format else "table",
     )

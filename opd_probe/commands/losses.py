@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from opd_probe import plots
 from opd_probe.commands.result import Result
 from opd_probe.curves.losses import CLAMPS
@@ -15,12 +17,12 @@ from opd_probe.options.settings import parse_options
 from opd_probe.output import check_writable, output_path
 from opd_probe.progress import Progress
 from opd_probe.results.files import draw_figure, write_csv
-from opd_probe.results.tables import as_table, json_row, present, records
-from opd_probe.runs.stored import find_trace, warn_of_states
+from opd_probe.results.tables import as_table, by_series, json_row, present, records
+from opd_probe.runs.stored import Measured, by_group, find_trace, warn_of_states
 
 COLUMNS = (
-    "support", "k", "form", "clamp", "batch_cosine", "student_mass", "teacher_mass", "loss", "gradient_norm", "cosine",
-    "variance", "variance_with_baseline",
+    "group", "support", "k", "form", "clamp", "batch_cosine", "student_mass", "teacher_mass", "loss", "gradient_norm",
+    "cosine", "variance", "variance_with_baseline",
 )  # fmt: skip
 
 
@@ -31,6 +33,7 @@ def losses(
     options: Mapping[str, Any],
     ks: Sequence[int] = (),
     clamps: Sequence[str] = (),
+    by: str | None = None,
     out: str | None = None,
     format: str = "table",
 ) -> Result:
@@ -40,6 +43,7 @@ def losses(
         trace: a trace, or a directory that holds one.
         options: ``average`` as for the other commands.
         ks, clamps: none: the defaults.
+        by: a field whose values are rows, and a figure each, of their own.
 
     Raises:
         OpdProbeError: bad input, in one line.
@@ -49,18 +53,24 @@ def losses(
     measured = find_trace(trace, parse_options(options), what="losses TRACE")
     warn_of_states([measured])
     progress.begin("losses")
-    table = loss_table(
-        measured.trace, tuple(ks) or None, clamps=tuple(clamps) or CLAMPS, average=measured.settings.average
-    )
-    named = as_table(table.assign(**measured.key, **measured.labels, n_states=measured.trace.n_states))
-    first = [*measured.key, *measured.labels, "n_states"]
-    named = named[[*first, *(name for name in named if name not in first)]]
-    files = [write_csv(named, directory / "losses.csv")]
-    files += draw_figure(lambda: plots.plot_losses(named), directory / "losses")
-    rows = [json_row(row) for row in records(named)]
+    tables = [_table(one, ks, clamps) for one in by_group([measured], by)]
+    whole = pd.concat(tables, ignore_index=True)
+    files = [write_csv(whole, directory / "losses.csv")]
+    for number, table in enumerate(tables, 1):
+        name = "losses" if by is None else f"losses-{number}"
+        files += draw_figure(lambda table=table: plots.plot_losses(by_series(table)), directory / name)  # type: ignore[misc]
+    rows = [json_row(row) for row in records(whole)]
     if format == "table":  # what a clamp changes is for files, unless it was asked for
         rows = [_shown(row) for row in rows if clamps or row["clamp"] == "none"]
     return Result(rows, present(COLUMNS, rows), format, tuple(files))
+
+
+def _table(measured: Measured, ks: Sequence[int], clamps: Sequence[str]) -> pd.DataFrame:
+    trace, average = measured.trace, measured.settings.average
+    table = loss_table(trace, tuple(ks) or None, clamps=tuple(clamps) or CLAMPS, average=average)
+    names = {**measured.key, **measured.labels, "n_states": trace.n_states}
+    named = as_table(table.assign(**names))
+    return named[[*names, *(name for name in named if name not in names)]]
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:

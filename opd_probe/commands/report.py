@@ -6,6 +6,7 @@ from typing import Any
 
 from opd_probe.commands.gathering import gather
 from opd_probe.commands.result import Result
+from opd_probe.errors import InputError
 from opd_probe.options.request import Request
 from opd_probe.progress import Progress
 from opd_probe.results.courses import Judged, judged
@@ -20,6 +21,10 @@ def report(request: Request, progress: Progress) -> Result:
     Raises:
         OpdProbeError: bad input, in one line.
     """
+    if request.by is not None:
+        raise InputError(
+            "report --by: a verdict is of a whole run; see groups with opd-probe align --by, or leave it out"
+        )
     with gather(request, progress) as gathered:
         if isinstance(gathered, Result):
             return gathered

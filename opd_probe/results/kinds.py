@@ -15,7 +15,7 @@ from opd_probe import plots
 from opd_probe.curves import join_training_log, rollout_table
 from opd_probe.metrics.recovery import gap_recovery
 from opd_probe.results.measures import Gathered, curves, mass_curves, position_curves, summaries
-from opd_probe.results.tables import as_table
+from opd_probe.results.tables import as_table, by_series
 from opd_probe.runs.log_files import QUANTITIES
 from opd_probe.runs.logs import training_log
 
@@ -52,10 +52,14 @@ class Tables:
         self._gathered = gathered
         self._group = group_seeds
         self._teacher_accuracy = teacher_accuracy
-        self._log = training_log(gathered.measured, logs)  # read first: bad input is found before any work
+        grouped = any(one.by is not None for one in gathered.measured)  # a trainer logs whole batches
+        self._log = training_log(
+            [] if grouped else gathered.measured, logs
+        )  # first: bad input is found before any work
 
     def named(self, table: pd.DataFrame) -> pd.DataFrame:
         """With ``--group-seeds``, runs that differ only in their seed as one run with a column ``seed``."""
+        table = by_series(table)
         if not self._group:
             return table
         found = [_SEED.search(str(run)) for run in table["run"]]

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from opd_probe.curves import diagnose, mass_curve, position_curve
+from opd_probe.curves.correlations import correlation_columns
 from opd_probe.curves.remarks import list_remarks
 from opd_probe.curves.summary import summary_row
 from opd_probe.errors import warn
@@ -44,7 +45,8 @@ def summaries(gathered: Gathered, *, whole: bool = False) -> list[dict[str, Any]
     """One row per trace: its names and its summary.
 
     Args:
-        whole: with the quantities of whole traces too, which read the trace a few more times.
+        whole: with the quantities of whole traces and the correlations over rollouts too, which read the trace a few
+            more times.
     """
     rows = []
     gathered.progress.begin("summarise")
@@ -52,7 +54,7 @@ def summaries(gathered: Gathered, *, whole: bool = False) -> list[dict[str, Any]
         gathered.progress.update(done, len(gathered.measured))
         row = summary_row(measured.trace, measured.settings.k, average=measured.settings.average)
         if whole:
-            row |= diagnose(measured.trace, seed=measured.settings.seed)
+            row |= diagnose(measured.trace, seed=measured.settings.seed) | correlation_columns(measured.trace)
         k = row.pop("k")
         # The teacher's own accuracy is not part of a trace: null here, see opd_probe.gap_recovery.
         recovery = {"gap_recovery": NAN, "gap_recovery_lo": NAN, "gap_recovery_hi": NAN, "gap_recovery_n": 0}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from opd_probe.curves.groups import groups
 from opd_probe.curves.sampling import sampling_label, sampling_remark
 from opd_probe.errors import InputError, MissingError, TraceError, warn
 from opd_probe.options.naming import user_path
@@ -27,11 +28,14 @@ class Measured:
     states: str
     trace: Trace
     settings: Settings
+    by: str | None = None
+    group: str | None = None
 
     @property
     def key(self) -> dict[str, Any]:
-        """The columns that name a row."""
-        return {"run": self.run, "step": self.step, "teacher": self.teacher}
+        """The columns that name a row; of a part of a trace also the field and its value there."""
+        names = {"run": self.run, "step": self.step, "teacher": self.teacher}
+        return names if self.by is None else {**names, "by": self.by, "group": self.group}
 
     @property
     def token_source(self) -> str:
@@ -49,6 +53,21 @@ class Measured:
             "sampling": sampling_label(self.trace),
             **({"quantised": quantised} if quantised else {}),
         }
+
+
+def by_group(measured: Sequence[Measured], field: str | None) -> list[Measured]:
+    """The parts of each trace by a field (:func:`opd_probe.groups`); None: the traces themselves.
+
+    Raises:
+        InputError: a trace without such a field.
+    """
+    if field is None:
+        return list(measured)
+    return [
+        replace(one, trace=part, by=field, group=name)
+        for one in measured
+        for name, part in groups(one.trace, field).items()
+    ]
 
 
 def token_source_of(trace: Trace) -> str:
