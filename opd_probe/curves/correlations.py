@@ -63,8 +63,8 @@ def correlations(trace: Trace, *, resamples: int = RESAMPLES) -> pd.DataFrame:
 
 
 def correlation_columns(trace: Trace) -> dict[str, Any]:
-    """The same as columns of one row: ``pearson_score_<quantity>``, ``spearman_score_<quantity>``, with ``_lo``, ``_hi``
-    and ``_n``."""
+    """The same as columns of one row: ``pearson_score_<quantity>`` and ``spearman_score_<quantity>``, with ``_lo``,
+    ``_hi`` and ``_n``."""
     row: dict[str, Any] = {}
     for found in correlations(trace).to_dict("records"):
         for kind in KINDS:

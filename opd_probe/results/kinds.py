@@ -52,10 +52,9 @@ class Tables:
         self._gathered = gathered
         self._group = group_seeds
         self._teacher_accuracy = teacher_accuracy
-        grouped = any(one.by is not None for one in gathered.measured)  # a trainer logs whole batches
-        self._log = training_log(
-            [] if grouped else gathered.measured, logs
-        )  # first: bad input is found before any work
+        # Read first: bad input is found before any work. A trainer logs whole batches, and no groups of them.
+        grouped = any(one.by is not None for one in gathered.measured)
+        self._log = pd.DataFrame() if grouped else training_log(gathered.measured, logs)
 
     def named(self, table: pd.DataFrame) -> pd.DataFrame:
         """With ``--group-seeds``, runs that differ only in their seed as one run with a column ``seed``."""
