@@ -263,6 +263,8 @@ def draw_figures(api: Recorded, trace: Any, later: Any) -> None:
     log = pd.DataFrame({"run": "mine", "step": [0, 1], "loss": [2.0, 1.0]})
     assert len(api.state_metrics(trace, k=4)) == trace.n_states
     assert np.isfinite(list(api.diagnose(trace, resamples=20).values())).any()
+    assert sum(part.n_states for part in api.groups(trace, "correct").values()) == trace.n_states
+    assert api.correlations(trace)["n"].max() == len(rewards) // 2
     assert api.summarize_variant(trace, "verl", k=4, resamples=20)["n_states"] == trace.n_states
     figures = [
         api.plot_overlap(steps),

@@ -122,7 +122,11 @@ def _rollout_values(trace: Trace, field: str) -> list[Any]:
         values = [row.get(field) for row in _carried(trace)]
     if all(value is None for value in values):
         kept = "fields" in trace.rollouts.column_names
-        older = "" if kept else "; of fields of its rollouts' file it holds none, which a replay would keep"
+        older = (
+            ""
+            if kept
+            else "; of fields of its rollouts' file it holds none; give the command that made it again, which adds them"
+        )
         raise InputError(
             f"--by {field}: no rollout of trace {trace.path or 'in memory'} has it; expected one of "
             f"{', '.join(group_fields(trace))}{older}"

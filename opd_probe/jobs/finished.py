@@ -35,7 +35,7 @@ from opd_probe.types import Checkpoint
 RECORDS = ".finished"
 """The folder of the records, below ``--out``."""
 
-_VERSION = 1
+_VERSION = 2
 _PACKAGES = ("opd-probe", "torch", "transformers", "tokenizers", "peft", "numpy", "pyarrow", "gguf")
 _ENVIRONMENT = ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE")
 """Variables that change how torch multiplies."""

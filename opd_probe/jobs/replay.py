@@ -212,7 +212,7 @@ def _traces(
     requests = [_ready(*pair, given, teacher_tokenizer) for pair in zip(requests, prompts, strict=True)]
     given = without_padding(given, special_ids_near(student, settings.tokenizer))
     fingerprints = [request.fingerprint(given) for request in requests]
-    traces = {n: one.stored(fingerprints[n]) if reuse else None for n, one in enumerate(requests)}
+    traces = {n: one.stored(fingerprints[n], given) if reuse else None for n, one in enumerate(requests)}
     lacking = [number for number, trace in traces.items() if trace is None]
     if not lacking:
         return [trace for trace in traces.values() if trace is not None]

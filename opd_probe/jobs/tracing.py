@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from opd_probe.engine.provenance import command_line, float32_precision, reduced_matmul_precision, software
 from opd_probe.engine.replay import Progress, Replay
@@ -106,11 +107,14 @@ class TraceRequest:
         models = [one for one in (self.student, self.teacher) if not isinstance(one, ServedModel)]
         return self.settings.length_factors if any(map(has_length_factors, models)) else None
 
-    def stored(self, fingerprint: Mapping[str, Any]) -> Trace | None:
+    def stored(self, fingerprint: Mapping[str, Any], rollouts: Sequence[Rollout]) -> Trace | None:
         """The trace that is there already, when it fits, else None. Loads no model, and opens the file once.
 
-        It has today's labels, in the file too, where ``--traces`` reads them. A trace that does not fit any more is
-        warned about, with the reason.
+        It has today's labels, and what the rollouts carry today, in the file too, where ``--traces`` reads them. A
+        trace that does not fit any more is warned about, with the reason.
+
+        Args:
+            rollouts: those of ``fingerprint``.
         """
         if self.path is None or not self.path.is_file():
             return None
@@ -118,8 +122,9 @@ class TraceRequest:
         if found is None:
             return None
         before = found.provenance.get("labels", {})
-        if before != (labels := {**before, **self.labels}):
-            found.provenance["labels"] = labels
+        table = _with_fields(found.rollouts, rollouts)
+        if before != (labels := {**before, **self.labels}) or table is not found.rollouts:
+            found.provenance["labels"], found.rollouts = labels, table
             found = found.save(self.path)
         warn_of(found)
         return found
@@ -146,6 +151,24 @@ class TraceRequest:
         settings = replace(self.settings, k=min(self.settings.k, vocabulary.size))
         job = _Job((student, teacher), vocabulary, rollouts, settings, self.teacher_prompts, self.template)
         return job.run(self.path, fingerprint, self.labels, progress, self.rollouts_from)
+
+
+def _with_fields(table: pa.Table, rollouts: Sequence[Rollout]) -> pa.Table:
+    """The rollout table with what the rollouts carry; the same table where it has all of that."""
+    carried = {rollout.id: carried_fields(rollout.extra) for rollout in rollouts}
+    wanted = [carried.get(name) for name in table.column("rollout_id").to_pylist()]
+    held = table.column("fields").to_pylist() if "fields" in table.column_names else [None] * len(wanted)
+    if all(_within(*pair) for pair in zip(wanted, held, strict=True)):
+        return table
+    without = table.drop_columns(["fields"]) if "fields" in table.column_names else table
+    return without.append_column("fields", pa.array(wanted, type=pa.string()))
+
+
+def _within(fields: str | None, others: str | None) -> bool:
+    """Whether fields are among others, which have more where text was made into ids."""
+    if fields is None or fields == others:
+        return True
+    return others is not None and json.loads(fields).items() <= json.loads(others).items()
 
 
 def shared_student(

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -89,14 +90,14 @@ def test_figures_and_losses(call: Caller, traces: Path, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert "figures/rewards.png" in files_below(tmp_path)
     one = trace_of(traces, "teacher")
-    done = call("losses", one, "--k", "4", "--by", "correct", "--clamp", "none", "--out", tmp_path, "--format", "json")
+    done = call(
+        "losses", one, "--k", "4", "--by", "token_source", "--clamp", "none", "--out", tmp_path, "--format", "json"
+    )
     assert done.code == 0, done.err
-    whole = opd_probe.losses(read_trace(one), [4], clamps=["none"]).set_index(["support", "form"])
-    mine = [row for row in done.rows if (row["support"], row["form"]) == ("student", "plain")]
-    assert [row["group"] for row in mine] == ["right", "wrong"]
-    total = whole.loc[("student", "plain")]
-    assert sum(row["loss_n"] * row["loss"] for row in mine) / total["loss_n"] == pytest.approx(total["loss"])
-    assert {"losses-1.png", "losses-2.pdf"} <= files_below(tmp_path)
+    whole = opd_probe.losses(read_trace(one), [4], clamps=["none"])
+    assert {row["group"] for row in done.rows} == {"sampled_ids"}
+    assert [row["loss"] for row in done.rows] == [None if pd.isna(x) else pytest.approx(x) for x in whole["loss"]]
+    assert {"losses-1.png", "losses.csv"} <= files_below(tmp_path)
 
 
 def test_compare_each_value_by_itself(call: Caller, traces: Path, tmp_path: Path) -> None:
@@ -108,6 +109,26 @@ def test_compare_each_value_by_itself(call: Caller, traces: Path, tmp_path: Path
         expected = opd_probe.compare(*parts, 4).set_index("metric").loc["reverse_kl"]
         (row,) = [row for row in done.rows if (row["group"], row["metric"]) == (name, "reverse_kl")]
         assert (row["difference"], row["n_a"]) == (pytest.approx(expected["difference"]), expected["n_a"])
+
+
+def test_what_rollouts_carry_today_is_added_without_a_replay(call: Caller, traces: Path, workspace: Path) -> None:
+    file, path = traces / "rollouts.jsonl", trace_of(traces, "teacher")
+    before = read_trace(path)
+    rows = [json.loads(line) | {"domain": "sums"} for line in file.read_text().splitlines()]
+    write_lines(file, rows)
+    given = ("--ckpts", workspace / "runs" / "good" / "checkpoint-5", "--rollouts", file, "--trace-k", "16", "--k", "4")
+    teachers = ("--teacher", workspace / "teacher", "--teacher", workspace / "base")
+    changed = path.stat().st_mtime_ns
+    done = call("mass", *given, *teachers, "--out", traces, "--by", "domain", "--format", "json")
+    assert done.code == 0, done.err
+    assert {row["group"] for row in done.rows} == {"sums"}
+    after = read_trace(path)
+    np.testing.assert_array_equal(before.column("teacher_top_logprobs"), after.column("teacher_top_logprobs"))
+    assert after.provenance["made_by"] == before.provenance["made_by"]
+    written = path.stat().st_mtime_ns
+    assert written != changed
+    assert call("mass", *given, *teachers, "--out", traces, "--average", "rollout").code == 0
+    assert path.stat().st_mtime_ns == written
 
 
 BAD = {

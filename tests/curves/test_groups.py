@@ -20,6 +20,8 @@ from opd_probe.rollouts.fields import carried_fields
 from opd_probe.trace import Trace
 from tests.samples import grouped_trace
 
+FROZEN = Path(__file__).parents[1] / "trace" / "frozen"
+
 pytestmark = pytest.mark.filterwarnings("ignore:.* prompt:opd_probe.OpdProbeWarning")
 
 MASKS = ("1111", "1100111", "001101", "1", "10101", "0111", "11111", "1011")
@@ -127,11 +129,20 @@ def test_a_field_that_is_none_is_one_line() -> None:
     with pytest.raises(InputError, match="--by mood: no rollout of trace in memory has it; expected one of turn, tool"):
         opd_probe.groups(trace, "mood")
     old = grouped_trace([{"prompt_id": "p", "n_states": 2}])
-    with pytest.raises(InputError, match="it holds none, which a replay would keep"):
+    with pytest.raises(InputError, match="it holds none; give the command that made it again"):
         opd_probe.groups(old, "domain")
     many = grouped_trace([{"prompt_id": f"p{i}", "n_states": 1} for i in range(MOST + 1)])
     with pytest.raises(InputError, match="65 values, as p0, p1, p10; expected at most 64"):
         opd_probe.groups(many, "prompt_id")
+
+
+def test_traces_of_before_know_their_turns() -> None:
+    trace = opd_probe.read_trace(FROZEN / "turns.parquet")
+    parts = opd_probe.groups(trace, "turn")
+    assert len(parts) > 1
+    assert sum(part.n_states for part in parts.values()) == trace.n_states
+    with pytest.raises(InputError, match="it holds none; give the command that made it again"):
+        opd_probe.groups(trace, "data_source")
 
 
 def test_what_a_rollout_carries_into_a_trace() -> None:
