@@ -6,6 +6,7 @@ Only light modules are imported here, so that ``--help`` is immediate; each comm
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import sys
 import warnings
@@ -37,6 +38,9 @@ from opd_probe.cli.repeats import Repeats
 from opd_probe.cli.session import progress
 from opd_probe.cli.signals import stopped_by_signals
 from opd_probe.errors import OpdProbeError, OpdProbeWarning
+
+_STRAY = re.compile(r"unexpected extra argument(?:s|\(s\))? \((.*)\)")
+"""What click says of words that no option takes."""
 
 INTERRUPTED = 130
 BAD_INPUT = 2
@@ -131,6 +135,13 @@ def _usage(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         return BAD_INPUT  # the help has been printed
     where = context.command_path if context is not None else "opd-probe"
+    options = {name for one in (context.command.params if context is not None else ()) for name in one.opts}
+    stray = _STRAY.search(error.format_message())
+    if stray is not None and "--ckpts" in options:
+        return _fail(
+            f"{stray[1]}: which option is this for? Checkpoints and runs go after --ckpts, stored traces after "
+            f"--traces: {where} --ckpts {stray[1]}"
+        )
     return _fail(f"{error.format_message()} Try '{where} --help'.")
 
 

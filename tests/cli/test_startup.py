@@ -57,7 +57,8 @@ def test_version_and_help_in_a_process_of_their_own(tmp_path: Path) -> None:
     [
         (["overlap", "--nope"], "No such option: --nope"),
         (["overlap", "--k", "many"], "--k"),
-        (["overlap", "stray"], "stray"),
+        (["overlap", "runs/x", "y"], "runs/x y: which option is this for? Checkpoints and runs go after --ckpts"),
+        (["show", "one", "two"], "two"),
         (["overlap", "--ckpts"], "--ckpts: expected at least one path"),
         (["overlap", "--format", "xml"], "--format"),
         (["nothing"], "nothing"),
