@@ -34,6 +34,7 @@ from opd_probe.cli import (
     verify,
 )
 from opd_probe.cli.arguments import spread
+from opd_probe.cli.help import App, Group
 from opd_probe.cli.repeats import Repeats
 from opd_probe.cli.session import progress
 from opd_probe.cli.signals import stopped_by_signals
@@ -45,9 +46,11 @@ _STRAY = re.compile(r"unexpected extra argument(?:s|\(s\))? \((.*)\)")
 INTERRUPTED = 130
 BAD_INPUT = 2
 
-app = typer.Typer(
+app = App(
     name="opd-probe",
+    cls=Group,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
     help="Why is my on-policy distillation working, or not? Overlap, mass and alignment at student-visited states.",

@@ -8,9 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer
 
+from opd_probe.cli.main import app
 from tests.cli.workspace import Caller, run_command
 
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 HEAVY = ("torch", "transformers", "pandas", "matplotlib", "pyarrow", "numpy", "httpx")
 
 PROBE = """
@@ -50,6 +53,18 @@ def test_version_and_help_in_a_process_of_their_own(tmp_path: Path) -> None:
     assert shown.code == 0
     assert "--ckpts" in shown.out
     assert shown.err == ""
+
+
+@pytest.mark.parametrize("name", [*COMMANDS])
+def test_help_has_every_option_whole_at_80_columns(call: Caller, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = call(name, "--help").out
+    assert max(map(len, shown.splitlines())) <= 80
+    shown_params = [one for one in COMMANDS[name].params if not getattr(one, "hidden", False)]
+    for option in (option for one in shown_params for option in one.opts if option.startswith("--")):
+        assert f"{option} " in shown or f"{option}\n" in shown
+    whole = " ".join(call("--help").out.split())
+    assert " ".join((COMMANDS[name].help or "").split("\n\n")[0].split()) in whole
 
 
 @pytest.mark.parametrize(
