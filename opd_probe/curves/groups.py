@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opd_probe.curves.intervals import Ints
-from opd_probe.errors import InputError
+from opd_probe.errors import InputError, TraceError
 from opd_probe.metrics.context import correctness
 from opd_probe.plain import visible
 from opd_probe.texts import parse_json
@@ -47,8 +47,10 @@ def groups(trace: Trace, field: str) -> dict[str, Trace]:
         InputError: no such field, one that no rollout has, or one with more than :data:`MOST` values.
     """
     if field in _OF_STATES:
-        names, codes = _coded(_OF_STATES[field](trace).tolist(), f"--by {field}")
-        return {name: _of_states(trace, codes == code) for code, name in enumerate(names)}
+        of_state = _OF_STATES[field](trace)
+        found = np.unique(of_state).tolist()
+        names, _ = _coded(found, f"--by {field}")  # ascending, as the numbers themselves
+        return {name: _of_states(trace, of_state == value) for name, value in zip(names, found, strict=True)}
     values = _rollout_values(trace, field)
     names, codes = _coded(values, f"--by {field}")
     of_state = codes[trace.rollout_index()] if trace.n_states else codes[:0]
@@ -108,8 +110,13 @@ def _carried(trace: Trace) -> list[dict[str, Any]]:
     """What the file of each rollout said of it beside what a trace has columns for."""
     found = []
     for text in _column(trace, "fields"):
-        row = parse_json(text) if text else {}
-        found.append(row if isinstance(row, dict) else {})
+        try:
+            row = parse_json(text) if text else {}
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise TraceError(f"trace {trace.path or 'in memory'}: the fields of its rollouts are no JSON objects")
+        found.append({name: value for name, value in row.items() if not isinstance(value, (list, dict))})
     return found
 
 

@@ -168,7 +168,10 @@ def _within(fields: str | None, others: str | None) -> bool:
     """Whether fields are among others, which have more where text was made into ids."""
     if fields is None or fields == others:
         return True
-    return others is not None and json.loads(fields).items() <= json.loads(others).items()
+    try:
+        return others is not None and json.loads(fields).items() <= json.loads(others).items()
+    except (ValueError, AttributeError, RecursionError):  # not what was written
+        return False
 
 
 def shared_student(

@@ -58,13 +58,12 @@ class Tables:
 
     def named(self, table: pd.DataFrame) -> pd.DataFrame:
         """With ``--group-seeds``, runs that differ only in their seed as one run with a column ``seed``."""
-        table = by_series(table)
         if not self._group:
-            return table
+            return by_series(table)
         found = [_SEED.search(str(run)) for run in table["run"]]
         seeds = [int(match.group(1)) if match else 0 for match in found]
         runs = [_SEED.sub("", str(run), count=1) or str(run) for run in table["run"]]
-        return table.assign(run=runs, seed=seeds)
+        return by_series(table.assign(run=runs, seed=seeds))
 
     @cached_property
     def _summaries(self) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import pytest
 
 import opd_probe
 from opd_probe.curves.groups import MOST, UNKNOWN, group_fields
-from opd_probe.errors import InputError
+from opd_probe.errors import InputError, TraceError
 from opd_probe.metrics import METRICS
 from opd_probe.rollouts.fields import carried_fields
 from opd_probe.trace import Trace
@@ -134,6 +134,12 @@ def test_a_field_that_is_none_is_one_line() -> None:
     many = grouped_trace([{"prompt_id": f"p{i}", "n_states": 1} for i in range(MOST + 1)])
     with pytest.raises(InputError, match="65 values, as p0, p1, p10; expected at most 64"):
         opd_probe.groups(many, "prompt_id")
+
+
+@pytest.mark.parametrize("text", ["{", "3", "[" * 5_000])
+def test_fields_that_were_damaged_are_one_line(text: str) -> None:
+    with pytest.raises(TraceError, match="the fields of its rollouts are no JSON objects"):
+        opd_probe.groups(multi_turn(fields=[text] * len(MASKS)), "domain")
 
 
 def test_traces_of_before_know_their_turns() -> None:
