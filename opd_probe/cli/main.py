@@ -20,6 +20,7 @@ import typer
 from opd_probe.cli import (
     align,
     ckpts,
+    coldstart,
     compare,
     doctor,
     figures,
@@ -28,6 +29,7 @@ from opd_probe.cli import (
     losses,
     mass,
     overlap,
+    prompts,
     report,
     rollout,
     show,
@@ -72,9 +74,25 @@ def _root(
 ) -> None: ...
 
 
-for module in (overlap, mass, align, figures, report, compare, tokens, losses):
-    module.register(app)
-for module in (rollout, ckpts, ingest, doctor, show, verify, lab):
+for module in (
+    overlap,
+    mass,
+    align,
+    figures,
+    report,
+    compare,
+    tokens,
+    losses,
+    rollout,
+    ckpts,
+    ingest,
+    coldstart,
+    prompts,
+    doctor,
+    show,
+    verify,
+    lab,
+):
     module.register(app)
 
 
