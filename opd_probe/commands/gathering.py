@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Drawing = tuple[str, Callable[[], "Figure"]]
 """What is added to a table's name for a figure of it, and what draws it, once the table is written."""
 
-NAMES = ("run", "step", "teacher", "k", "states", "token_source", "sampling", "quantised")
+NAMES = ("run", "step", "teacher", "k", "states", "token_source", "sampling", "quantised", "stopped")
 DRY_RUN_COLUMNS = (
     "run", "step", "teacher", "states", "states_are", "tokens", "bytes", "seconds",
 )  # fmt: skip

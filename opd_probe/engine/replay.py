@@ -18,7 +18,7 @@ from opd_probe.engine.sequences import (
     StateSequence,
     build_sequences,
     check_sampled,
-    sequence_batches,
+    pending_batches,
     state_counts,
     with_prompts,
 )
@@ -139,34 +139,40 @@ class Replay:
         return state_counts(self.rollouts, self.sequences)
 
     def states(
-        self, done: NDArray[np.bool_] | None = None, progress: Progress | None = None
+        self,
+        done: NDArray[np.bool_] | None = None,
+        progress: Progress | None = None,
+        units: Sequence[Sequence[int]] | None = None,
     ) -> Iterator[tuple[int, Columns]]:
-        """Yield (rollout index, columns of its states), longest sequences first.
+        """Yield (rollout index, columns of its states), longest sequences of a unit first.
 
         The values depend on neither the batch, its padding nor the chunk, beyond the rounding of the models'
         own matrix products.
 
         Args:
-            done: bool [n_rollouts], rollouts to leave out.
+            done: bool [n_rollouts], rollouts to leave out; one that goes through with others is yielded again.
             progress: called after each batch.
+            units: the rollouts of each unit: one after another, none together with those of another. None: all are one.
 
         Raises:
             LogitError: a model returned a logit that is NaN or +inf; names the rollout and the position.
             OutOfMemoryError: names the option that lowers the need.
         """
         total = sum(len(sequence.positions) for sequence in self.sequences)
-        todo = [[s for s in side if done is None or not done[s.rollout]] for side in self.sides]
-        finished = total - sum(len(sequence.positions) for sequence in todo[0])
+        pending = pending_batches(self.sides, self.settings.batch_tokens, done, units)
+        left = [s for s in self.sequences if done is None or not done[s.rollout]]
+        finished = total - sum(len(sequence.positions) for sequence in left)
         if progress is not None:
             progress(finished, total)
-        if not todo[0]:
+        if not pending:
             return
         scorer = self._scorer()
-        for batch in sequence_batches(todo, self.settings.batch_tokens):
+        for batch in pending:
+            new = sum(len(s.positions) for s in batch[0][0] if done is None or not done[s.rollout])
             with memory_advice(), fitting_threads(self.teacher.output_layer.weight):
                 columns = self._score(scorer, batch)
             yield from by_rollout(batch[0][0], columns)
-            finished += len(columns["token_id"])
+            finished += new
             if progress is not None:
                 progress(finished, total)
 

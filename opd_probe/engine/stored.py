@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from opd_probe.atomic import reserve
-from opd_probe.engine.sequences import Members, StateSequence, build_sequences, sequence_batches, state_counts
+from opd_probe.engine.sequences import Members, StateSequence, build_sequences, pending_batches, state_counts
 from opd_probe.errors import OutputError
 from opd_probe.stats.threads import fitting_threads
 from opd_probe.types import Rollout
@@ -50,17 +50,23 @@ class StoredModel:
         self._known = np.zeros(len(rollouts), dtype=bool)
         self._states: Tensor | None = None
 
-    def fill(self, batch_tokens: int, progress: Callable[[int, int], None] | None = None) -> None:
+    def fill(
+        self,
+        batch_tokens: int,
+        progress: Callable[[int, int], None] | None = None,
+        units: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         """Compute what is not there yet, in the batches of a replay, and let the model go.
 
         Args:
             progress: called with (states done, states in all).
+            units: as for :meth:`opd_probe.engine.replay.Replay.states`.
 
         Raises:
             OutputError: the disk has no room for the states.
         """
-        todo = self._todo()
-        self._fill([members for (members,) in sequence_batches([todo], batch_tokens)], progress)
+        pending = pending_batches([self._sequences], batch_tokens, self._known, units)
+        self._fill([members for (members,) in pending], progress)
 
     def fill_alone(self, apart: Mapping[int, int], progress: Callable[[int, int], None] | None = None) -> None:
         """As :meth:`fill`, each rollout by itself.
@@ -69,10 +75,8 @@ class StoredModel:
             apart: by rollout, how many tokens at its start go through the layers before the others; none where it is
                 not named.
         """
-        self._fill([([sequence], apart.get(sequence.rollout, 0)) for sequence in self._todo()], progress)
-
-    def _todo(self) -> list[StateSequence]:
-        return [sequence for sequence in self._sequences if not self._known[sequence.rollout]]
+        todo = [sequence for sequence in self._sequences if not self._known[sequence.rollout]]
+        self._fill([([sequence], apart.get(sequence.rollout, 0)) for sequence in todo], progress)
 
     @torch.inference_mode()
     def _fill(self, batches: Sequence[Members], progress: Callable[[int, int], None] | None) -> None:

@@ -78,7 +78,7 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
                         "step": checkpoint.step,
                         "teacher": teacher.name,
                         "states": work.states,
-                        "states_are": "at most" if work.upper_bound else "exact",
+                        "states_are": "at most" if work.upper_bound or run.settings.precision is not None else "exact",
                         "tokens": read,
                         "bytes": trace_bytes(work.states, run.settings.trace_k),
                         "seconds": seconds(work, read, *sizes, speed, first=first),

@@ -23,6 +23,7 @@ from opd_probe.models.samplers import sampler_version
 from opd_probe.models.served.endpoint import is_url
 from opd_probe.models.served.model import ServedModel
 from opd_probe.options.naming import user_path
+from opd_probe.options.settings import Settings
 from opd_probe.output import write_bytes
 from opd_probe.plain import visible
 from opd_probe.rollouts.teacher_prompts import OWN, STUDENT
@@ -42,6 +43,8 @@ _ENVIRONMENT = ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE")
 
 _NO_TRACE = frozenset({"k", "average", "device", "device_map", "batch_tokens", "sequential"})
 """Settings that no trace depends on."""
+
+_OF_METRICS = frozenset({"k", "average"})
 
 _SMALL_FILES = (".json", ".jinja", ".model", ".txt")
 _BESIDE = (".json", ".jsonl")
@@ -194,13 +197,19 @@ def _run(run: RunPlan) -> dict[str, Any]:
         "name": run.run.name,
         "unit": run.run.unit,
         "folder": run.folder,
-        "settings": {n: v for n, v in run.settings.model_dump(mode="json").items() if n not in _NO_TRACE},
+        "settings": _settings(run.settings),
         "template": None if template is None else _named(template),
         "tokenizer": None if run.tokenizer is None else _named(run.tokenizer),
         "source": [run.source.kind, run.source.path, _source(Path(run.source.path))],
         "checkpoints": [_model(checkpoint) for checkpoint in run.run.checkpoints],
         "teachers": [_teacher(teacher, run.teacher_folders[teacher.name]) for teacher in run.teachers],
     }
+
+
+def _settings(settings: Settings) -> dict[str, Any]:
+    """What decides a trace. Where it says how precise a trace is to be, the metrics' own settings do too."""
+    without = _NO_TRACE if settings.precision is None else _NO_TRACE - _OF_METRICS
+    return {name: value for name, value in settings.model_dump(mode="json").items() if name not in without}
 
 
 def _teacher(teacher: Teacher, folder: str) -> dict[str, Any]:

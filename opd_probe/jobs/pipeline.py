@@ -22,6 +22,7 @@ from opd_probe.jobs.prompting import Prompter
 from opd_probe.jobs.rendering import template_source
 from opd_probe.jobs.sampling import Sampler, check_pair, each_once, step_name
 from opd_probe.jobs.served import settings_for
+from opd_probe.jobs.stopping import Order
 from opd_probe.jobs.tracing import TraceRequest, shared_student
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.model import ServedModel
@@ -106,7 +107,8 @@ class _Station:
         traces = {number: request.stored(fingerprints[number]) for number, request in enumerate(wanted)}
         lacking = [number for number, trace in traces.items() if trace is None]
         if lacking:
-            student = self._student(len(lacking), wanted[lacking[0]].settings)
+            order = wanted[lacking[0]].begun(self.rollouts, fingerprints[lacking[0]]).order
+            student = self._student(len(lacking), wanted[lacking[0]].settings, order)
         for number, request in enumerate(wanted):
             if traces[number] is None:
                 traces[number] = self._made(student, request, fingerprints[number])
@@ -133,9 +135,11 @@ class _Station:
         named = self.run.settings.template
         source = str(Path(self.run.source.path).absolute()) if self.run.source.kind == "rollouts" else None
         template = None if named is None else template_source(named)
-        return TraceRequest(self.checkpoint, teacher.checkpoint, path, settings, labels, prompts, template, source)
+        precision = self.run.settings.wanted
+        given = self.checkpoint, teacher.checkpoint, path, settings, labels, prompts, template, source
+        return TraceRequest(*given, precision=precision)
 
-    def _student(self, replays: int, settings: ReplaySettings) -> LoadedModel | StoredModel:
+    def _student(self, replays: int, settings: ReplaySettings, order: Order | None) -> LoadedModel | StoredModel:
         """The student, once every teacher is known to fit it; in a sequential run it has run then and may go."""
         teachers = self.pool.teachers(self.run)
         student = self.pool.student(self.run, self.checkpoint)
@@ -152,6 +156,7 @@ class _Station:
             replays=replays,
             alone=alone,
             progress=self.progress.update,
+            order=order,
         )
 
     def _made(self, student: LoadedModel | StoredModel, request: TraceRequest, fingerprint: Mapping[str, Any]) -> Trace:

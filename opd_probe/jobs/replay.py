@@ -21,6 +21,7 @@ from opd_probe.models.placement import DeviceMap
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.options.naming import file_names, user_path
+from opd_probe.options.precision import METRICS_K, Precision, parse_widths
 from opd_probe.output import check_file_writable, existing_directory, output_path
 from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
 from opd_probe.rollouts.files import read_rollouts, rollouts_from_dicts
@@ -78,6 +79,7 @@ def replay(
     labels: Mapping[str, Any] | None = None,
     reuse: bool = True,
     sequential: bool | None = None,
+    precision: float | Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> Trace:
     """Run student and teacher over the same student-visited states and keep what every metric needs.
@@ -113,6 +115,9 @@ def replay(
         reuse: whether a fitting trace at ``out`` is used again.
         sequential: load the student, run it, let it go, and only then load the teacher; the student's hidden states
             wait on disk and the numbers are the same. None: when both are read from disk and do not fit together.
+        precision: replay prompts in a random order, and stop once no end of the interval of ``overlap_ratio`` (at
+            k = 16), or of each metric that a mapping names, lies farther from it than this. The trace says so
+            (:attr:`Trace.stopped`), and the same call without it, or with a smaller one, goes on from ``out``.
         progress: called with (states done, states in all); with a served teacher every state counts twice, once told
             and once replayed.
 
@@ -124,7 +129,9 @@ def replay(
     """
     settings = ReplaySettings(k, temperature, jsd, dtype, tokenizer, allow_special_mismatch, batch_tokens, chunk)
     settings = replace(settings, length_factors=length_factors)
-    request = TraceRequest(student, teacher, None if out is None else output_path(out), settings, labels or {})
+    path = None if out is None else output_path(out)
+    wanted = None if precision is None else _precision(precision, settings)
+    request = TraceRequest(student, teacher, path, settings, labels or {}, precision=wanted)
     place: dict[str, Any] = {"device": device, "device_map": device_map, "trust_remote_code": trust_remote_code}
     how: dict[str, Any] = {"reuse": reuse, "sequential": sequential, "progress": progress}
     (trace,) = _traces([request], rollouts, place, [teacher_prompts], teacher_tokenizer=teacher_tokenizer, **how)
@@ -208,11 +215,11 @@ def _traces(
     settings.check()
     given = read_source(rollouts)
     origin = str(Path(rollouts).absolute()) if isinstance(rollouts, (str, Path)) else None
-    requests = [replace(one, rollouts_from=origin) for one in requests]
+    requests = [replace(one, rollouts_from=origin, reuse=reuse) for one in requests]
     requests = [_ready(*pair, given, teacher_tokenizer) for pair in zip(requests, prompts, strict=True)]
     given = without_padding(given, special_ids_near(student, settings.tokenizer))
     fingerprints = [request.fingerprint(given) for request in requests]
-    traces = {n: one.stored(fingerprints[n]) if reuse else None for n, one in enumerate(requests)}
+    traces = {n: one.stored(fingerprints[n]) for n, one in enumerate(requests)}
     lacking = [number for number, trace in traces.items() if trace is None]
     if not lacking:
         return [trace for trace in traces.values() if trace is not None]
@@ -224,7 +231,9 @@ def _traces(
     given = encode_rollouts(given, loaded.tokenizer)
     warn_of_text(given, "rollouts")
     disk = existing_directory(requests[0].path.parent) if requests[0].path is not None else None
-    first = shared_student(loaded, given, settings, disk, replays=len(lacking), alone=sequential, progress=progress)
+    order = requests[lacking[0]].begun(given, fingerprints[lacking[0]]).order
+    how: dict[str, Any] = {"replays": len(lacking), "alone": sequential, "progress": progress, "order": order}
+    first = shared_student(loaded, given, settings, disk, **how)
     kept = None if sequential else loaded
     gone = sequential and is_large(loaded)
     del loaded  # when it has run alone, nothing holds it any more
@@ -255,6 +264,21 @@ def _ready(
         return request
     read = prompts_as_given(request.teacher, request.settings.tokenizer, prompts, rollouts)
     return replace(request, teacher_prompts=read)
+
+
+def _precision(given: float | Mapping[str, float], settings: ReplaySettings) -> Precision:
+    """What a program asks for.
+
+    Raises:
+        InputError: it names no such metric, or no width.
+    """
+    try:
+        widths = parse_widths(given)
+    except ValueError as error:
+        raise InputError(f"precision: {error}") from None
+    if "jsd" in widths and not settings.jsd:
+        raise InputError("precision of jsd: it is measured only with jsd=True")
+    return Precision(widths, k=METRICS_K)
 
 
 def _same(student: Any, teacher: Any) -> bool:

@@ -241,6 +241,16 @@ PROVENANCE: dict[str, tuple[type, ...]] = {
     "labels.directory": (str, type(None)),
     "fingerprint": (dict,),
     "warnings": (list, type(None)),
+    "stopped": (dict, type(None)),
+    "stopped.level": (float,),
+    "stopped.prompts": (int,),
+    "stopped.states": (int,),
+    "stopped.of_prompts": (int,),
+    "stopped.of_states": (int,),
+    "stopped.asked": (dict,),
+    "order": (dict, type(None)),
+    "order.seed": (int,),
+    "order.looks": (list,),
 }
 """What is read of a trace's provenance, as a path of keys, and the types that it may have where it is there."""
 

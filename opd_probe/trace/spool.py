@@ -126,6 +126,21 @@ class TraceSpool:
             self._answered_digests[rollout] = self._digest(rollout, self._answers)
         self.answered[:] = True
 
+    def take(self, rollouts: Sequence[int], blocks: Iterable[Mapping[str, Array]]) -> None:
+        """Store all columns of some whole rollouts, whose rows come one after another, block by block."""
+        rows, start = self.rows(rollouts), 0
+        for block in blocks:
+            stop = start + len(block["rollout"])
+            for column in self.columns:
+                self.arrays[column.name][rows[start:stop]] = block[column.name]
+            start = stop
+        for rollout in rollouts:
+            self._done_digests[rollout] = self._digest(rollout, [column.name for column in self.columns])
+            self.done[rollout] = True
+            if len(self.answered):
+                self._answered_digests[rollout] = self._digest(rollout, self._answers)
+                self.answered[rollout] = True
+
     def answer(self, rollout: int, columns: Sequence[str]) -> dict[str, Array]:
         """Columns of one rollout as they were put."""
         return {name: np.array(self.arrays[name][self._rows(rollout)]) for name in columns}
@@ -133,14 +148,45 @@ class TraceSpool:
     def _rows(self, rollout: int) -> slice:
         return slice(int(self.offsets[rollout]), int(self.offsets[rollout + 1]))
 
-    def finish(self, rollouts: pa.Table, provenance: Mapping[str, Any], path: Path | None) -> Trace:
-        """The finished trace: written to ``path``, or in memory when ``path`` is None. The spool is spent."""
-        if not bool(self.done.all()):
-            raise RuntimeError(f"{int((~self.done).sum())} rollouts were never replayed")
+    def rows(self, rollouts: Sequence[int]) -> Array:
+        """The rows of some rollouts, one after another."""
+        return np.concatenate([np.arange(*self.offsets[[one, one + 1]]) for one in rollouts])
+
+    def part(self, rollouts: Sequence[int], table: pa.Table, provenance: Mapping[str, Any]) -> Trace:
+        """Some rollouts as a trace that reads the spool.
+
+        Args:
+            rollouts: ascending. table: the rollout table of all.
+        """
+        return Trace(table.take(list(rollouts)), provenance, arrays=self.arrays, rows=self.rows(rollouts))
+
+    def finish(
+        self,
+        rollouts: pa.Table,
+        provenance: Mapping[str, Any],
+        path: Path | None,
+        taken: Sequence[int] | None = None,
+    ) -> Trace:
+        """The finished trace: written to ``path``, or in memory when ``path`` is None. The spool is spent.
+
+        Args:
+            rollouts: the rollout table of all.
+            taken: the rollouts that the trace holds, ascending; None: all.
+        """
         names = [column.name for column in self.columns]
+        wanted = slice(None) if taken is None else list(taken)
+        if not bool(self.done[wanted].all()):
+            raise RuntimeError(f"{int((~self.done[wanted]).sum())} rollouts were never replayed")
+        if taken is None:
+            source = Trace(rollouts, provenance, arrays=self.arrays)
+        else:
+            source = self.part(taken, rollouts, provenance)
+        rollouts = source.rollouts
         if path is None:
-            return Trace(rollouts, provenance, arrays=self.arrays)
-        source = Trace(rollouts, provenance, arrays=self.arrays)
+            if taken is None:
+                return source
+            rows = self.rows(taken)
+            return Trace(rollouts, provenance, arrays={name: self.arrays[name][rows] for name in names})
         if self.directory is not None:
             (self.directory / ROOM).unlink(missing_ok=True)
         trace = write_trace(path, source.blocks(names), names, rollouts, provenance)

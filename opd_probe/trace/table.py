@@ -53,6 +53,7 @@ class Trace:
         *,
         arrays: Mapping[str, Array] | None = None,
         path: Path | None = None,
+        rows: Array | None = None,
     ) -> None:
         if (arrays is None) == (path is None):
             raise TypeError("a trace lives either in arrays or in a file")
@@ -60,6 +61,7 @@ class Trace:
         self.provenance = dict(provenance)
         self._arrays = dict(arrays) if arrays is not None else None
         self._path = path
+        self._rows = rows  # of the arrays, where the trace is a part of them
         counts = np.asarray(rollouts.column("n_states").to_numpy(zero_copy_only=False), dtype=np.int64)
         self._offsets = np.concatenate([[0], np.cumsum(counts)])
 
@@ -89,6 +91,13 @@ class Trace:
     def warnings(self) -> tuple[str, ...]:
         """What whoever uses the trace should know, as it was said when the trace was made."""
         return tuple(str(text) for text in self.provenance.get("warnings") or ())
+
+    @property
+    def stopped(self) -> Mapping[str, Any] | None:
+        """Of a replay that stopped once its intervals were narrow enough: how far it came and what was asked, see
+        ``docs/formats.md``; None: the trace is whole."""
+        found: Mapping[str, Any] | None = self.provenance.get("stopped")
+        return found
 
     @property
     def path(self) -> Path | None:
@@ -148,7 +157,9 @@ class Trace:
     def _raw_blocks(self, columns: list[str], size: int) -> Iterator[dict[str, Array]]:
         if self._arrays is not None:
             for start in range(0, self.n_states, size):
-                yield {name: self._arrays[name][start : start + size] for name in columns}
+                block = slice(start, start + size)
+                at = block if self._rows is None else self._rows[block]
+                yield {name: self._arrays[name][at] for name in columns}
             return
         assert self._path is not None
         with _reading(self._path) as file:
