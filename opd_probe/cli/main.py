@@ -26,6 +26,7 @@ from opd_probe.cli import (
     lab,
     mass,
     overlap,
+    report,
     rollout,
     show,
     tokens,
@@ -63,7 +64,22 @@ def _root(
 ) -> None: ...
 
 
-for module in (overlap, mass, align, figures, compare, tokens, rollout, ckpts, ingest, doctor, show, verify, lab):
+for module in (
+    overlap,
+    mass,
+    align,
+    figures,
+    report,
+    compare,
+    tokens,
+    rollout,
+    ckpts,
+    ingest,
+    doctor,
+    show,
+    verify,
+    lab,
+):
     module.register(app)
 
 

@@ -72,9 +72,14 @@ def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(buffer, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        cells = {name: csv_cell(row.get(name)) for name in names}
+        cells = {name: csv_cell(_flat(row.get(name))) for name in names}
         writer.writerow(cells | row.get("infinite", {}))
     write(buffer.getvalue())
+
+
+def _flat(value: Any) -> Any:
+    """A nested value as the JSON text that a cell can hold."""
+    return json.dumps(value, allow_nan=False) if isinstance(value, (list, Mapping)) else value
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
@@ -121,4 +126,6 @@ def _cell(row: Mapping[str, Any], name: str, intervals: bool) -> str:
     if isinstance(value, float):
         ends = (_end(row, f"{name}{end}") if intervals else None for end in ("_lo", "_hi"))
         return with_interval(value, *ends)
+    if isinstance(value, list):
+        return visible(", ".join(map(str, value))) or "-"
     return visible(str(value))
