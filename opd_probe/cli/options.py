@@ -261,6 +261,16 @@ PrecisionOption = Annotated[
         "Repeat it for several metrics. Without it, or with a smaller WIDTH, the same command goes on from there.",
     ),
 ]
+WidthOption = Annotated[
+    list[str] | None,
+    _option(
+        "--precision",
+        panel=_RESULT,
+        metavar="[METRIC=]WIDTH",
+        help="Half-widths of intervals for which the prompts are told that they take (default: some of the main "
+        "metrics); repeat it for several.",
+    ),
+]
 Seed = Annotated[
     int | None,
     _option("--seed", panel=_SAMPLING, metavar="N", help="Of sampling and intervals (default: 0)."),

@@ -124,6 +124,7 @@ def plan_runs(request: Request) -> tuple[RunPlan, ...]:
     )
     for plan in plans:
         _check_sampler(plan)
+        _check_precision(plan)
     return plans
 
 
@@ -299,6 +300,19 @@ def _check_sampler(plan: RunPlan) -> None:
     if settings.sampler == "vllm" and plan.source.kind == "prompts":
         for checkpoint in plan.run.checkpoints:
             check_vllm(checkpoint, dtype=settings.dtype, temperature=settings.sample_temperature)
+
+
+def _check_precision(plan: RunPlan) -> None:
+    """Refuse to wait for what will not be measured."""
+    wanted = plan.settings.wanted
+    if wanted is None:
+        return
+    if "jsd" in wanted.widths and not plan.settings.jsd:
+        raise InputError("--precision of jsd: it is measured only with --jsd; add it")
+    if any(isinstance(teacher.checkpoint, ServedModel) for teacher in plan.teachers):
+        from opd_probe.jobs.stopping import check_told
+
+        check_told(wanted)
 
 
 def _check_file(option: str, value: str, *, folders: bool = False) -> None:

@@ -55,8 +55,10 @@ def parse_widths(given: Any) -> dict[str, float]:
     for name, value in pairs:
         if name in widths:
             raise ValueError(f"expected each metric once; {name} is there twice")
-        if name not in (known := with_interval()):
-            raise ValueError(f"expected metrics with an interval of their mean ({', '.join(known)}), not {name!r}")
+        if name not in with_interval():
+            raise ValueError(
+                f"expected a metric whose mean has an interval, as overlap_ratio or reverse_kl, not {name!r}"
+            )
         widths[str(name)] = _width(value)
     if not widths:
         raise ValueError("expected a width, or METRIC=WIDTH, at least once")

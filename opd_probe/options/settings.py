@@ -141,8 +141,6 @@ def settle(given: Options, manifest: Options | None, *, where: str) -> Settings:
         raise InputError(
             f"{where}: k = {k} is beyond the trace's K = {chosen['trace_k']}; raise --trace-k or lower --k"
         )
-    if "jsd" in (chosen.get("precision") or {}) and not chosen.get("jsd"):
-        raise InputError(f"{where}: --precision of jsd, which is measured only with --jsd; add it")
     chosen.setdefault("trace_k", max(TRACE_K, k))
     return Settings(**chosen)
 

@@ -114,9 +114,9 @@ def _warn_of_stops(measured: Sequence[Measured]) -> None:
     if len(held) > 1:
         names = ", ".join(dict.fromkeys(one.run for one in stopped))
         warn(
-            f"{len(stopped)} of {len(measured)} traces (of {names}) are of replays that stopped, not all after the same "
-            "prompts: their intervals are wider, so as to be valid wherever they stop; opd-probe compare takes the "
-            "prompts that both have, and the command without --precision makes them whole"
+            f"{len(stopped)} of {len(measured)} traces (of {names}) are of replays that stopped, not all after the "
+            "same prompts: their intervals are wider, so as to be valid wherever they stop; opd-probe compare takes "
+            "the prompts that both have, and the command without --precision makes them whole"
         )
 
 
