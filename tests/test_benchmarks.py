@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from scipy.special import ndtr
 
 import opd_probe
 from benchmarks import __main__ as suite
-from benchmarks import after_trace, coverage, gpu, lengths, noise, replay
+from benchmarks import after_trace, coverage, gpu, lengths, noise, replay, stopping
 from benchmarks.measuring import FIGURES
 from benchmarks.table import BEGIN, DOCS, END, as_markdown
 
@@ -91,6 +92,27 @@ class TestCoverage:
         page.write_text("no marks")
         with pytest.raises(SystemExit, match="where the table goes"):
             coverage.show_in(page, {"coverage": ""})
+
+
+class TestStopping:
+    """The simulation of replays that stop."""
+
+    def test_the_documentation_shows_what_was_found_last(self) -> None:
+        found = json.loads(stopping.RESULTS.read_text())
+        assert {row["case"] for row in found["stopping"]} == {case.name for case in stopping.cases()}
+        text = stopping.DOCS.read_text()
+        for name, table in stopping.as_markdown(found).items():
+            begin, end = stopping.MARKS[name]
+            assert text.partition(begin)[2].partition(end)[0].strip() == table
+
+    def test_what_was_found_last_is_what_is_found_and_holds(self) -> None:
+        found = json.loads(stopping.RESULTS.read_text())["stopping"]
+        case = stopping.of_demo("overlap_ratio", 100)
+        assert stopping.measure(case, 64, 1_000) == [
+            row for row in found if (row["case"], row["prompts"]) == (case.name, 64)
+        ]
+        assert min(row["coverage"] for row in found if row["method"] == stopping.OURS) > 0.93
+        assert stopping.pocock_level(range(1, 6)) == pytest.approx(2 * ndtr(2.413) - 1, abs=1e-4)  # his table
 
 
 def test_all_paths_see_the_same_divergence() -> None:

@@ -131,7 +131,7 @@ def interval(of: Estimate, *, exact: bool = False, level: float = LEVEL) -> tupl
     change, variance, freedom = _changes(of)
     still = np.sqrt(variance) <= _NOISE * of.scale
     tail = np.where(still, (1 - level) / 2, _tail(freedom, level))
-    variance = np.where(still, 0.0, variance)
+    variance = np.asarray(np.where(still, 0.0, variance))
     bounded = np.isfinite(of.low) & np.isfinite(of.high)
     none = (of.clusters < 2) | np.isnan(of.value) | np.isnan(variance)
     none |= ~bounded & (still | (of.clusters < FEW_UNBOUNDED)) & ~(exact & still)
@@ -169,8 +169,7 @@ def _tail(freedom: Floats, level: float) -> Floats:
     """[m], the normal tail probability beyond the quantile of Student's t."""
     from scipy.special import ndtr, stdtrit
 
-    tail: Floats = ndtr(-stdtrit(freedom, (1 + level) / 2))
-    return tail
+    return np.asarray(ndtr(-stdtrit(freedom, (1 + level) / 2)), dtype=np.float64)
 
 
 def _end(of: Estimate, change: Floats, variance: Floats, tail: Floats, side: int) -> Floats:

@@ -53,6 +53,7 @@ class ReplayOptions(TypedDict, total=False):
     trust_remote_code: bool
     reuse: bool
     sequential: bool | None
+    precision: float | Mapping[str, float] | None
     progress: Progress | None
 
 
@@ -130,7 +131,7 @@ def replay(
     settings = ReplaySettings(k, temperature, jsd, dtype, tokenizer, allow_special_mismatch, batch_tokens, chunk)
     settings = replace(settings, length_factors=length_factors)
     path = None if out is None else output_path(out)
-    wanted = None if precision is None else _precision(precision, settings)
+    wanted = _precision(precision, settings)
     request = TraceRequest(student, teacher, path, settings, labels or {}, precision=wanted)
     place: dict[str, Any] = {"device": device, "device_map": device_map, "trust_remote_code": trust_remote_code}
     how: dict[str, Any] = {"reuse": reuse, "sequential": sequential, "progress": progress}
@@ -180,7 +181,9 @@ def replay_teachers(
     place: dict[str, Any] = {
         name: given.pop(name) for name in ("device", "device_map", "trust_remote_code") if name in given
     }
+    precision = given.pop("precision", None)
     settings, files = ReplaySettings(**given), file_names(list(teachers))
+    wanted = _precision(precision, settings)
     requests = [
         TraceRequest(
             student,
@@ -188,6 +191,7 @@ def replay_teachers(
             None if out is None else output_path(out) / f"{files[name]}.parquet",
             settings,
             {**(labels or {}), "teacher": name},
+            precision=wanted,
         )
         for name, teacher in teachers.items()
     ]
@@ -266,12 +270,14 @@ def _ready(
     return replace(request, teacher_prompts=read)
 
 
-def _precision(given: float | Mapping[str, float], settings: ReplaySettings) -> Precision:
+def _precision(given: float | Mapping[str, float] | None, settings: ReplaySettings) -> Precision | None:
     """What a program asks for.
 
     Raises:
         InputError: it names no such metric, or no width.
     """
+    if given is None:
+        return None
     try:
         widths = parse_widths(given)
     except ValueError as error:
