@@ -115,20 +115,22 @@ def answers_path(path: Path) -> Path:
 
 
 def told_beside(path: Path | None, fingerprint: Mapping[str, Any], k: int, size: int) -> Trace | None:
-    """A finished trace of the same folder for which the teacher was asked the same: that of another checkpoint.
+    """A finished trace of the same folder for which the teacher was asked the same: that of another checkpoint; the one
+    with the most states, where some are of replays that stopped.
 
     Args:
         path, fingerprint: of the trace that is to be made.
         size: of the shared vocabulary, on which the teacher's lists are kept.
     """
+    held: Trace | None = None
     for file in sorted(path.parent.glob("*.parquet")) if path is not None else []:
         with suppress(TraceError):
             found = read_trace(file)
             before = found.provenance.get("fingerprint", {})
             same = all(before.get(name) == value for name, value in fingerprint.items() if name != "student weights")
             if file != path and same and k <= found.K and found.vocabulary_size == size:
-                return found
-    return None
+                held = found if held is None or found.n_states > held.n_states else held
+    return held
 
 
 def served_states(
@@ -157,8 +159,12 @@ def served_states(
 
         return counted
 
-    if told is not None and np.array_equal(told.rollout_offsets, spool.offsets):
-        spool.put_answers(told.blocks(TOLD))
+    if told is not None:
+        place = {rollout.id: index for index, rollout in enumerate(engine.rollouts)}
+        held = [place.get(name, -1) for name in told.rollouts.column("rollout_id").to_pylist()]
+        counts = np.diff(spool.offsets)
+        if min(held, default=-1) >= 0 and np.array_equal(np.diff(told.rollout_offsets), counts[held]):
+            spool.put_answers(held, told.blocks(TOLD))
     for unit in [None] if units is None else units:
         for index, values in engine.answers(spool.answered, count(0), unit):
             spool.put_answer(index, values)

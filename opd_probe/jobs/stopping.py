@@ -237,10 +237,10 @@ class Begun:
 def _ends(units: Sequence[Sequence[int]], done: NDArray[np.bool_]) -> Iterator[list[int]]:
     """Each time the rollouts of all units that are through, ascending, when another one came to its end since the last
     time and more are to come; else none."""
-    through = 0
+    through, members = 0, [np.asarray(unit) for unit in units]
     while True:
         before = through
-        while through < len(units) and bool(done[list(units[through])].all()):
+        while through < len(units) and bool(done[members[through]].all()):
             through += 1
         ended = before < through < len(units)
         yield sorted(index for unit in units[:through] for index in unit) if ended else []

@@ -113,33 +113,33 @@ class TraceSpool:
         self._answered_digests[rollout] = self._digest(rollout, self._answers)
         self.answered[rollout] = True
 
-    def put_answers(self, blocks: Iterable[Mapping[str, Array]]) -> None:
-        """Store such columns of all rows, given in order, block by block; their top lists may be deeper."""
-        start = 0
-        for block in blocks:
-            stop = start + len(block["rollout"])
-            for name in self._answers:
-                held = self.arrays[name][start:stop]
-                held[:] = block[name][:, : held.shape[1]] if held.ndim == 2 else block[name]
-            start = stop
-        for rollout in range(len(self.answered)):
+    def put_answers(self, rollouts: Sequence[int], blocks: Iterable[Mapping[str, Array]]) -> None:
+        """Store such columns of some rollouts, whose rows come one after another, block by block; their top lists may
+        be deeper."""
+        self._fill(rollouts, self._answers, blocks)
+        for rollout in rollouts:
             self._answered_digests[rollout] = self._digest(rollout, self._answers)
-        self.answered[:] = True
+            self.answered[rollout] = True
 
     def take(self, rollouts: Sequence[int], blocks: Iterable[Mapping[str, Array]]) -> None:
-        """Store all columns of some whole rollouts, whose rows come one after another, block by block."""
-        rows, start = self.rows(rollouts), 0
-        for block in blocks:
-            stop = start + len(block["rollout"])
-            for column in self.columns:
-                self.arrays[column.name][rows[start:stop]] = block[column.name]
-            start = stop
+        """Store all columns of some whole rollouts, as :meth:`put_answers` a part of them."""
+        names = [column.name for column in self.columns]
+        self._fill(rollouts, names, blocks)
         for rollout in rollouts:
-            self._done_digests[rollout] = self._digest(rollout, [column.name for column in self.columns])
+            self._done_digests[rollout] = self._digest(rollout, names)
             self.done[rollout] = True
             if len(self.answered):
                 self._answered_digests[rollout] = self._digest(rollout, self._answers)
                 self.answered[rollout] = True
+
+    def _fill(self, rollouts: Sequence[int], names: Sequence[str], blocks: Iterable[Mapping[str, Array]]) -> None:
+        rows, start = self.rows(rollouts), 0
+        for block in blocks:
+            stop = start + len(block["rollout"])
+            for name in names:
+                held = self.arrays[name]
+                held[rows[start:stop]] = block[name][:, : held.shape[1]] if held.ndim == 2 else block[name]
+            start = stop
 
     def answer(self, rollout: int, columns: Sequence[str]) -> dict[str, Array]:
         """Columns of one rollout as they were put."""

@@ -30,6 +30,7 @@ from opd_probe.trace.schema import (
     ROLLOUT_ID,
     STATE_COLUMN,
     STATE_COLUMNS,
+    STOPPED,
     Column,
 )
 
@@ -335,6 +336,13 @@ def _check_provenance(provenance: Mapping[str, Any]) -> None:
         good = isinstance(value, types) and (bool in types or not isinstance(value, bool))
         if value is not _ABSENT and not good:
             raise ValueError(f"{path} of its provenance is {type(value).__name__}")
+    stopped = provenance.get("stopped")
+    if stopped is not None:
+        lacking = [name for name in STOPPED if name not in stopped]
+        if lacking:
+            raise ValueError(f"stopped of its provenance has no {lacking[0]}")
+        if not 0 < stopped["level"] < 1:
+            raise ValueError(f"stopped.level of its provenance is {stopped['level']}")
     special = (provenance.get("vocabulary") or {}).get("special_ids") or ()
     if not all(isinstance(token, int) for token in special):
         raise ValueError("vocabulary.special_ids of its provenance are no token ids")

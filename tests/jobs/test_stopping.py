@@ -17,7 +17,7 @@ import torch
 import opd_probe
 from opd_probe.curves.looks import look_level, look_sizes
 from opd_probe.curves.planning import prompts_needed
-from opd_probe.errors import InputError, OpdProbeWarning
+from opd_probe.errors import InputError, OpdProbeWarning, TraceError
 from opd_probe.jobs.stopping import Order
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.trace import Trace, read_trace
@@ -240,6 +240,10 @@ def test_a_served_teacher_is_asked_no_more_than_is_looked_at(
         assert first.stopped is not None
         assert 80 <= asked + 2 < 90  # 40 prompts, two rollouts each, but one without a state
         held = states_of(first)
+        before = len(server.bodies("/generate"))
+        other = opd_probe.replay(models[1], server.url, ROWS, K, out=tmp_path / "other.parquet", precision=1.0)
+        assert other.stopped == first.stopped
+        assert len(server.bodies("/generate")) - before < 5  # what it told of another checkpoint's rollouts counts
         whole, more = replayed()
         assert whole.stopped is None
         assert more < 50
@@ -292,8 +296,6 @@ class TestCommands:
         assert row["interval_level"] == pytest.approx(1 - 0.05 / 3)
         assert run("--precision", "0.9", "--precision", "reverse_kl=9").rows == [row]
         (trace,) = (root / "out" / "traces").rglob("*.parquet")
-        table = call("overlap", "--traces", trace, "--out", tmp_path).out
-        assert "at 40 of 60 prompts" in table
         shown = json.loads(call("show", trace, "--format", "json", "--precision", "0.01").out)
         assert (shown["stopped"], shown["provenance"]["stopped"]["asked"]) == (
             row["stopped"],
@@ -304,7 +306,7 @@ class TestCommands:
         assert "verdict" in call("verify", trace, "--rollouts", "many.jsonl", "--states", "3").out
         assert call("tokens", trace, "--out", tmp_path).code == 0
         assert "stopped at 40 of 60 prompts" in (tmp_path / "tokens.html").read_text()
-        kept = shutil.copy(trace, tmp_path / "stopped.parquet")
+        kept = Path(shutil.copy(trace, tmp_path / "stopped.parquet"))
         (whole,) = run().rows
         assert "stopped" not in whole
         assert (whole["n_prompts"], whole["n_states"]) == (59, row["n_states_in_all"])
@@ -314,13 +316,22 @@ class TestCommands:
         assert {(one["n_prompts"], one["n_prompts_only_b"], one["stopped_a"]) for one in pair.rows} == {
             (39, 20, row["stopped"])
         }
-        side = call("overlap", "--traces", kept, trace, "--out", tmp_path)
-        assert (side.code, "both of run" in side.err) == (2, True)
+        stored = read_trace(kept)
+        said = dict(stored.stopped or {})
+        for name, value in (("level", 1.5), ("prompts", "many"), ("of_states", None)):
+            stored.provenance["stopped"] = (
+                {**said, name: value} if value is not None else {other: said[other] for other in said if other != name}
+            )
+            with pytest.raises(TraceError, match=f"(of its provenance has no |stopped[.]){name}"):
+                stored.save(tmp_path / "broken.parquet")
 
     def test_bad_words_and_few_prompts(self, overlap: tuple[Callable[..., Any], Caller]) -> None:
         run, call = overlap
         for words, message in (
-            (("--precision", "nothing=1"), "option --precision: expected a metric whose mean has an interval, as overlap_ratio"),
+            (
+                ("--precision", "nothing=1"),
+                "option --precision: expected a metric whose mean has an interval",
+            ),
             (("--precision", "-1"), "option --precision: expected a width above 0"),
             (("--precision", "jsd=1"), "--precision of jsd: it is measured only with --jsd; add it"),
         ):
