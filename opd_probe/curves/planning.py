@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of
+from opd_probe.curves.accumulate import RolloutSums, clusters_of
 from opd_probe.curves.intervals import LEVEL, Estimate, spread
 from opd_probe.curves.rollouts import ROLLOUT_QUANTITIES, rollout_sums, rollout_values
 from opd_probe.metrics import METRICS
-from opd_probe.metrics.states import check_k, metric_blocks
+from opd_probe.metrics.states import metric_blocks
 from opd_probe.trace import Trace
 
 MAIN = ("overlap_ratio", "overlap_advantage", "entropy_gap", "student_overlap_mass", "reverse_kl", "accuracy")
@@ -31,19 +31,16 @@ def prompts_needed(
 
     Args:
         widths: by metric, half-widths in its unit.
-        k, average: as for :func:`opd_probe.summarize`.
+        k, average: as for :func:`opd_probe.summarize`, which refuses what cannot be used.
 
     Returns:
         A row for each metric and width: ``metric``, ``width``, ``prompts``, and the ends ``prompts_lo`` and
         ``prompts_hi`` of their 95 % interval. None where the trace does not tell.
 
-    Raises:
-        InputError, TraceError: a k or an average that cannot be used.
     """
     from scipy.special import gammaincinv, ndtri
 
-    check_average(average)
-    estimates = _estimates(trace, list(widths), check_k(trace, k), average)
+    estimates = _estimates(trace, list(widths), k, average)
     rows = []
     for name, wanted in widths.items():
         if name not in estimates:  # an AUROC, whose variance hangs on which prompts are right

@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from opd_probe.curves.accumulate import prompts_with_states
 from opd_probe.curves.looks import FIRST_LOOK, look_level, look_sizes
 from opd_probe.curves.summary import summary_row
 from opd_probe.engine.scoring import Columns
+from opd_probe.engine.sequences import skip_reason
 from opd_probe.engine.served import UNKNOWN
 from opd_probe.errors import InputError, OpdProbeWarning, warn, warn_in_passing
 from opd_probe.metrics import METRICS
@@ -35,7 +37,7 @@ class Order:
     that their bytes hang on neither where a replay stopped nor how often.
 
     Attributes:
-        seed: of the order. looks: numbers of prompts, ascending; the last is all of them.
+        seed: of the order. looks: numbers of prompts with states, ascending; the last is all of them.
     """
 
     seed: int
@@ -44,7 +46,7 @@ class Order:
     @classmethod
     def of(cls, rollouts: Sequence[Rollout], seed: int) -> Order:
         """The order of a replay that has not begun."""
-        return cls(seed, look_sizes(len({prompt_key(rollout) for rollout in rollouts})))
+        return cls(seed, look_sizes(len(_with_states(rollouts))))
 
     @classmethod
     def stored(cls, said: Any, rollouts: Sequence[Rollout]) -> Order | None:
@@ -55,8 +57,7 @@ class Order:
         if not isinstance(looks, list) or not looks or not all(type(one) is int for one in looks):
             return None
         sound = all(a < b for a, b in zip([0, *looks], looks, strict=False)) and said["seed"] >= 0
-        prompts = len({prompt_key(rollout) for rollout in rollouts})
-        return cls(said["seed"], tuple(looks)) if sound and looks[-1] == prompts else None
+        return cls(said["seed"], tuple(looks)) if sound and looks[-1] == len(_with_states(rollouts)) else None
 
     @property
     def level(self) -> float:
@@ -71,12 +72,19 @@ class Order:
         """The rollouts of each unit, ascending."""
         prompts = [prompt_key(rollout) for rollout in rollouts]
         names = list(dict.fromkeys(prompts))
-        drawn = np.random.default_rng(self.seed).permutation(len(names))
-        place = {names[index]: rank for rank, index in enumerate(drawn.tolist())}
+        counted, place, rank = _with_states(rollouts), {}, 0
+        for index in np.random.default_rng(self.seed).permutation(len(names)).tolist():
+            place[names[index]] = min(rank, len(counted) - 1)  # one without states goes with the next that has some
+            rank += names[index] in counted
         units: list[list[int]] = [[] for _ in self.looks]
         for index, unit in enumerate(np.searchsorted(self.looks, [place[name] for name in prompts], side="right")):
             units[unit].append(index)
         return units
+
+
+def _with_states(rollouts: Sequence[Rollout]) -> set[str]:
+    """The prompts that have a state."""
+    return {prompt_key(rollout) for rollout in rollouts if skip_reason(rollout) is None}
 
 
 def half_widths(trace: Trace, precision: Precision) -> dict[str, float]:
@@ -102,7 +110,7 @@ def warn_of_width(trace: Trace, precision: Precision) -> None:
     found = half_widths(trace, precision)
     for name, width in precision.widths.items():
         if not found[name] <= width:
-            prompts = len(set(trace.rollouts.column("prompt_id").to_pylist()))
+            prompts = prompts_with_states(trace)
             held = "has no interval" if np.isnan(found[name]) else f"is known within ± {found[name]:.3g}"
             labels = trace.provenance.get("labels", {})
             where = f"run {labels['run']}, step {labels.get('step')}: " if "run" in labels else ""
@@ -205,13 +213,19 @@ class Begun:
             )
         looking = {**provenance, "stopped": {"level": order.level}}
         ended = _ends(units, spool.done)
-        if (taken := next(ended)) and narrow(spool.part(taken, table, looking), precision):
-            return taken
-        for index, values in states:
-            spool.put(index, values)
-            if (taken := next(ended)) and narrow(spool.part(taken, table, looking), precision):
-                return taken
-        return None
+
+        def enough() -> list[int]:
+            """The rollouts that say enough, at a look that was not taken yet."""
+            taken = next(ended)
+            return taken if taken and narrow(spool.part(taken, table, looking), precision) else []
+
+        taken = enough()
+        while not taken:
+            if (state := next(states, None)) is None:
+                return None
+            spool.put(*state)
+            taken = enough()
+        return taken
 
     def said(self, taken: Sequence[int] | None, table: pa.Table, spool: TraceSpool) -> dict[str, Any]:
         """What the provenance of the trace holds: the order, and where its replay stopped."""
@@ -220,7 +234,8 @@ class Begun:
             return {}
         if taken is None or precision is None:
             return {"order": order.said()}
-        prompts = table.column("prompt_id").take(list(taken))
+        held = [index for index in taken if spool.offsets[index] < spool.offsets[index + 1]]
+        prompts = table.column("prompt_id").take(held)
         stopped = {
             "asked": dict(precision.widths),
             "k": precision.k,
