@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opd_probe.plots.overview import plot_overview
     from opd_probe.plots.reference import plot_reference
     from opd_probe.plots.rewards import plot_rewards
-    from opd_probe.plots.style import render
+    from opd_probe.plots.style import render, render_all
 
 # A new kind of figure is one new file and one new line here.
 _HOME = {
@@ -39,6 +39,7 @@ _HOME = {
     "plot_mass": "mass",
     "plot_overlap": "overlap",
     "render": "style",
+    "render_all": "style",
 }
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "plot_reference",
     "plot_rewards",
     "render",
+    "render_all",
 ]
 
 

@@ -43,9 +43,7 @@ def draw_figure(draw: Callable[[], Figure | None], stem: Path) -> list[Path]:
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write ``stem.pdf`` and ``stem.png``."""
-    from opd_probe.plots import render
+    from opd_probe.plots import render_all
 
-    return [
-        write_bytes(stem.with_name(f"{stem.name}.pdf"), render(figure, "pdf")),
-        write_bytes(stem.with_name(f"{stem.name}.png"), render(figure, "png")),
-    ]
+    files = render_all(figure, ["pdf", "png"])
+    return [write_bytes(stem.with_name(f"{stem.name}.{kind}"), file) for kind, file in zip(("pdf", "png"), files, strict=True)]
