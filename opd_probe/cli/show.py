@@ -8,6 +8,7 @@ import typer
 
 from opd_probe.cli import options, printing
 from opd_probe.cli.session import quieten_libraries
+from opd_probe.imports import uncollected
 
 
 def show(
@@ -18,7 +19,8 @@ def show(
 ) -> None:
     """Print where a trace comes from and what it says."""
     quieten_libraries()
-    from opd_probe.commands.show import show as describe
+    with uncollected():
+        from opd_probe.commands.show import show as describe
 
     shown = describe(trace, k=k, average=str(average) if average else None)
     if format == options.Format.json:

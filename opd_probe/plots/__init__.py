@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from opd_probe.imports import uncollected
+
 if TYPE_CHECKING:
     from opd_probe.plots.alignment import plot_alignment
     from opd_probe.plots.bars import plot_bars
@@ -62,7 +64,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    with uncollected():
+        module = import_module(f"{__name__}.{_HOME[name]}")
+    value = getattr(module, name)
     globals()[name] = value
     return value
 
