@@ -39,6 +39,7 @@ LAYERS = {
     "plain": 0,
     "progress": 0,
     "digits": 0,
+    "imports": 0,
 }
 """The height of every package. A module imports from below, or from its own package."""
 

@@ -8,6 +8,7 @@ import typer
 
 from opd_probe.cli import options, printing
 from opd_probe.cli.session import progress, quieten_libraries
+from opd_probe.imports import uncollected
 from opd_probe.plain import visible
 
 COLUMNS = ("run", "step", "format", "dtype", "parameters", "size", "base", "tokenizer")
@@ -31,7 +32,8 @@ def ckpts(
     Example: opd-probe ckpts runs
     """
     quieten_libraries()
-    from opd_probe.runs.inventory import check_usable, inventory
+    with uncollected():
+        from opd_probe.runs.inventory import check_usable, inventory
 
     rows = inventory(paths, base=base, step_pattern=step_pattern)
     progress.close()

@@ -41,6 +41,7 @@ from opd_probe.cli.repeats import Repeats
 from opd_probe.cli.session import progress
 from opd_probe.cli.signals import stopped_by_signals
 from opd_probe.errors import OpdProbeError, OpdProbeWarning
+from opd_probe.imports import let_imports_last
 
 _STRAY = re.compile(r"unexpected extra argument(?:s|\(s\))? \((.*)\)")
 """What click says of words that no option takes."""
@@ -100,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     What ends a process in the ordinary way, SIGTERM and SIGHUP, interrupts like Ctrl-C, with exit code 143 or 129.
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    if argv is None:
+        let_imports_last()
     with warnings.catch_warnings(), stopped_by_signals() as received:
         repeats = _show_warnings_as_lines()
         try:

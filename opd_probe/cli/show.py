@@ -8,6 +8,7 @@ import typer
 
 from opd_probe.cli import options, printing
 from opd_probe.cli.session import quieten_libraries
+from opd_probe.imports import uncollected
 
 
 def show(
@@ -19,7 +20,8 @@ def show(
 ) -> None:
     """Print where a trace comes from and what it says, and how many prompts a precision takes."""
     quieten_libraries()
-    from opd_probe.commands.show import show as describe
+    with uncollected():
+        from opd_probe.commands.show import show as describe
 
     shown = describe(trace, k=k, average=str(average) if average else None, precision=precision or None)
     if format == options.Format.json:
