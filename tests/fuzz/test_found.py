@@ -6,6 +6,7 @@ import json
 import os
 import struct
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch import Tensor
 
 from opd_probe.errors import InputError, OpdProbeError, ServerError, TraceError
 from opd_probe.jobs.sampling import stored_samples
@@ -258,3 +260,28 @@ def test_a_file_of_torch_that_goes_on_on_another_disk(tmp_path: Path) -> None:
     locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2)  # of two disks
     file.write_bytes(bytes(64) + locator + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0, 0, 0, 0, 0))
     refused(lambda: read_tensors(file), "not a whole file")
+
+
+def test_shards_whose_parts_are_not_there(jobs: Path, tmp_path: Path) -> None:
+    """What is unpickled has the attributes that the file says, or none."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    def shard(local: object = None, spec: object = None) -> Tensor:
+        made: Any = torch.Tensor._make_wrapper_subclass(DTensor, (4, 2))  # type: ignore[attr-defined]
+        for name, part in (("_local_tensor", local), ("_spec", spec)):
+            if part is not None:
+                setattr(made, name, part)
+        return made
+
+    held = read_tensors(next((jobs / "fsdp2" / "global_step_5" / "actor").glob("model*rank_1.pt")))
+    real = next(value for value in held.values() if value.ndim == 2)._spec  # type: ignore[attr-defined]
+    far = copy(real)
+    far.placements = (Shard(7),)
+    values = torch.ones(2, 2)
+    odd = [shard(), shard(values), shard(spec=real), shard(values, {"placements": ()}), shard([1.0], real)]
+    odd += [shard(values, far), shard(values.to_sparse(), real), values.to_sparse(), values.to("meta")]
+    for value in odd:
+        torch.save({"weight": value}, tmp_path / "model.pt")
+        refused(lambda: read_tensors(tmp_path / "model.pt"), "weight is a tensor of another kind", InputError)
+    torch.save({"weight": shard(values, real)}, tmp_path / "model.pt")
+    assert read_tensors(tmp_path / "model.pt").keys() == {"weight"}
