@@ -32,10 +32,11 @@ from opd_probe.cli import (
     verify,
 )
 from opd_probe.cli.arguments import spread
+from opd_probe.cli.printing import careful_stdout
 from opd_probe.cli.repeats import Repeats
 from opd_probe.cli.session import progress
 from opd_probe.cli.signals import stopped_by_signals
-from opd_probe.errors import OpdProbeError, OpdProbeWarning
+from opd_probe.errors import OpdProbeError, OpdProbeWarning, is_panic
 
 INTERRUPTED = 130
 BAD_INPUT = 2
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings(), stopped_by_signals() as received:
         repeats = _show_warnings_as_lines()
         try:
-            with closing(repeats):
+            with closing(repeats), careful_stdout():
                 code = typer.main.get_command(app).main(spread(words), prog_name="opd-probe", standalone_mode=False)
             if code == INTERRUPTED:  # typer keeps the interrupt to itself and hands on this code
                 return _interrupted(received)
@@ -93,6 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _usage(error)
         except (KeyboardInterrupt, typer.Abort):
             return _interrupted(received)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            return _fail(f"a tokenizer or a file among what was given stops the library that reads it ({error})")
         finally:
             progress.close()
 

@@ -32,7 +32,7 @@ from opd_probe.models.served.sampling import sample_from_server, served_checkpoi
 from opd_probe.models.vllm_sampling import sample_with_vllm
 from opd_probe.models.vocabulary import shared_vocabulary, template_digest, tokenizer_digest
 from opd_probe.options.settings import Settings
-from opd_probe.output import write_bytes
+from opd_probe.output import remove_file, write_bytes
 from opd_probe.progress import Progress
 from opd_probe.rollouts.chat import chat_variables
 from opd_probe.rollouts.files import read_rollouts, rollouts_digest, write_rollouts
@@ -83,7 +83,8 @@ class Sampler:
             drafts = drafts_path(path, checkpoint)
             rollouts = draw(student, others, checkpoint, prompts, plan.settings, self.progress, drafts, key)
             store_samples(path, rollouts, key)
-            drafts.unlink(missing_ok=True)
+            with suppress(OSError):  # what is left there is of no harm
+                drafts.unlink(missing_ok=True)
         # What rollouts carry along decides no draw: it is as the prompts say today, whenever they were drawn.
         carried = {prompt.id: prompt.carried for prompt in prompts}
         rollouts = [replace(rollout, extra=carried[rollout.prompt_id or ""]) for rollout in rollouts]
@@ -195,8 +196,8 @@ def _no_drafts_of_bad_input(drafts: Path | None) -> Iterator[None]:
         yield
     except OpdProbeError as error:
         if drafts is not None and not isinstance(error, (OutOfMemoryError, OutputError, ServerError)):
-            drafts.unlink(missing_ok=True)
             with suppress(OSError):  # not empty: it stays
+                drafts.unlink(missing_ok=True)
                 for folder in made:
                     folder.rmdir()
         raise
@@ -308,7 +309,7 @@ def stored_samples(path: Path, key: dict[str, Any]) -> list[Rollout] | None:
 def store_samples(path: Path, rollouts: Sequence[Rollout], key: dict[str, Any]) -> None:
     """Write samples and, last, the record that makes them usable again."""
     record = {"key": key, "rollouts_sha256": rollouts_digest(rollouts)}
-    _record_path(path).unlink(missing_ok=True)
+    remove_file(_record_path(path))
     write_rollouts(path, rollouts)
     write_bytes(_record_path(path), json.dumps(record, indent=2, sort_keys=True).encode())
 

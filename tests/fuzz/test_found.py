@@ -6,7 +6,6 @@ import json
 import os
 import struct
 from collections.abc import Callable
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from torch import Tensor
 
 from opd_probe.errors import InputError, OpdProbeError, ServerError, TraceError
@@ -262,9 +263,10 @@ def test_a_file_of_torch_that_goes_on_on_another_disk(tmp_path: Path) -> None:
     refused(lambda: read_tensors(file), "not a whole file")
 
 
-def test_shards_whose_parts_are_not_there(jobs: Path, tmp_path: Path) -> None:
+def test_shards_whose_parts_are_not_there(tmp_path: Path) -> None:
     """What is unpickled has the attributes that the file says, or none."""
-    from torch.distributed.tensor import DTensor, Shard
+    from torch.distributed.tensor import DeviceMesh, DTensor, Shard
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec
 
     def shard(local: object = None, spec: object = None) -> Tensor:
         made: Any = torch.Tensor._make_wrapper_subclass(DTensor, (4, 2))  # type: ignore[attr-defined]
@@ -273,10 +275,8 @@ def test_shards_whose_parts_are_not_there(jobs: Path, tmp_path: Path) -> None:
                 setattr(made, name, part)
         return made
 
-    held = read_tensors(next((jobs / "fsdp2" / "global_step_5" / "actor").glob("model*rank_1.pt")))
-    real = next(value for value in held.values() if value.ndim == 2)._spec  # type: ignore[attr-defined]
-    far = copy(real)
-    far.placements = (Shard(7),)
+    mesh = DeviceMesh("cpu", [0, 1], _init_backend=False, _rank=0)
+    real, far = (DTensorSpec(mesh, (Shard(dim),)) for dim in (0, 7))
     values = torch.ones(2, 2)
     odd = [shard(), shard(values), shard(spec=real), shard(values, {"placements": ()}), shard([1.0], real)]
     odd += [shard(values, far), shard(values.to_sparse(), real), values.to_sparse(), values.to("meta")]
@@ -285,3 +285,43 @@ def test_shards_whose_parts_are_not_there(jobs: Path, tmp_path: Path) -> None:
         refused(lambda: read_tensors(tmp_path / "model.pt"), "weight is a tensor of another kind", InputError)
     torch.save({"weight": shard(values, real)}, tmp_path / "model.pt")
     assert read_tensors(tmp_path / "model.pt").keys() == {"weight"}
+
+
+@pytest.mark.parametrize("named", [5, 1.5, True, "LlamaForCausalLM", [7], {"a": 1}])
+def test_architectures_that_are_no_names(tmp_path: Path, named: object) -> None:
+    path = save_checkpoint(tmp_path, tiny_model(16, hidden=8, layers=1))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "architectures": named}))
+    refused(lambda: load_model(path), "architectures is .*expected a list of names", InputError)
+
+
+def test_tensors_within_lists(tmp_path: Path) -> None:
+    batch = {"input_ids": [torch.tensor([3, 4, 5])], "token_mask": [torch.tensor([0, 1, 1])], "input_length": [3]}
+    torch.save(batch, tmp_path / "1.pt")
+    (rollout,) = read_rollouts(tmp_path / "1.pt")
+    assert (rollout.prompt_ids, rollout.response_ids) == ((3,), (4, 5))
+    for name in batch:
+        torch.save({**batch, name: [torch.empty(3, device="meta")]}, tmp_path / "2.pt")
+        refused(lambda: read_rollouts(tmp_path / "2.pt"), f"{name} is a tensor of another kind")
+
+
+def test_a_tokenizer_that_stops_its_library(tmp_path: Path) -> None:
+    """A prefix longer than a piece is no exception to Python where the library is written in Rust."""
+    model = BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])
+    tokenizer = json.loads(Tokenizer(model).to_str())
+    tokenizer["model"]["continuing_subword_prefix"] = "None"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    refused(lambda: load_tokenizer(tmp_path, required=True), "cannot be loaded .*out of range")
+
+
+@pytest.mark.parametrize(
+    "address", ["http:-/user:hunter2@host/v1", "http:x/user:hunter2@h", "htt;//user:hunter2@h", "http://u:hunter2@h"]
+)
+def test_a_login_in_an_address_that_is_none(tmp_path: Path, address: str) -> None:
+    (tmp_path / "opd-probe.yaml").write_text(f"teacher: {address}#m")
+    if not address.startswith("http://"):
+        said = refused(lambda: read_manifest(tmp_path / "opd-probe.yaml"))
+        assert "hunter2" not in said
+    assert "hunter2" not in str(InputError(f"teacher {address}: not there"))
+    assert str(InputError("no file a/b@c/d:e")) == "no file a/b@c/d:e"
