@@ -74,10 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     What ends a process in the ordinary way, SIGTERM and SIGHUP, interrupts like Ctrl-C, with exit code 143 or 129.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    with warnings.catch_warnings(), stopped_by_signals() as received:
-        repeats = _show_warnings_as_lines()
+    received: list[int] = []
+    try:
+        return _run(words, received)
+    except KeyboardInterrupt:  # while it begins or ends, or while something else is said
+        return _interrupted(received)
+
+
+def _run(words: Sequence[str], received: list[int]) -> int:
+    with warnings.catch_warnings(), stopped_by_signals(received):
         try:
-            with closing(repeats), careful_stdout():
+            with closing(_show_warnings_as_lines()), careful_stdout():
                 code = typer.main.get_command(app).main(spread(words), prog_name="opd-probe", standalone_mode=False)
             if code == INTERRUPTED:  # typer keeps the interrupt to itself and hands on this code
                 return _interrupted(received)

@@ -100,8 +100,7 @@ def careful_stdout() -> Iterator[None]:
         yield
         return
     errors = getattr(stream, "errors", None)
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
+    _take(stream, "backslashreplace")
     careful: Any = _Careful(stream)
     sys.stdout = careful
     try:
@@ -109,9 +108,14 @@ def careful_stdout() -> Iterator[None]:
         careful.flush()
     finally:
         sys.stdout = stream
-        if isinstance(stream, io.TextIOWrapper):
-            with suppress(OSError, ValueError):  # whatever it was, it is gone
-                stream.reconfigure(errors=errors)
+        _take(stream, errors)
+
+
+def _take(stream: Any, errors: str | None) -> None:
+    """Have a stream treat what it cannot encode in a way, where it can be told."""
+    if isinstance(stream, io.TextIOWrapper):
+        with suppress(OSError, ValueError):  # it is closed or gone
+            stream.reconfigure(errors=errors)
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,12 @@ from opd_probe.texts import read_json
 from opd_probe.trace import read_trace
 from opd_probe.trace.digest import kept_digest
 from opd_probe.types import Checkpoint
+from opd_probe.versions import software
 
 RECORDS = ".finished"
 """The folder of the records, below ``--out``."""
 
 _VERSION = 1
-_PACKAGES = ("opd-probe", "torch", "transformers", "tokenizers", "peft", "numpy", "pyarrow", "gguf")
 _ENVIRONMENT = ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE")
 """Variables that change how torch multiplies."""
 
@@ -177,11 +176,8 @@ def _served(run: RunPlan) -> bool:
     return own or any(isinstance(teacher.checkpoint, ServedModel) for teacher in run.teachers)
 
 
-def _software(runs: Sequence[RunPlan]) -> dict[str, str | None]:
-    found: dict[str, str | None] = dict.fromkeys(_PACKAGES)
-    for name in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
+def _software(runs: Sequence[RunPlan]) -> dict[str, str]:
+    found = software()
     for run in runs:
         if run.settings.sampler == "vllm" and run.source.kind == "prompts":
             found["sampler"] = sampler_version("vllm")

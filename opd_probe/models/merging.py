@@ -166,7 +166,7 @@ def _one_group(first: Any, split: Sequence[int], dim: int, values: Sequence[Tens
     except (AttributeError, TypeError, RuntimeError, ValueError, IndexError):
         lengths = [_length(_local(value), dim) for value in values]
         ranks = [rank for rank in range(len(values)) if sum(lengths[:rank]) < first.shape[dim]]
-    if max(ranks) >= len(values):
+    if not ranks or not all(0 <= rank < len(values) for rank in ranks):
         raise ValueError(f"lies on ranks {ranks} of the mesh, which are not the ranks of the files")
     return [int(rank) for rank in ranks]
 

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
 from opd_probe.atomic import whole_file
+from opd_probe.cli.main import main
 from opd_probe.cli.signals import stopped_by_signals
 from opd_probe.commands.overlap import overlap
 from opd_probe.errors import TraceError
@@ -28,7 +30,8 @@ def test_a_signal_interrupts(number: signal.Signals) -> None:
     before = signal.getsignal(number)
 
     def stop() -> None:
-        with stopped_by_signals() as received:
+        received: list[int] = []
+        with stopped_by_signals(received):
             try:
                 os.kill(os.getpid(), number)
                 time.sleep(5)
@@ -44,11 +47,27 @@ def test_a_signal_interrupts(number: signal.Signals) -> None:
 def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stopped_by_signals() as received:
+        received: list[int] = []
+        with stopped_by_signals(received):
             os.kill(os.getpid(), signal.SIGHUP)
         assert received == []
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("place", ["_show_warnings_as_lines", "spread", "_fail", "close"])
+def test_a_signal_while_a_command_begins_or_ends(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == place and "opd_probe" in frame.f_code.co_filename:
+            sys.setprofile(None)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    sys.setprofile(stop)
+    try:
+        assert main(["show", "/nowhere/t.parquet"]) == 143
+    finally:
+        sys.setprofile(None)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted by SIGTERM; ")
 
 
 def test_a_command_that_a_scheduler_ends(workspace: Path, tmp_path: Path) -> None:
@@ -196,6 +215,9 @@ def test_ids_of_the_end_that_are_none(workspace: Path, tmp_path: Path, call: Cal
             2,
             "standard output: cannot be written (No space left on device)",
         ),
+        ("{} --help > /dev/full", 2, "standard output: cannot be written (No space left on device)"),
+        ("set -o pipefail; {} --version | true", 0, ""),
+        ("{} show t.parquet 2> /dev/full > /dev/full", 2, ""),
         (
             "file=$PWD/t.parquet; mkdir x; cd x; rmdir ../x; {} mass --traces $file",
             2,
@@ -209,4 +231,4 @@ def test_no_place_to_print_or_to_be(tmp_path: Path, command: str, code: int, lin
     done = subprocess.run(["bash", "-c", words], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     assert line in done.stderr
-    assert len(done.stderr.splitlines()) == (code == 2)
+    assert len(done.stderr.splitlines()) == bool(line)

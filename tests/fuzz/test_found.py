@@ -22,7 +22,7 @@ from opd_probe.jobs.sampling import stored_samples
 from opd_probe.models.adapters import adapter_ids
 from opd_probe.models.checkpoints import headers_of, resolve_checkpoint
 from opd_probe.models.loading import load_model
-from opd_probe.models.merging import read_tensors
+from opd_probe.models.merging import merge_ranks, read_tensors
 from opd_probe.models.served.drafts import Drafts
 from opd_probe.models.vocabulary import load_tokenizer, tokenizer_digest
 from opd_probe.options.manifest import read_manifest
@@ -284,7 +284,11 @@ def test_shards_whose_parts_are_not_there(tmp_path: Path) -> None:
         torch.save({"weight": value}, tmp_path / "model.pt")
         refused(lambda: read_tensors(tmp_path / "model.pt"), "weight is a tensor of another kind", InputError)
     torch.save({"weight": shard(values, real)}, tmp_path / "model.pt")
-    assert read_tensors(tmp_path / "model.pt").keys() == {"weight"}
+    assert merge_ranks([tmp_path / "model.pt"] * 2)["weight"].shape == (4, 2)
+    refused(lambda: merge_ranks([tmp_path / "model.pt"]), "not the ranks of the files", InputError)
+    strange = DeviceMesh("cpu", [-7, 0], _init_backend=False, _rank=0)
+    torch.save({"weight": shard(values, DTensorSpec(strange, (Shard(0),)))}, tmp_path / "model.pt")
+    refused(lambda: merge_ranks([tmp_path / "model.pt"] * 2), "not the ranks of the files", InputError)
 
 
 @pytest.mark.parametrize("named", [5, 1.5, True, "LlamaForCausalLM", [7], {"a": 1}])
