@@ -41,6 +41,12 @@ from opd_probe.errors import OpdProbeError, OpdProbeWarning, is_panic
 INTERRUPTED = 130
 BAD_INPUT = 2
 
+_REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE,
+    errno.EIO,
+)  # fmt: skip
+"""What the system refuses wherever it is asked, such as a library that cannot write its cache."""
+
 app = typer.Typer(
     name="opd-probe",
     add_completion=False,
@@ -94,9 +100,11 @@ def _run(words: Sequence[str], received: list[int]) -> int:
         except OSError as error:
             if error.errno == errno.ENOENT and error.filename is None:  # of the system's word for where we are
                 return _fail("the working directory is no longer there; change to one that is")
-            if error.errno != errno.ENAMETOOLONG:
+            if error.errno == errno.ENAMETOOLONG:
+                return _fail(f"{error.filename}: no such path; the name is too long for one")
+            if error.errno not in _REFUSED:
                 raise
-            return _fail(f"{error.filename}: no such path; the name is too long for one")
+            return _fail(f"{error.filename or 'a file'}: cannot be written or read ({error.strerror})")
         except _usage_error() as error:
             return _usage(error)
         except (KeyboardInterrupt, typer.Abort):

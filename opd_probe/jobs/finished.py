@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from opd_probe.errors import OpdProbeError, OpdProbeWarning, OutputError, PassingWarning, warn
+from opd_probe.errors import OpdProbeError, OpdProbeWarning, PassingWarning, warn
 from opd_probe.jobs.plan import Plan, RunPlan, Teacher
 from opd_probe.models.checkpoints import is_checkpoint, resolve_checkpoint
 from opd_probe.models.digests import content_digest, weights_digest
@@ -95,13 +95,25 @@ def noted(plan: Plan, key: str | None) -> Iterator[list[Measured]]:
         yield measured
     if key is None:
         return
+    with suppress(OSError):  # a record saves time the next time, and is not what was asked for
+        record = _record(plan, measured, said)
+        if record is not None:
+            write_bytes(_path(plan, key), json.dumps(record, indent=1).encode())
+
+
+def _record(plan: Plan, measured: Sequence[Measured], said: Sequence[str]) -> dict[str, Any] | None:
+    """What :func:`stored_job` reads; None where a trace is of an early release.
+
+    Raises:
+        OSError: a file is no longer there.
+    """
     traces = []
     names = {visible(run.run.name): run.run.name for run in plan.runs}
     for one in measured:
         path = one.trace.path
         digest = None if path is None else kept_digest(path)
-        if path is None or digest is None:  # of an early release
-            return
+        if path is None or digest is None:
+            return None
         traces.append(
             {
                 "path": path.relative_to(plan.out).as_posix(),
@@ -119,9 +131,7 @@ def noted(plan: Plan, key: str | None) -> Iterator[list[Measured]]:
         for file in sorted((plan.out / "rollouts" / run.folder).glob("*"))
         if file.is_file() and not file.name.startswith(".")
     }
-    record = {"samples": samples, "traces": traces, "said": said}
-    with suppress(OutputError):  # it saves time the next time, and is not what was asked for
-        write_bytes(_path(plan, key), json.dumps(record, indent=1).encode())
+    return {"samples": samples, "traces": traces, "said": list(said)}
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from opd_probe.jobs.plan import RunPlan
 from opd_probe.jobs.pool import ModelPool
 from opd_probe.jobs.prompting import Prompter
 from opd_probe.jobs.rendering import student_tokenizer
-from opd_probe.models.digests import tokenizer_files_digest, weights_digest
+from opd_probe.models.digests import check_unchanged, tokenizer_files_digest, weights_digest
 from opd_probe.models.generation import sample_rollouts
 from opd_probe.models.hub import home_of
 from opd_probe.models.loading import LoadedModel
@@ -80,6 +80,7 @@ class Sampler:
                 if read is not None:
                     _check_positions(max(read), model, plan.settings.max_new_tokens)
             student = self.pool.sampled_student(plan, checkpoint)
+            check_unchanged(checkpoint, key["weights"])
             drafts = drafts_path(path, checkpoint)
             rollouts = draw(student, others, checkpoint, prompts, plan.settings, self.progress, drafts, key)
             store_samples(path, rollouts, key)
@@ -118,14 +119,15 @@ def allowed_ids(
     """int64, ascending: what may be sampled, the ids that the student shares with every teacher.
 
     Without a teacher they are those that the student's own tokenizer knows. Ids that stand for pieces of an image, a
-    video or a sound are not among them.
+    video or a sound are not among them, nor are those of an output layer that the embeddings do not have.
     """
     allow = settings.allow_special_mismatch
     shared = [shared_vocabulary(student, other, allow_special_mismatch=allow).ids for other in teachers or [student]]
     no_text = [one.placeholder_ids for one in (student, *teachers) if not isinstance(one, ServedModel)]
-    return np.setdiff1d(
+    ids = np.setdiff1d(
         reduce(np.intersect1d, shared), np.concatenate([np.array(ids, dtype=np.int64) for ids in no_text])
     )
+    return ids[ids < min((one.readable for one in (student, *teachers) if isinstance(one, LoadedModel)), default=2**62)]
 
 
 def each_once(models: Iterable[Described]) -> list[Described]:

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ from opd_probe.atomic import whole_file
 from opd_probe.cli.main import main
 from opd_probe.cli.signals import stopped_by_signals
 from opd_probe.commands.overlap import overlap
-from opd_probe.errors import TraceError
+from opd_probe.errors import InputError, TraceError
 from opd_probe.options.request import Request
 from opd_probe.trace import read_trace
 from tests.cli.workspace import Caller
@@ -133,6 +135,57 @@ def test_results_that_are_removed_meanwhile(workspace: Path, tmp_path: Path) -> 
     with pytest.raises(TraceError, match="no longer there") as caught:
         overlap(request, Removing(tmp_path / "out"))
     assert "\n" not in str(caught.value)
+
+
+class Meanwhile:
+    """Progress that does something once, when a task begins."""
+
+    def __init__(self, task: str, act: Callable[[], object]) -> None:
+        self.task, self.act = task, act
+
+    def begin(self, task: str) -> None:
+        if task.startswith(self.task):
+            self.task = "nothing more"
+            self.act()
+
+    def update(self, done: int, total: int) -> None:
+        pass
+
+
+@pytest.fixture
+def world(workspace: Path, tmp_path: Path) -> Path:
+    """A workspace of one checkpoint that a test may change."""
+    shutil.copytree(workspace / "runs" / "good" / "checkpoint-5", tmp_path / "checkpoint-5")
+    return tmp_path
+
+
+def asked(workspace: Path, world: Path, **given: str) -> Request:
+    more: dict[str, Any] = given or {"rollouts": str(workspace / "rollouts.jsonl")}
+    return Request(
+        ckpts=(str(world / "checkpoint-5"),),
+        teachers=(str(workspace / "teacher"),),
+        out=str(world / "out"),
+        options={"max_new_tokens": 3},
+        **more,
+    )
+
+
+def test_a_checkpoint_that_is_written_over_while_it_is_read(workspace: Path, world: Path) -> None:
+    """Its numbers are not filed under what was there before."""
+    for given in ({}, {"prompts": str(workspace / "prompts.jsonl")}):
+        other = workspace / "runs" / ("good" if given else "bad") / "checkpoint-20" / "model.safetensors"
+        over = Meanwhile("load", lambda other=other: shutil.copyfile(other, world / "checkpoint-5" / other.name))
+        with pytest.raises(InputError, match=r"checkpoint-5: its files changed while they were read"):
+            overlap(asked(workspace, world, **given), over)
+        assert not list((world / "out").rglob("*.parquet"))
+
+
+def test_a_checkpoint_that_goes_once_it_is_read_and_a_trace_that_goes(workspace: Path, world: Path) -> None:
+    gone = Meanwhile("replay", lambda: shutil.rmtree(world / "checkpoint-5"))
+    assert overlap(asked(workspace, world), gone).rows
+    shutil.copytree(workspace / "runs" / "good" / "checkpoint-5", world / "checkpoint-5")
+    sampled = asked(workspace, world, prompts=str(workspace / "prompts.jsonl"))
+    assert overlap(sampled, Meanwhile("replay", lambda: shutil.rmtree(world / "out" / "rollouts"))).rows
 
 
 @pytest.mark.parametrize("out", ["s3://b/out", "hdfs://host/x", "file:///tmp/x"])
