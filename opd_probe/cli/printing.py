@@ -79,8 +79,11 @@ class _Careful:
 
     def write(self, text: str) -> int:
         """The characters of the text."""
-        with _written():
-            self._stream.write(text)
+        if not isinstance(text, str):  # which is how some find out what a stream takes
+            raise TypeError(f"expected text, got {type(text).__name__}")
+        if text:
+            with _written():
+                self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
