@@ -15,7 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import opd_probe
 from opd_probe.commands.verify import differences
+from opd_probe.errors import TraceError
 from opd_probe.trace import Trace, read_trace
+from opd_probe.trace.table import is_sealed
 from opd_probe.types import LengthRule
 from tests.cli.workspace import Caller, write_lines
 from tests.models.served import cases
@@ -262,6 +264,16 @@ def test_what_was_replaced_since(call: Caller, pair: Path, tmp_path: Path) -> No
     save_checkpoint(tmp_path / "student", tiny_model(seed=7), tiny_tokenizer())
     other = said(call, trace, "--rollouts", pair / "r.jsonl", "--teacher", tmp_path / "moved", code=1)
     assert (other["verdict"], other["models"]["student"]) == ("differs", "other weights than then")
+
+
+def test_a_trace_that_goes_while_it_is_looked_at(pair: Path, tmp_path: Path) -> None:
+    trace = opd_probe.replay(pair / "student", pair / "teacher", pair / "r.jsonl", k=4, out=tmp_path / "t.parquet")
+    assert is_sealed(tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").unlink()
+    with pytest.raises(TraceError, match="cannot be read"):
+        is_sealed(tmp_path / "t.parquet")
+    with pytest.raises(TraceError, match="no longer there"):
+        trace.column("reverse_kl")
 
 
 def arrays_of(trace: Trace) -> dict[str, Any]:
