@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import opd_probe
 from opd_probe.errors import OutputError
 from opd_probe.integrations.probe import make_probe
 from opd_probe.jobs.sampling import store_samples
+from opd_probe.models.served.dialects import Drawn
+from opd_probe.models.served.drafts import Drafts
 from opd_probe.output import check_file_writable, check_writable, claimed, make_folder, write_bytes
 from opd_probe.results.files import save_figure
 from opd_probe.rollouts.files import write_rollouts
@@ -48,6 +51,17 @@ def test_what_stands_in_the_place_of_an_output(tmp_path: Path) -> None:
         spool = TraceSpool([1], columns, 1, tmp_path / name, "key")
         spool.put(0, {"position": np.zeros(1, np.int32)})
         assert TraceSpool([1], columns, 1, tmp_path / name, "key").done.tolist() == [True]
+
+
+def test_drafts_for_which_there_is_no_room_leave_nothing(tmp_path: Path) -> None:
+    drafts, limit = Drafts(tmp_path / "d.partial", "key"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limit[1]))
+    try:
+        with pytest.raises(OutputError, match="cannot be written"):
+            drafts.keep("a", Drawn([3], [0.0], "stop"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
