@@ -34,7 +34,7 @@ from opd_probe.trace.schema import STATE_COLUMN
 from tests.fuzz.checkpoints import MAKERS
 from tests.fuzz.logs import LOGS
 from tests.fuzz.trees import Odd, Tree, lay
-from tests.rollouts.left_behind import slime_sample
+from tests.rollouts.left_behind import lighteval, lighteval_row, slime_sample
 from tests.tiny import save_checkpoint, tiny_model, tiny_tokenizer
 from tests.trace.test_files import small_trace
 
@@ -329,3 +329,9 @@ def test_a_login_in_an_address_that_is_none(tmp_path: Path, address: str) -> Non
         assert "hunter2" not in said
     assert "hunter2" not in str(InputError(f"teacher {address}: not there"))
     assert str(InputError("no file a/b@c/d:e")) == "no file a/b@c/d:e"
+
+
+def test_ways_of_sampling_that_are_no_list(tmp_path: Path) -> None:
+    row = lighteval_row()
+    place = lighteval(tmp_path, [{**row, "doc": {**row["doc"], "sampling_methods": 5}}])
+    refused(lambda: read_rollouts(place), "sampling_methods is int; expected a list", InputError)
