@@ -38,6 +38,7 @@ LAYERS = {
     "atomic": 0,
     "plain": 0,
     "progress": 0,
+    "versions": 0,
     "digits": 0,
     "imports": 0,
 }

@@ -27,7 +27,8 @@ def ckpts(
 ) -> None:
     """List the checkpoints below a path, and what a trainer left there that cannot be used, and why.
 
-    Only names, headers and small JSON files are read. The exit code is 2 when no checkpoint can be used.
+    Only names, headers and small JSON files are read: whether each weight has a place in the model shows when it is
+    loaded. The exit code is 2 when no checkpoint can be used.
 
     Example: opd-probe ckpts runs
     """

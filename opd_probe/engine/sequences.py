@@ -167,7 +167,7 @@ def build_sequences(rollouts: Sequence[Rollout], models: Sequence[Any], whose: s
     """The sequences of all rollouts that have states, refused where one of the models cannot read them.
 
     Args:
-        models: loaded models, with ``name``, ``width``, ``max_positions`` and ``placeholder_ids``.
+        models: loaded models, with ``name``, ``readable``, ``max_positions`` and ``placeholder_ids``.
         whose: for messages, such as ``"the teacher's "`` prompt.
 
     Raises:
@@ -183,7 +183,7 @@ def build_sequences(rollouts: Sequence[Rollout], models: Sequence[Any], whose: s
     for sequence in sequences:
         rollout = rollouts[sequence.rollout]
         for model in models:
-            _check_ids(rollout, sequence.input_ids, model.name, model.width)
+            _check_ids(rollout, sequence.input_ids, model.name, model.readable)
             _check_text(rollout, model)
             length = len(sequence.input_ids)
             if model.max_positions is not None and length > model.max_positions:

@@ -42,6 +42,7 @@ class StoredModel:
         self.name, self.tokenizer, self.identity = model.name, model.tokenizer, model.identity
         self.width, self.max_positions, self.output_layer = model.width, model.max_positions, model.output_layer
         self.length_factors, self.placeholder_ids = model.length_factors, model.placeholder_ids
+        self.readable = model.readable
         self._model, self._place, self._rule = model, place, rule
         self._sequences = build_sequences(rollouts, [model])
         counts = np.array(state_counts(rollouts, self._sequences), dtype=np.int64)

@@ -10,11 +10,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from opd_probe.errors import OpdProbeError, OpdProbeWarning, OutputError, PassingWarning, warn
+from opd_probe.errors import OpdProbeError, OpdProbeWarning, PassingWarning, warn
 from opd_probe.jobs.plan import Plan, RunPlan, Teacher
 from opd_probe.models.checkpoints import is_checkpoint, resolve_checkpoint
 from opd_probe.models.digests import content_digest, weights_digest
@@ -32,12 +31,12 @@ from opd_probe.texts import read_json
 from opd_probe.trace import read_trace
 from opd_probe.trace.digest import kept_digest
 from opd_probe.types import Checkpoint
+from opd_probe.versions import software
 
 RECORDS = ".finished"
 """The folder of the records, below ``--out``."""
 
 _VERSION = 1
-_PACKAGES = ("opd-probe", "torch", "transformers", "tokenizers", "peft", "numpy", "pyarrow", "gguf")
 _ENVIRONMENT = ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE")
 """Variables that change how torch multiplies."""
 
@@ -99,13 +98,25 @@ def noted(plan: Plan, key: str | None) -> Iterator[list[Measured]]:
         yield measured
     if key is None:
         return
+    with suppress(OSError):  # a record saves time the next time, and is not what was asked for
+        record = _record(plan, measured, said)
+        if record is not None:
+            write_bytes(_path(plan, key), json.dumps(record, indent=1).encode())
+
+
+def _record(plan: Plan, measured: Sequence[Measured], said: Sequence[str]) -> dict[str, Any] | None:
+    """What :func:`stored_job` reads; None where a trace is of an early release.
+
+    Raises:
+        OSError: a file is no longer there.
+    """
     traces = []
     names = {visible(run.run.name): run.run.name for run in plan.runs}
     for one in measured:
         path = one.trace.path
         digest = None if path is None else kept_digest(path)
-        if path is None or digest is None:  # of an early release
-            return
+        if path is None or digest is None:
+            return None
         traces.append(
             {
                 "path": path.relative_to(plan.out).as_posix(),
@@ -123,9 +134,7 @@ def noted(plan: Plan, key: str | None) -> Iterator[list[Measured]]:
         for file in sorted((plan.out / "rollouts" / run.folder).glob("*"))
         if file.is_file() and not file.name.startswith(".")
     }
-    record = {"samples": samples, "traces": traces, "said": said}
-    with suppress(OutputError):  # it saves time the next time, and is not what was asked for
-        write_bytes(_path(plan, key), json.dumps(record, indent=1).encode())
+    return {"samples": samples, "traces": traces, "said": list(said)}
 
 
 @contextmanager
@@ -180,11 +189,8 @@ def _served(run: RunPlan) -> bool:
     return own or any(isinstance(teacher.checkpoint, ServedModel) for teacher in run.teachers)
 
 
-def _software(runs: Sequence[RunPlan]) -> dict[str, str | None]:
-    found: dict[str, str | None] = dict.fromkeys(_PACKAGES)
-    for name in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
+def _software(runs: Sequence[RunPlan]) -> dict[str, str]:
+    found = software()
     for run in runs:
         if run.settings.sampler == "vllm" and run.source.kind == "prompts":
             found["sampler"] = sampler_version("vllm")

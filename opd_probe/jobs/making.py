@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.engine.provenance import command_line, float32_precision, software
+from opd_probe.engine.provenance import command_line, float32_precision
 from opd_probe.engine.replay import Progress, Replay
 from opd_probe.engine.sequences import skip_reason, straddling
 from opd_probe.engine.served import TOLD, ServedReplay
@@ -31,6 +31,7 @@ from opd_probe.runs.stored import warn_of
 from opd_probe.trace import Trace, TraceSpool, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, array_columns
 from opd_probe.types import Rollout
+from opd_probe.versions import software
 
 OUTSIDE_WARNING = 0.01
 """Mean probability outside the shared vocabulary above which a replay warns."""

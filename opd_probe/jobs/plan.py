@@ -93,7 +93,8 @@ def make_plan(request: Request) -> Plan:
     plans = plan_runs(request)
     runs = [plan.run for plan in plans]
     out = output_path(request.out or _agreed("out", runs) or DEFAULT_OUT)
-    check_writable(out)
+    for folder in ("traces", "rollouts"):
+        check_writable(out / folder)
     dry_run = request.dry_run if request.dry_run is not None else bool(_agreed("dry_run", runs))
     return Plan(plans, out, result_format(request, plans), dry_run)
 

@@ -17,7 +17,7 @@ from opd_probe.jobs.making import Job
 from opd_probe.jobs.memory import memory_advice
 from opd_probe.jobs.served import served_identity, tokenizer_of_served
 from opd_probe.jobs.stopping import Begun, Order, check_told, kept_order, narrow, warn_of_width
-from opd_probe.models.digests import tokenizer_files_digest, weights_digest
+from opd_probe.models.digests import check_unchanged, tokenizer_files_digest, weights_digest
 from opd_probe.models.lengths import has_length_factors
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.model import ServedModel
@@ -155,6 +155,8 @@ class TraceRequest:
         Raises:
             OpdProbeError: bad input, in one line.
         """
+        for side, source in (("student", self.student), ("teacher", self.teacher)):
+            check_unchanged(source, fingerprint.get(f"{side} weights"))
         allow = self.settings.allow_special_mismatch
         vocabulary = shared_vocabulary(student, teacher, allow_special_mismatch=allow)
         settings = replace(self.settings, k=min(self.settings.k, vocabulary.size))

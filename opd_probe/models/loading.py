@@ -78,6 +78,12 @@ class LoadedModel:
         """The width W of the output layer."""
         return int(self.output_layer.weight.shape[0])
 
+    @cached_property
+    def readable(self) -> int:
+        """Below it ids can be read as well as predicted: an output layer may be wider than the embeddings."""
+        weight = getattr(input_embeddings(self.model), "weight", None)
+        return self.width if weight is None or weight.dim() != 2 else min(self.width, int(weight.shape[0]))
+
     @property
     def max_positions(self) -> int | None:
         """How many positions the model was built for, when it says."""

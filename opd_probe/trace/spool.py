@@ -6,7 +6,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -188,7 +188,8 @@ class TraceSpool:
             rows = self.rows(taken)
             return Trace(rollouts, provenance, arrays={name: self.arrays[name][rows] for name in names})
         if self.directory is not None:
-            (self.directory / ROOM).unlink(missing_ok=True)
+            with suppress(OSError):  # then there is less room, which writing may find
+                (self.directory / ROOM).unlink(missing_ok=True)
         trace = write_trace(path, source.blocks(names), names, rollouts, provenance)
         self.discard()
         return trace
@@ -196,7 +197,13 @@ class TraceSpool:
     def discard(self) -> None:
         """Remove what the spool keeps on disk."""
         if self.directory is not None:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            _remove(self.directory)
+
+
+def _remove(directory: Path) -> None:
+    """What is there, a spool or something else in its place; what cannot be removed is found when it is made anew."""
+    with suppress(OSError):
+        shutil.rmtree(directory) if directory.is_dir() and not directory.is_symlink() else directory.unlink()
 
 
 def _held(
@@ -215,7 +222,7 @@ def _held(
             else:
                 _take_room(directory, size)
                 return found, True
-    shutil.rmtree(directory, ignore_errors=True)
+    _remove(directory)
     try:
         with _room_for(directory, size):
             directory.mkdir(parents=True)
@@ -223,7 +230,7 @@ def _held(
             _take_room(directory, size)
             (directory / "key").write_bytes(key.encode())  # last: a spool without it was never whole
     except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
+        _remove(directory)
         raise
     return fresh, False
 

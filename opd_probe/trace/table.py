@@ -253,18 +253,24 @@ def read_trace(path: str | Path, *, verify: bool = True) -> Trace:
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether a trace holds a digest over its bytes, as all but early ones do."""
-    with path.open("rb") as handle:
-        return agrees(handle) is not None
+    """Whether a trace holds a digest over its bytes, as all but early ones do.
+
+    Raises:
+        TraceError: it cannot be read.
+    """
+    return _agrees(path) is not None
+
+
+def _agrees(path: Path) -> bool | None:
+    try:
+        with path.open("rb") as handle:
+            return agrees(handle)
+    except OSError as error:
+        raise TraceError(f"trace {path}: cannot be read ({error.strerror})") from None
 
 
 def _verify(path: Path) -> None:
-    try:
-        with path.open("rb") as handle:
-            whole = agrees(handle)
-    except OSError as error:
-        raise TraceError(f"trace {path}: cannot be read ({error.strerror})") from None
-    if whole is False:
+    if _agrees(path) is False:
         raise TraceError(
             f"trace {path}: damaged, its bytes do not agree with the digest that was stored with them; "
             "run the replay again"
