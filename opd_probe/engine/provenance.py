@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import sys
 from collections.abc import Callable
@@ -23,7 +24,12 @@ def command_line() -> list[str]:
 
 
 def software() -> dict[str, str]:
-    """Versions of what shapes the numbers, by package name."""
+    """Versions of what shapes the numbers, by package name: those that this process found first."""
+    return dict(_software())
+
+
+@functools.cache
+def _software() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -226,7 +226,7 @@ def _traces(
     disk = existing_directory(requests[0].path.parent) if requests[0].path is not None else None
     first = shared_student(loaded, given, settings, disk, replays=len(lacking), alone=sequential, progress=progress)
     kept = None if sequential else loaded
-    gone = sequential and is_large(loaded)
+    gone = sequential and _let_go(student, loaded)
     del loaded  # when it has run alone, nothing holds it any more
     for number in lacking:
         if gone:
@@ -237,7 +237,7 @@ def _traces(
         itself = kept if _same(student, request.teacher) else None
         teacher = request.teacher if served else itself or load_model(request.teacher, **load)
         traces[number] = request.make(first, teacher, given, fingerprints[number], progress)
-        gone = not served and teacher is not itself and is_large(teacher)
+        gone = not served and teacher is not itself and _let_go(request.teacher, teacher)
         del teacher
     return [trace for trace in traces.values() if trace is not None]
 
@@ -255,6 +255,11 @@ def _ready(
         return request
     read = prompts_as_given(request.teacher, request.settings.tokenizer, prompts, rollouts)
     return replace(request, teacher_prompts=read)
+
+
+def _let_go(source: Any, loaded: Any) -> bool:
+    """Whether a model that is done with leaves much memory behind: not when it was at hand, and stays so."""
+    return isinstance(source, (str, Path, Checkpoint)) and is_large(loaded)
 
 
 def _same(student: Any, teacher: Any) -> bool:
