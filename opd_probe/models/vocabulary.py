@@ -101,10 +101,9 @@ def shared_vocabulary(
     if first is None or second is None:
         hashes = tuple(None if tokenizer is None else tokenizer_digest(tokenizer) for tokenizer in (first, second))
         return SharedVocabulary(np.arange(narrow), *widths, assumed=True, tokenizer_sha256=(hashes[0], hashes[1]))
-    ids = _agreed(first, second)
-    if ids is None:
-        ids = _compared_ids(student, teacher, first, second, allow_special_mismatch)
-    ids = ids[ids < narrow].astype(np.int64)
+    known = _agreed(first, second)
+    whole = _compared_ids(student, teacher, first, second, allow_special_mismatch) if known is None else known
+    ids = whole[whole < narrow].astype(np.int64)
     if len(ids) == 0:
         raise VocabularyError(f"tokenizers of {student.name} and {teacher.name} share no token id")
     hashes = tokenizer_digest(first), tokenizer_digest(second)

@@ -76,7 +76,7 @@ def test_weights_that_changed_in_place_are_used(
 
 
 @pytest.mark.parametrize("change", [through_data, in_place, by_replacing])
-def test_a_stored_trace_is_made_anew_when_weights_at_hand_changed(change: Callable[[Any], None], tmp_path: Path) -> None:
+def test_a_stored_trace_is_made_anew_when_weights_changed(change: Callable[[Any], None], tmp_path: Path) -> None:
     student, teacher = tiny_model(seed=1, tied=False), tiny_model(seed=2)
     out = tmp_path / "trace.parquet"
     before = weights_digest(student)
