@@ -16,13 +16,15 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.measuring import Row, paired
-from benchmarks.paths import Workload, floor, naive, ours, thunlp, verl
+from benchmarks.paths import Workload, engine, first_call, floor, naive, ours, thunlp, verl
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.types import Rollout
 
 PATHS: dict[str, Callable[[Workload], float]] = {
     "floor": floor,
+    "opd-probe, first call": first_call,
     "opd-probe": ours,
+    "its engine alone": engine,
     "opd-probe, compiled": lambda work: ours(work, compiled=True),
     "opd-probe with JSD": lambda work: ours(work, jsd=True),
     "naive": naive,
@@ -89,6 +91,24 @@ def random_rollouts(count: int, prompt: int, response: int, width: int) -> list[
         return tuple(generator.integers(0, width, length).tolist())
 
     return [Rollout(str(index), tokens(prompt), tokens(response)) for index in range(count)]
+
+
+MIDDLING = Shape(896, 4_864, 8, 14, 2)
+
+
+def measure_call(repeats: int = 5, small: bool = False) -> list[Row]:
+    """The public call on models at hand, the first time and later, against the engine alone: 320 states."""
+    shape, k, states = (replace(SMALL, layers=2), 8, 8) if small else (MIDDLING, 16, 160)
+    models = [build(shape, torch.float32, seed) for seed in (0, 1)]
+    work = Workload(models[0], models[1], random_rollouts(2, 32, states, shape.width), k)
+    paths: dict[str, Callable[[], float]] = {
+        "floor": lambda: floor(work),
+        "opd-probe, first call": lambda: first_call(work),
+        "opd-probe": lambda: ours(work),
+        "its engine alone": lambda: engine(work),
+    }
+    name = f"one call, {work.n_states} states, {shape.layers} layers, K = {k}"
+    return paired(name, paths, repeats, work.n_states, {"floor": "floor"})
 
 
 def measure(dtype: str, k: int, repeats: int = 3, small: bool = False) -> list[Row]:

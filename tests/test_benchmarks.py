@@ -93,11 +93,13 @@ class TestCoverage:
             coverage.show_in(page, {"coverage": ""})
 
 
+@pytest.mark.filterwarnings("ignore:.*outside the shared vocabulary")
 def test_all_paths_see_the_same_divergence() -> None:
     work = replay.workload(replay.torch.float32, True, 8)
     expected = replay.naive(work)
     for compiled in (False, True):
         assert replay.ours(work, compiled=compiled) == pytest.approx(expected, rel=1e-4)
+    assert replay.ours(work) == replay.first_call(work) == replay.engine(work)
     assert replay.thunlp(work) == pytest.approx(replay.verl(work) / (work.n_states * work.k), rel=1e-3)
 
 
@@ -129,6 +131,7 @@ def test_noise(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+@pytest.mark.filterwarnings("ignore:.*outside the shared vocabulary")
 class TestGpu:
     """What is measured on a GPU runs on a CPU too."""
 
@@ -138,6 +141,9 @@ class TestGpu:
         gpu.main()
         report = json.loads(kept.read_text())
         assert all(check["worst"] <= 1 for check in report["checks"])
+        names = " ".join(check["name"] for check in report["checks"])
+        assert all(what in names for what in ("compiled against plain", "sampling with refilling", "the sampler"))
+        assert {"opd-probe", "opd-probe, first call", "its engine alone"} <= {row["path"] for row in report["rows"]}
         assert report["throughput_share"] > 0
 
     def test_wrong_numbers_are_not_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,11 @@ TILE = 32
 """States that a compiled pass on a CPU takes at a time: their logits lie in its caches between the two passes."""
 
 
+def whole_tiles(states: int) -> int:
+    """The largest number of states up to ``states`` that tiles cover without overlap."""
+    return states // TILE * TILE or states
+
+
 @functools.cache
 def _definition(device: str) -> Callable[..., Any]:
     """The compiled definition; one for the whole process, since another one would be traced and looked up anew."""
@@ -36,7 +41,7 @@ def _definition(device: str) -> Callable[..., Any]:
     if device != "cpu":
         return torch.compile(reduce_pair, dynamic=False, fullgraph=True)
     # A product and a sum in one instruction, rounded once.
-    options = {"cpp.enable_floating_point_contract_flag": "fast"}
+    options: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
     return torch.compile(_reduce_on_cpu, dynamic=False, fullgraph=True, options=options)
 
 

@@ -240,6 +240,7 @@ PROVENANCE: dict[str, tuple[type, ...]] = {
     "labels.teacher": (str,),
     "labels.directory": (str, type(None)),
     "fingerprint": (dict,),
+    "ways": (dict, type(None)),
     "warnings": (list, type(None)),
 }
 """What is read of a trace's provenance, as a path of keys, and the types that it may have where it is there."""
