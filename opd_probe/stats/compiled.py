@@ -52,9 +52,9 @@ def _reduce_on_cpu(student: Tensor, teacher: Tensor, temperature: float) -> tupl
 class CompiledReduction:
     """:func:`reduce_pair` lowered by torch.compile: C++ on a CPU, Triton on a GPU.
 
-    Another number of states would be another shape, and cost a compilation of its own. On a CPU all states run compiled,
-    in tiles of one size, of which the last overlaps the one before; on a GPU whole chunks do, and a shorter one runs as
-    it stands. Where nothing can be compiled everything runs as it stands.
+    Another number of states would be another shape, and cost a compilation of its own. On a CPU all states run
+    compiled, in tiles of one size, of which the last overlaps the one before; on a GPU whole chunks do, and a shorter
+    one runs as it stands. Where nothing can be compiled everything runs as it stands.
 
     Args:
         rows: states of a whole chunk.

@@ -1,7 +1,7 @@
 """e^x of float64 numbers that are not above 0, in operations that a compiler makes vectors of.
 
-A compiled pass that calls a library for every few exponentials spends more time on the calls than on them: the registers
-that hold its sums are saved around each.
+A compiled pass that calls a library for every few exponentials spends more time on the calls than on them: the
+registers that hold its sums are saved around each.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FIT = (
     2.7620088445409746e-07,
     2.510038549551032e-08,
 )
-"""(e^r − 1 − r) / r² as a polynomial through its values at the Chebyshev points of |r| ≤ ln 2 / 2; 2e-17 off at most."""
+"""(e^r − 1 − r) / r² as a polynomial through its values at the Chebyshev points of |r| ≤ ln 2 / 2; off by 2e-17."""
 
 
 def exp_of_nonpositive(x: Tensor) -> Tensor:
