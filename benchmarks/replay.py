@@ -93,10 +93,10 @@ def random_rollouts(count: int, prompt: int, response: int, width: int) -> list[
     return [Rollout(str(index), tokens(prompt), tokens(response)) for index in range(count)]
 
 
-MIDDLING = Shape(896, 4_864, 8, 14, 2)
+MIDDLING = Shape(512, 2_048, 8, 8, 2)
 
 
-def measure_call(repeats: int = 5, small: bool = False) -> list[Row]:
+def measure_call(repeats: int = 3, small: bool = False) -> list[Row]:
     """The public call on models at hand, the first time and later, against the engine alone: 320 states."""
     shape, k, states = (replace(SMALL, layers=2), 8, 8) if small else (MIDDLING, 16, 160)
     models = [build(shape, torch.float32, seed) for seed in (0, 1)]

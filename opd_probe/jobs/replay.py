@@ -102,8 +102,8 @@ def replay(
         batch_tokens: tokens per batch, padding included. Does not change the numbers.
         chunk: positions whose logits are held at a time; None: chosen by the width of the output layer.
         compiled: whether the passes over the logits, and on a CPU the product of bf16 weights, are compiled, which
-            takes 10 to 30 s once and halves the time of the statistics. None: when this call alone has states enough for it
-            (33,000 of 152,000 ids on a CPU); a program that calls in a loop knows better.
+            takes 10 to 30 s once and halves the time of the statistics. None: when this call alone has states enough
+            for it (33,000 of 152,000 ids on a CPU); a program that calls in a loop knows better.
         tokenizer: for both models, in place of those beside the weights.
         teacher_tokenizer: of a served teacher, which is not asked for it; None: the one beside its weights when these
             are on this machine, else it is assumed to be the student's.
