@@ -31,12 +31,6 @@ def _replay(dtype: str, k: int) -> Callable[[bool], list[Row]]:
     return measure
 
 
-def _call(small: bool) -> list[Row]:
-    from benchmarks import replay
-
-    return replay.measure_call(1, small=True) if small else replay.measure_call()
-
-
 def _lengths(small: bool) -> list[Row]:
     from benchmarks import lengths
 
@@ -82,7 +76,6 @@ def _after_trace(small: bool) -> list[Row]:
 BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "replay-float32": _replay("float32", 64),
     "replay-bfloat16": _replay("bfloat16", 16),
-    "call": _call,
     "lengths": _lengths,
     "prompts": _prompts,
     "sampling": _sampling,

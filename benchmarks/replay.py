@@ -93,24 +93,6 @@ def random_rollouts(count: int, prompt: int, response: int, width: int) -> list[
     return [Rollout(str(index), tokens(prompt), tokens(response)) for index in range(count)]
 
 
-MIDDLING = Shape(512, 2_048, 8, 8, 2)
-
-
-def measure_call(repeats: int = 3, small: bool = False) -> list[Row]:
-    """The public call on models at hand, the first time and later, against the engine alone: 320 states."""
-    shape, k, states = (replace(SMALL, layers=2), 8, 8) if small else (MIDDLING, 16, 160)
-    models = [build(shape, torch.float32, seed) for seed in (0, 1)]
-    work = Workload(models[0], models[1], random_rollouts(2, 32, states, shape.width), k)
-    paths: dict[str, Callable[[], float]] = {
-        "floor": lambda: floor(work),
-        "opd-probe, first call": lambda: first_call(work),
-        "opd-probe": lambda: ours(work),
-        "its engine alone": lambda: engine(work),
-    }
-    name = f"one call, {work.n_states} states, {shape.layers} layers, K = {k}"
-    return paired(name, paths, repeats, work.n_states, {"floor": "floor"})
-
-
 def measure(dtype: str, k: int, repeats: int = 3, small: bool = False) -> list[Row]:
     """One row per path."""
     work = workload(getattr(torch, dtype), small, k)
