@@ -1,4 +1,4 @@
-"""Whether a tensor still holds what it held: sums over its bytes, which take a tenth of the time of a digest."""
+"""Whether a tensor still holds what it held: sums over its bytes, which take a quarter of the time of a digest."""
 
 from __future__ import annotations
 
