@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -10,7 +11,12 @@ PACKAGES = ("opd-probe", "torch", "transformers", "tokenizers", "peft", "numpy",
 
 
 def software() -> dict[str, str]:
-    """Versions of Python and of the packages that are installed, by name. Imports none of them."""
+    """Versions of Python and of the packages that this process found first, by name. Imports none of them."""
+    return dict(_software())
+
+
+@functools.cache
+def _software() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):

@@ -115,11 +115,13 @@ class TestStopping:
         assert stopping.pocock_level(range(1, 6)) == pytest.approx(2 * ndtr(2.413) - 1, abs=1e-4)  # his table
 
 
+@pytest.mark.filterwarnings("ignore:.*outside the shared vocabulary")
 def test_all_paths_see_the_same_divergence() -> None:
     work = replay.workload(replay.torch.float32, True, 8)
     expected = replay.naive(work)
     for compiled in (False, True):
         assert replay.ours(work, compiled=compiled) == pytest.approx(expected, rel=1e-4)
+    assert replay.ours(work) == replay.first_call(work) == replay.engine(work)
     assert replay.thunlp(work) == pytest.approx(replay.verl(work) / (work.n_states * work.k), rel=1e-3)
 
 
@@ -151,6 +153,7 @@ def test_noise(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+@pytest.mark.filterwarnings("ignore:.*outside the shared vocabulary")
 class TestGpu:
     """What is measured on a GPU runs on a CPU too."""
 
@@ -160,6 +163,9 @@ class TestGpu:
         gpu.main()
         report = json.loads(kept.read_text())
         assert all(check["worst"] <= 1 for check in report["checks"])
+        names = " ".join(check["name"] for check in report["checks"])
+        assert all(what in names for what in ("compiled against plain", "sampling with refilling", "the sampler"))
+        assert {"opd-probe", "opd-probe, first call", "its engine alone"} <= {row["path"] for row in report["rows"]}
         assert report["throughput_share"] > 0
 
     def test_wrong_numbers_are_not_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from opd_probe.engine.sequences import (
 from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel, state_hidden
 from opd_probe.errors import LogitError, OutOfMemoryError, is_refused_allocation
-from opd_probe.stats.compiled import CompiledReduction, compiling_pays
+from opd_probe.stats.compiled import CompiledReduction, compiling_pays, whole_tiles
 from opd_probe.stats.native import building_pays
 from opd_probe.stats.projection import OutputProjection
 from opd_probe.stats.threads import fitting_threads
@@ -138,6 +138,26 @@ class Replay:
         """The number of states of every rollout, 0 for a skipped one."""
         return state_counts(self.rollouts, self.sequences)
 
+    @property
+    def ways(self) -> dict[str, bool]:
+        """What was decided for the whole job: whether the passes over the logits are ``compiled``, and whether a
+        ``native`` product is used where the weights are bf16 on a CPU. The same for the same settings, whatever is
+        left to do."""
+        settings = self.settings
+        states = sum(self.state_counts) if settings.job_states is None else settings.job_states
+        job = states, len(self.shared_ids)
+        compiled, native = settings.compiled, settings.native
+        native = compiled if native is None else native
+        return {
+            "compiled": compiling_pays(*job, self._device) if compiled is None else compiled,
+            "native": building_pays(*job) if native is None else native,
+        }
+
+    @property
+    def _device(self) -> torch.device:
+        """Where both models' logits meet; a model that is spread over devices takes its inputs elsewhere."""
+        return self.student.output_layer.weight.device
+
     def states(
         self,
         done: NDArray[np.bool_] | None = None,
@@ -179,17 +199,15 @@ class Replay:
     def _scorer(self) -> StateScorer:
         settings = self.settings
         ids = torch.from_numpy(self.shared_ids)
-        # Where both models' logits meet; a model that is spread over devices takes its inputs elsewhere.
-        device = self.student.output_layer.weight.device
-        job = sum(self.state_counts), len(self.shared_ids)
-        native = building_pays(*job) if settings.compiled is None else settings.compiled
-        compiles = compiling_pays(*job, device) if settings.compiled is None else settings.compiled
+        device, ways = self._device, self.ways
 
         def projection(layer: Layer) -> OutputProjection:
-            return OutputProjection(layer.weight, layer.bias, ids, layer.scale, layer.softcap, native=native)
+            return OutputProjection(layer.weight, layer.bias, ids, layer.scale, layer.softcap, native=ways["native"])
 
         vocabulary = VocabularyMap(self.shared_ids, max(self.student.width, self.teacher.width), device)
         chunk = settings.chunk or default_chunk(max(self.student.width, self.teacher.width), device)
+        if ways["compiled"] and settings.chunk is None:
+            chunk = whole_tiles(chunk)
         return StateScorer(
             projection(self.student.output_layer),
             projection(self.teacher.output_layer),
@@ -198,7 +216,7 @@ class Replay:
             temperature=settings.temperature,
             jsd=settings.jsd,
             chunk=chunk,
-            reduction=CompiledReduction(chunk, device) if compiles else None,
+            reduction=CompiledReduction(chunk, device) if ways["compiled"] else None,
         )
 
     @torch.inference_mode()

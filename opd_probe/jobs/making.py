@@ -71,8 +71,11 @@ class Job:
         else:
             engine = Replay(student, teacher, *given)
         counts = engine.state_counts
+        ways = engine.ways if isinstance(engine, Replay) else None
         columns = array_columns(jsd=self.settings.jsd, sampler=any(r.logprobs is not None for r in self.rollouts))
-        key = _digest({**fingerprint, "K": self.settings.k, "columns": [c.name for c in columns]})
+        # Unfinished work goes on as it began, or begins anew; what was begun plainly says nothing of it.
+        special = {"ways": ways} if ways is not None and any(ways.values()) else {}
+        key = _digest({**fingerprint, "K": self.settings.k, "columns": [c.name for c in columns], **special})
         directory = None if path is None else path.with_name(f".{path.name}.partial")
         served = isinstance(engine, ServedReplay)
         spool = TraceSpool(counts, columns, self.settings.k, directory, key, answers=TOLD if served else ())
@@ -93,6 +96,7 @@ class Job:
         said = told_warnings(spool, engine, rows) if isinstance(engine, ServedReplay) else []
         provenance |= begun.said(taken, table, spool) | {
             "length_factors": self._length_factors(engine, taken),
+            "ways": ways,
             "warnings": [*said, *self._outside_warnings(spool, rows)],
             "made_by": {"command": command_line(), "settings": self._asked(), "rollouts": rollouts_from},
         }

@@ -22,6 +22,7 @@ from opd_probe.jobs.prompting import Prompter
 from opd_probe.jobs.rendering import template_source
 from opd_probe.jobs.sampling import Sampler, check_pair, each_once, step_name
 from opd_probe.jobs.served import settings_for
+from opd_probe.jobs.size import states_asked
 from opd_probe.jobs.stopping import Order
 from opd_probe.jobs.tracing import TraceRequest, shared_student
 from opd_probe.models.loading import LoadedModel
@@ -48,6 +49,7 @@ def measure(plan: Plan, progress: Progress) -> list[Measured]:
     runs = [
         replace(run, settings=run.settings.model_copy(update={"sequential": sequential(run)})) for run in files.plans
     ]
+    asked = states_asked(runs, files)
     pool, prompter = ModelPool(progress), Prompter()
     prompter.check(runs, files)
     sampler = Sampler(plan.out / "rollouts", pool, files, prompter, progress)
@@ -57,7 +59,7 @@ def measure(plan: Plan, progress: Progress) -> list[Measured]:
     for run in sorted(runs, key=lambda one: [teacher.name for teacher in one.teachers]):
         for checkpoint in run.run.checkpoints:
             rollouts, states = _rollouts(run, checkpoint, files, sampler)
-            station = _Station(plan.out / "traces", run, checkpoint, rollouts, states, pool, prompter, progress)
+            station = _Station(plan.out / "traces", run, checkpoint, rollouts, states, pool, prompter, progress, asked)
             measured += station.measured()
     return measured
 
@@ -102,6 +104,7 @@ class _Station:
     pool: ModelPool
     prompter: Prompter
     progress: Progress
+    job_states: int
 
     def measured(self) -> list[Measured]:
         wanted = [self._request(teacher) for teacher in self.run.teachers]
@@ -123,7 +126,7 @@ class _Station:
 
     def _request(self, teacher: Teacher) -> TraceRequest:
         folder = self.directory / self.run.folder / self.run.teacher_folders[teacher.name]
-        settings = self.run.settings.for_replay(self.run.tokenizer)
+        settings = replace(self.run.settings.for_replay(self.run.tokenizer), job_states=self.job_states)
         if isinstance(teacher.checkpoint, ServedModel):
             settings = settings_for(teacher.checkpoint, settings, least=self.run.settings.k)
         labels = {

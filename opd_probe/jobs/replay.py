@@ -14,6 +14,7 @@ from opd_probe.errors import InputError
 from opd_probe.jobs.files import special_ids_near, tokenizer_of
 from opd_probe.jobs.memory import is_large, too_large_together
 from opd_probe.jobs.served import served_model, settings_for
+from opd_probe.jobs.size import states_of
 from opd_probe.jobs.tracing import TraceRequest, shared_student
 from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.models.loading import LoadedModel, load_model
@@ -47,6 +48,7 @@ class ReplayOptions(TypedDict, total=False):
     device_map: DeviceMap | None
     batch_tokens: int
     chunk: int | None
+    compiled: bool | None
     tokenizer: Any
     teacher_tokenizer: Any
     allow_special_mismatch: bool
@@ -71,6 +73,7 @@ def replay(
     device_map: DeviceMap | None = None,
     batch_tokens: int = BATCH_TOKENS,
     chunk: int | None = None,
+    compiled: bool | None = None,
     tokenizer: Any = None,
     teacher_tokenizer: Any = None,
     allow_special_mismatch: bool = False,
@@ -101,6 +104,9 @@ def replay(
             main memory, as transformers names it (``"auto"``, ``"balanced"``, …). Needs accelerate.
         batch_tokens: tokens per batch, padding included. Does not change the numbers.
         chunk: positions whose logits are held at a time; None: chosen by the width of the output layer.
+        compiled: whether the passes over the logits, and on a CPU the product of bf16 weights, are compiled, which
+            takes 10 to 30 s once and halves the time of the statistics. None: when this call alone has states enough
+            for it (33,000 of 152,000 ids on a CPU); a program that calls in a loop knows better.
         tokenizer: for both models, in place of those beside the weights.
         teacher_tokenizer: of a served teacher, which is not asked for it; None: the one beside its weights when these
             are on this machine, else it is assumed to be the student's.
@@ -129,7 +135,7 @@ def replay(
         OpdProbeError: bad input, in one line.
     """
     settings = ReplaySettings(k, temperature, jsd, dtype, tokenizer, allow_special_mismatch, batch_tokens, chunk)
-    settings = replace(settings, length_factors=length_factors)
+    settings = replace(settings, length_factors=length_factors, compiled=compiled)
     path = None if out is None else output_path(out)
     wanted = _precision(precision, settings)
     request = TraceRequest(student, teacher, path, settings, labels or {}, precision=wanted)
@@ -222,6 +228,9 @@ def _traces(
     requests = [replace(one, rollouts_from=origin, reuse=reuse) for one in requests]
     requests = [_ready(*pair, given, teacher_tokenizer) for pair in zip(requests, prompts, strict=True)]
     given = without_padding(given, special_ids_near(student, settings.tokenizer))
+    if len(requests) > 1:
+        states = len(requests) * states_of(given)
+        requests = [replace(one, settings=replace(one.settings, job_states=states)) for one in requests]
     fingerprints = [request.fingerprint(given) for request in requests]
     traces = {n: one.stored(fingerprints[n]) for n, one in enumerate(requests)}
     lacking = [number for number, trace in traces.items() if trace is None]
@@ -239,7 +248,7 @@ def _traces(
     how: dict[str, Any] = {"replays": len(lacking), "alone": sequential, "progress": progress, "order": order}
     first = shared_student(loaded, given, settings, disk, **how)
     kept = None if sequential else loaded
-    gone = sequential and is_large(loaded)
+    gone = sequential and _let_go(student, loaded)
     del loaded  # when it has run alone, nothing holds it any more
     for number in lacking:
         if gone:
@@ -250,7 +259,7 @@ def _traces(
         itself = kept if _same(student, request.teacher) else None
         teacher = request.teacher if served else itself or load_model(request.teacher, **load)
         traces[number] = request.make(first, teacher, given, fingerprints[number], progress)
-        gone = not served and teacher is not itself and is_large(teacher)
+        gone = not served and teacher is not itself and _let_go(request.teacher, teacher)
         del teacher
     return [trace for trace in traces.values() if trace is not None]
 
@@ -285,6 +294,11 @@ def _precision(given: float | Mapping[str, float] | None, settings: ReplaySettin
     if "jsd" in widths and not settings.jsd:
         raise InputError("precision of jsd: it is measured only with jsd=True")
     return Precision(widths, k=METRICS_K)
+
+
+def _let_go(source: Any, loaded: Any) -> bool:
+    """Whether a model that is done with leaves much memory behind: not when it was at hand, and stays so."""
+    return isinstance(source, (str, Path, Checkpoint)) and is_large(loaded)
 
 
 def _same(student: Any, teacher: Any) -> bool:

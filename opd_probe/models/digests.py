@@ -20,20 +20,21 @@ def weights_digest(source: Any) -> str:
     """sha256 over everything that shapes a model's numbers: weights, config, and for an adapter its base.
 
     Args:
-        source: a directory, a hub id, a :class:`Checkpoint`, a model in memory (its parameters are hashed), or a served
-            model (what its server says it is).
+        source: a directory, a hub id, a :class:`Checkpoint`, a model in memory (its parameters are hashed, and so are
+            those of a loaded checkpoint that were changed since), or a served model (what its server says it is).
     """
     if isinstance(source, (str, Path)):
         source = resolve_checkpoint(source)
     if isinstance(source, Checkpoint):
         return _checkpoint_digest(source)
-    from opd_probe.models.loading import LoadedModel, state_digest
+    from opd_probe.models.in_memory import state_digest
+    from opd_probe.models.loading import LoadedModel
     from opd_probe.models.served.model import ServedModel
 
     if isinstance(source, ServedModel):
         return source.digest
     if isinstance(source, LoadedModel):
-        return weights_digest(source.checkpoint) if source.checkpoint is not None else state_digest(source.model)
+        return weights_digest(source.checkpoint) if source.is_as_loaded else state_digest(source.model)
     return state_digest(source)
 
 

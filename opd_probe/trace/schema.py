@@ -240,6 +240,7 @@ PROVENANCE: dict[str, tuple[type, ...]] = {
     "labels.teacher": (str,),
     "labels.directory": (str, type(None)),
     "fingerprint": (dict,),
+    "ways": (dict, type(None)),
     "warnings": (list, type(None)),
     "stopped": (dict, type(None)),
     "stopped.level": (float,),
