@@ -172,6 +172,20 @@ def build_sequences(rollouts: Sequence[Rollout], models: Sequence[Any], whose: s
     return sequences
 
 
+def replay_batches(
+    rollouts: Sequence[Rollout], teacher_prompts: Sequence[Sequence[int]] | None, batch_tokens: int
+) -> list[list[Members]]:
+    """The batches of a replay of these rollouts, as of :func:`sequence_batches`, before its models are there.
+
+    Raises:
+        InputError: as :func:`build_sequences` and :func:`with_prompts`.
+    """
+    sides = [build_sequences(rollouts, [])]
+    if teacher_prompts is not None:
+        sides.append(build_sequences(with_prompts(rollouts, teacher_prompts), [], "the teacher's "))
+    return sequence_batches(sides, batch_tokens)
+
+
 def check_sampled(rollouts: Sequence[Rollout], sequences: Sequence[StateSequence], models: Sequence[Any]) -> None:
     """Refuse a sampled token that none of the models knows.
 
