@@ -18,7 +18,6 @@ from opd_probe.errors import OutputError, warn_in_passing
 from opd_probe.stats.threads import fitting_threads
 from opd_probe.types import Rollout
 
-
 SHARE = 0.5
 """The share of a disk's free room that states may take which can be computed again; traces need some of the rest."""
 
@@ -36,8 +35,9 @@ class StoredModel:
         place: the directory whose disk takes the hidden states; None: the system's for temporary files. The file has
             no name, so that nothing is left of it, however the process ends.
         rule: whose length decides the factors of a model that has several.
-        batches: in which the states are computed, whoever asks for some of them first, so that their last bits do not
-            depend on that; None: in those of whoever asks.
+        batches: of all sequences, in which the states are computed, whoever asks for some of them first, so that their
+            last bits do not depend on that; whether the model can read them is left to the replays. None: the batches
+            of whoever asks.
         optional: whether states that would take more than :data:`SHARE` of the free disk are computed again each time.
 
     Attributes:
@@ -64,7 +64,7 @@ class StoredModel:
         self._batches, self._optional = batches, optional
         self.refused = False
         self._batch_of = {one.rollout: number for number, (some, _) in enumerate(batches or ()) for one in some}
-        self._sequences = build_sequences(rollouts, [model])
+        self._sequences = build_sequences(rollouts, [model]) if batches is None else _in_order(batches)
         counts = np.array(state_counts(rollouts, self._sequences), dtype=np.int64)
         self._ends = np.cumsum(counts)
         self._counts = counts
@@ -167,6 +167,10 @@ class StoredModel:
     def _rows(self, sequence: StateSequence) -> slice:
         end = int(self._ends[sequence.rollout])
         return slice(end - len(sequence.positions), end)
+
+
+def _in_order(batches: Sequence[Members]) -> list[StateSequence]:
+    return sorted((one for members, _ in batches for one in members), key=lambda one: one.rollout)
 
 
 def _by_rollout(members: Sequence[StateSequence], hidden: Tensor) -> dict[int, Tensor]:
