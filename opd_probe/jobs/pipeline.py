@@ -55,10 +55,12 @@ def measure(plan: Plan, progress: Progress) -> list[Measured]:
     pairs = [(run, checkpoint) for run in runs for checkpoint in run.run.checkpoints]
     traces = plan.out / "traces"
     kept = KeptTeachers(pairs, files, traces)
+    pool.expect(pairs)
     for run, checkpoint in pairs:
         rollouts, states = _rollouts(run, checkpoint, files, sampler)
         measured += _Station(traces, run, checkpoint, rollouts, states, pool, kept, prompter, progress).measured()
         kept.passed(run, checkpoint)
+        pool.passed(run, checkpoint)
     return measured
 
 
