@@ -77,8 +77,12 @@ class Bases:
             if not _can_be_shared(model):
                 return model
             kept = _Base(about, state, model, _sums(model))
+        try:
+            shared = sharing(kept.model)
+        except (TypeError, RuntimeError, ValueError):  # a model with something in it that cannot be copied
+            return kept.model
         self._kept[name] = kept
-        return sharing(kept.model)
+        return shared
 
 
 def sharing(model: PreTrainedModel) -> PreTrainedModel:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from opd_probe.engine import stored
-from opd_probe.errors import InputError, OpdProbeError, OpdProbeWarning
+from opd_probe.errors import OpdProbeError, OpdProbeWarning
 from opd_probe.jobs.pipeline import measure
 from opd_probe.jobs.plan import make_plan
 from opd_probe.models.loading import LoadedModel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, base: Path, tied: bool) -
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the directories of bases that are read."""
     seen: list[str] = []
     read = reading.read_model
@@ -62,7 +62,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return read(checkpoint, *how, **more)
 
     monkeypatch.setattr(reading, "read_model", counting)
-    yield seen
+    return seen
 
 
 def _state(model: Any) -> dict[str, tuple[Any, ...]]:
