@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +21,12 @@ from benchmarks.replay import Shape, build, random_rollouts
 from opd_probe.engine import stored
 from opd_probe.engine.replay import Replay
 from opd_probe.engine.sequences import sequence_batches
-from opd_probe.engine.settings import ReplaySettings
+from opd_probe.engine.settings import TRACE_K, ReplaySettings
 from opd_probe.engine.stored import state_hidden
 from opd_probe.errors import OpdProbeWarning
 from opd_probe.jobs.pipeline import measure as measured
 from opd_probe.jobs.plan import make_plan
-from opd_probe.models.loading import LoadedModel, load_model
+from opd_probe.models.loading import load_model
 from opd_probe.options.request import Request
 from opd_probe.progress import Silent
 from opd_probe.rollouts.files import write_rollouts
@@ -50,8 +49,7 @@ class Job:
     root: Path
     steps: tuple[int, ...]
     rollouts: list[Rollout]
-    k: int
-    outs: Any
+    outs: Iterator[int]
 
     def traces(self) -> None:
         """What the command does."""
@@ -59,7 +57,6 @@ class Job:
             ckpts=(str(self.root / "run"),),
             teachers=(str(self.root / "teacher"),),
             rollouts=str(self.root / "rollouts.parquet"),
-            options={"k": self.k},
             out=str(self.root / f"out-{next(self.outs)}"),
         )
         with warnings.catch_warnings():
@@ -74,29 +71,23 @@ class Job:
         finally:
             stored.SHARE = share
 
-    def models(self) -> tuple[list[LoadedModel], LoadedModel]:
-        """The students and the teacher."""
-        students = [load_model(self.root / "run" / f"checkpoint-{step}") for step in self.steps]
-        return students, load_model(self.root / "teacher")
 
-
-def floor(job: Job, students: list[LoadedModel], teacher: LoadedModel) -> Callable[[], None]:
-    """Every student once, the teacher once, and for every student both output layers with all statistics."""
+def floor(job: Job) -> Callable[[], None]:
+    """Every student once, the teacher once, and for every student both output layers with all statistics. The weights
+    of one student stand for those of all."""
+    student, teacher = load_model(job.root / "run" / f"checkpoint-{job.steps[0]}"), load_model(job.root / "teacher")
 
     @torch.inference_mode()
     def run() -> None:
-        engines = [
-            Replay(one, teacher, job.rollouts, np.arange(teacher.width), ReplaySettings(max(job.k, 64)))
-            for one in students
-        ]
-        batches = sequence_batches(engines[0].sides, engines[0].settings.batch_tokens)
+        engine = Replay(student, teacher, job.rollouts, np.arange(teacher.width), ReplaySettings(TRACE_K))
+        batches = sequence_batches(engine.sides, engine.settings.batch_tokens)
         with fitting_threads(teacher.output_layer.weight):
             others = [state_hidden(teacher, *batch) for (batch,) in batches]
-            for engine in engines:
+            for _ in job.steps:
                 scorer = engine._scorer()
                 for (batch,), other in zip(batches, others, strict=True):
                     tokens = torch.from_numpy(np.concatenate([one.token_ids for one in batch[0]]))
-                    scorer.score(state_hidden(engine.student, *batch), other, tokens)
+                    scorer.score(state_hidden(student, *batch), other, tokens)
 
     return run
 
@@ -111,8 +102,8 @@ def measure_one(shape: Shape, states: int, workload: str, checkpoints: int = 8, 
             build(shape, torch.float32, seed).model.save_pretrained(place)
         rollouts = random_rollouts(states // 160 or 1, 16, min(states, 160), shape.width)
         write_rollouts(root / "rollouts.parquet", rollouts)
-        job = Job(root, steps, rollouts, 16, count())
-        paths = {FLOOR: floor(job, *job.models()), "opd-probe": job.traces, AGAIN: job.again}
+        job = Job(root, steps, rollouts, count())
+        paths = {FLOOR: floor(job), "opd-probe": job.traces, AGAIN: job.again}
         total = checkpoints * sum(len(rollout.response_ids) for rollout in rollouts)
         return paired(workload, paths, repeats, total, {"floor": FLOOR}, warm=False)
 
@@ -120,6 +111,7 @@ def measure_one(shape: Shape, states: int, workload: str, checkpoints: int = 8, 
 def measure() -> list[Row]:
     """Two vocabularies."""
     text = "8 checkpoints of {} over the same rollouts, a teacher of their size, vocabulary {:,}"
-    return measure_one(TENTH, 3_200, text.format("34 million parameters", TENTH.width)) + measure_one(
-        WIDE, 640, text.format("109 million parameters", WIDE.width)
-    )
+    return [
+        *measure_one(TENTH, 1_600, text.format("34 million parameters", TENTH.width)),
+        *measure_one(WIDE, 320, text.format("108 million parameters", WIDE.width)),
+    ]
