@@ -172,6 +172,7 @@ def run_commands(call: Commands) -> None:
     for x in ("step", "position", "depth"):
         call("align", "--traces", "opd-probe-out", "--k", "4", "--x", x)
     call("figures", "--traces", "opd-probe-out", "--k", "4", "--teacher-accuracy", "compatible-teacher=0.9")
+    call("report", "--traces", "opd-probe-out", "--k", "4", "--format", "json")
     call("compare", traces[0], traces[1], "--k", "4")
     call("tokens", traces[1], "--against", traces[0], "--k", "4")
     call("show", traces[0], "--k", "4")

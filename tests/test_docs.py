@@ -19,6 +19,7 @@ from opd_probe.lab.signatures import PUBLISHED, RULES
 from opd_probe.metrics import METRICS, TRACE_METRICS
 from opd_probe.metrics.variants import VARIANTS
 from opd_probe.models.formats import FORMATS
+from opd_probe.results import verdict
 from opd_probe.rollouts.sources import SOURCES
 from opd_probe.runs.log_files import NAMES
 from opd_probe.trace.schema import FORMAT_VERSION, ROLLOUT_COLUMNS, STATE_COLUMNS
@@ -39,6 +40,20 @@ def test_every_metric_has_its_row(metric) -> None:  # type: ignore[no-untyped-de
 def test_every_check_has_its_row(check) -> None:  # type: ignore[no-untyped-def]
     row = f"| `{check.name}` | {check.measures} | {check.rule} | {check.advice} | {check.known_from} |"
     assert row in page("docs/doctor.md")
+
+
+@pytest.mark.parametrize("rule", verdict.RULES.values(), ids=verdict.RULES.keys())
+def test_every_qualifier_has_its_row(rule) -> None:  # type: ignore[no-untyped-def]
+    assert f"| `{rule.name}` | {rule.rule} | {rule.source or '–'} |" in page("docs/report.md")
+
+
+def test_the_rules_of_verdicts_are_those_of_the_page() -> None:
+    text = page("docs/report.md")
+    assert {f"| `{name}` |" in text for name in verdict.SENTENCES} == {True}
+    assert f"overlap ratio is at least {verdict.ALIGNED_OVERLAP}" in text
+    assert f"reverse KL at most {verdict.ALIGNED_KL} nats" in text
+    assert f"at least {verdict.CLOSED:.0%} of".replace("%", " %") in text
+    assert f"grew by {-verdict.APART:.0%} or more".replace("%", " %") in text
 
 
 @pytest.mark.parametrize("column", [*STATE_COLUMNS, *ROLLOUT_COLUMNS], ids=lambda column: column.name)

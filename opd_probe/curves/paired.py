@@ -72,7 +72,8 @@ def compare(
     common, only = _common_prompts(a, b)
     _warn_of_mixture(a, b)
     names = metric_names(metrics)
-    sides = [_Side.of(trace, common, k, names, average, everything=metrics is None) for trace in (a, b)]
+    everything = metrics is None
+    sides = [Side.of(trace, common, k, names, average, whole=everything, rollouts=everything) for trace in (a, b)]
     if resamples:
         warn_few_prompts(len(common))
     same_rollouts = same_states(a, b)
@@ -182,7 +183,7 @@ def _differ(first: _Part, second: _Part, resampling: Resampling, *, exact: bool)
 
 
 @dataclass(frozen=True)
-class _Side:
+class Side:
     """One trace, reduced to what differences over prompts need; and the mean reward of each rollout."""
 
     parts: list[_Part]
@@ -190,8 +191,18 @@ class _Side:
 
     @classmethod
     def of(
-        cls, trace: Trace, common: Sequence[str], k: int, names: Sequence[str], average: str, *, everything: bool
-    ) -> _Side:
+        cls,
+        trace: Trace,
+        common: Sequence[str],
+        k: int,
+        names: Sequence[str],
+        average: str,
+        *,
+        whole: bool = False,
+        rollouts: bool = False,
+    ) -> Side:
+        """A trace over the prompts ``common``: its metrics, and where asked for the quantities of whole traces and
+        those of rollouts."""
         n = len(common)
         place = {prompt: index for index, prompt in enumerate(common)}
         codes = np.array([place.get(prompt, -1) for prompt in trace.rollouts.column("prompt_id").to_pylist()])
@@ -203,8 +214,10 @@ class _Side:
         parts = [_mean_part(sums, means, codes, n, average)]
         parts += [_histogram_part(name, histograms[name]) for name in counted]
         reward = sums.rollout_means(read.index("sampled_reward"))
-        if everything:
-            parts += [_whole_part(trace, codes, n), *_rollout_parts(trace, reward, codes, n)]
+        if whole:
+            parts.append(_whole_part(trace, codes, n))
+        if rollouts:
+            parts += _rollout_parts(trace, reward, codes, n)
         return cls(parts, reward)
 
 

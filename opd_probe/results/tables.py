@@ -26,6 +26,18 @@ def json_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return clean | ({INFINITE: infinite} if infinite else {})
 
 
+def json_value(value: Any) -> Any:
+    """Nested values in JSON types: what is not finite becomes None, an infinity the text ``"inf"`` or ``"-inf"``."""
+    if isinstance(value, Mapping):
+        return {str(name): json_value(held) for name, held in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_value(held) for held in value]
+    value = _plain(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "inf" if value > 0 else "-inf"
+    return value
+
+
 def _plain(value: Any) -> Any:
     """numpy scalars as Python's own."""
     return value.item() if hasattr(value, "item") and not isinstance(value, (str, bytes)) else value
