@@ -170,7 +170,8 @@ class Replay:
         own matrix products.
 
         Args:
-            done: bool [n_rollouts], rollouts to leave out; one that goes through with others is yielded again.
+            done: bool [n_rollouts], rollouts to leave out; one that goes through with others is yielded again. The
+                batches are those of all rollouts, so that what is left comes out to the same bits.
             progress: called after each batch.
             units: the rollouts of each unit: one after another, none together with those of another. None: all are one.
 

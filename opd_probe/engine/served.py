@@ -250,7 +250,7 @@ class ServedReplay:
         """Yield (rollout index, columns of its states), longest sequences first.
 
         Args:
-            done: bool [n_rollouts], rollouts to leave out.
+            done: bool [n_rollouts], rollouts to leave out; the batches are those of all.
             told: for a rollout, its columns :data:`TOLD`.
             progress: called with (states done, states in all).
             unit: the rollouts to look at; None: all.

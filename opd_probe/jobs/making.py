@@ -41,7 +41,7 @@ OUTSIDE_WARNING = 0.01
 class Job:
     """A replay whose inputs are all at hand."""
 
-    models: tuple[LoadedModel | StoredModel, LoadedModel | ServedModel]
+    models: tuple[LoadedModel | StoredModel, LoadedModel | StoredModel | ServedModel]
     vocabulary: SharedVocabulary
     rollouts: Sequence[Rollout]
     settings: ReplaySettings

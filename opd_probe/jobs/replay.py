@@ -245,8 +245,8 @@ def _traces(
     warn_of_text(given, "rollouts")
     disk = existing_directory(requests[0].path.parent) if requests[0].path is not None else None
     order = requests[lacking[0]].begun(given, fingerprints[lacking[0]]).order
-    how: dict[str, Any] = {"replays": len(lacking), "alone": sequential, "progress": progress, "order": order}
-    first = shared_student(loaded, given, settings, disk, **how)
+    how: dict[str, Any] = {"alone": sequential, "progress": progress, "order": order}
+    first = shared_student(loaded, given, requests, lacking, disk, **how)
     kept = None if sequential else loaded
     gone = sequential and _let_go(student, loaded)
     del loaded  # when it has run alone, nothing holds it any more

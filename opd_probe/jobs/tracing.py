@@ -10,6 +10,7 @@ from typing import Any
 
 from opd_probe.engine.provenance import reduced_matmul_precision
 from opd_probe.engine.replay import Progress
+from opd_probe.engine.sequences import StateSequence, pending_batches, replay_sides, sides_digest
 from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import TraceError, warn_in_passing
@@ -138,10 +139,19 @@ class TraceRequest:
             order = Order.of(rollouts, self.precision.seed)
         return Begun(order, None, self.precision)
 
+    def sides(self, rollouts: Sequence[Rollout]) -> list[list[StateSequence]]:
+        """What the models read that are run, as of :func:`opd_probe.engine.sequences.replay_sides`.
+
+        Args:
+            rollouts: with ids.
+        """
+        other = None if isinstance(self.teacher, ServedModel) else self.teacher_prompts
+        return replay_sides(rollouts, None if other is None else other.ids)
+
     def make(
         self,
         student: LoadedModel | StoredModel,
-        teacher: LoadedModel | ServedModel,
+        teacher: LoadedModel | StoredModel | ServedModel,
         rollouts: Sequence[Rollout],
         fingerprint: Mapping[str, Any],
         progress: Progress | None,
@@ -149,7 +159,8 @@ class TraceRequest:
         """Replay, and write the trace; an interrupted replay of the same path goes on where it stopped.
 
         Args:
-            rollouts: with ids; those of the student, when it is a :class:`StoredModel`.
+            student, teacher: loaded, or as what is kept of them for these rollouts.
+            rollouts: with ids.
             fingerprint: of the rollouts as they were given.
 
         Raises:
@@ -173,10 +184,10 @@ class TraceRequest:
 def shared_student(
     student: LoadedModel,
     rollouts: Sequence[Rollout],
-    settings: ReplaySettings,
+    wanted: Sequence[TraceRequest],
+    lacking: Sequence[int],
     place: Path | None,
     *,
-    replays: int,
     alone: bool,
     progress: Progress | None,
     order: Order | None = None,
@@ -184,24 +195,30 @@ def shared_student(
     """What replays of one student need of it: itself, or its hidden states when several replays share them.
 
     The states are kept on disk and not in memory: there the system holds on to them as long as nothing else needs the
-    room, so that one way serves small and large jobs.
+    room, so that one way serves small and large jobs. They are computed in the batches of the first of all replays,
+    whether or not its trace is there already, so that those of the others have the same bits either way.
 
     Args:
+        wanted: all replays of the student over these rollouts.
+        lacking: the numbers of those among them that are to be made.
         place: the directory whose disk takes the hidden states.
-        replays: how many look at the student.
-        alone: run the student now, so that it can be let go before a teacher is loaded.
+        alone: run the student now, in batches of its own, so that it can be let go before a teacher is loaded.
         order: of the replays.
 
     Raises:
         OutputError: the disk has no room for the hidden states. OutOfMemoryError: names what to lower.
     """
-    if replays == 1 and not alone:
-        return student
-    kept = StoredModel(student, rollouts, place, settings.length_factors)
+    settings, first = wanted[0].settings, wanted[0].sides(rollouts)
+    units = None if order is None else order.units(rollouts)
     if alone:
+        kept = StoredModel(student, rollouts, place, settings.length_factors)
         with memory_advice("replaying"):
-            kept.fill(settings.batch_tokens, progress, None if order is None else order.units(rollouts))
-    return kept
+            kept.fill(settings.batch_tokens, progress, units)
+        return kept
+    if len(lacking) == 1 and sides_digest(wanted[lacking[0]].sides(rollouts)) == sides_digest(first):
+        return student
+    batches = [batch[0] for batch in pending_batches(first, settings.batch_tokens, units=units)]
+    return StoredModel(student, rollouts, place, settings.length_factors, batches=batches)
 
 
 def _reusable(path: Path, fingerprint: Mapping[str, Any], settings: ReplaySettings) -> Trace | None:
