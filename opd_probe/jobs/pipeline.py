@@ -206,8 +206,7 @@ class _Station:
     def _teacher(
         self, teacher: Teacher, request: TraceRequest, *, ordered: bool
     ) -> LoadedModel | StoredModel | ServedModel:
-        """A teacher, or what is kept of it: nothing of a replay in an order of its own, which goes through in batches of
-        its own and may stop."""
+        """A teacher, or what is kept of it: nothing where a replay has an order of its own, and so other batches."""
         checkpoint = teacher.checkpoint
         if isinstance(checkpoint, ServedModel):
             return checkpoint
