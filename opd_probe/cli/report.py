@@ -6,6 +6,7 @@ import typer
 
 from opd_probe.cli.request import takes_request
 from opd_probe.cli.session import finish, progress, quieten_libraries
+from opd_probe.imports import uncollected
 from opd_probe.options.request import Request
 
 
@@ -18,7 +19,8 @@ def report(request: Request) -> None:
     Example: opd-probe report --ckpts runs/* --teacher big-model --prompts problems.jsonl
     """
     quieten_libraries()
-    from opd_probe.commands.report import report as run
+    with uncollected():
+        from opd_probe.commands.report import report as run
 
     finish(run(request, progress))
 

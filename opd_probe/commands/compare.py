@@ -19,7 +19,7 @@ from opd_probe.output import check_writable, output_path
 from opd_probe.progress import Progress
 from opd_probe.results.files import draw_figure, write_csv
 from opd_probe.results.tables import as_table, json_row, present
-from opd_probe.runs.stored import Measured, by_group, find_traces
+from opd_probe.runs.stored import Measured, by_group, find_traces, stopped_columns
 
 COLUMNS = ("step_a", "step_b", "group", "metric", "unit", "a", "b", "difference", "n_prompts")
 
@@ -153,7 +153,7 @@ def _rows(a: Measured, b: Measured) -> list[dict[str, Any]]:
         where = " and ".join(str(side.trace.path) for side in (a, b))
         raise InputError(f"{where}: {error}") from None
     whole = [replace(one, by=None, group=None) for one in (a, b)]
-    keys = [{**one.key, "sampling": sampling_label(part.trace)} for one, part in zip(whole, (a, b), strict=True)]
+    keys = [{**one.key, "sampling": sampling_label(one.trace), **stopped_columns(one.trace)} for one in whole]
     names = {f"{name}_{side}": value for side, key in zip("ab", keys, strict=True) for name, value in key.items()}
     names |= {} if a.by is None else {"by": a.by, "group": a.group}
     return [{**names, **row} for row in table.to_dict("records")]  # type: ignore[dict-item]

@@ -59,7 +59,7 @@ def figures(
         raise InputError("--by and --training-log: a trainer logs whole batches and no groups; leave one of them out")
     shares = {teacher: _share(teacher, text) for teacher, text in map(_pair, teacher_accuracies)}
     out = output_path(request.out or DEFAULT_OUT)
-    check_writable(out)
+    check_writable(out / "figures")
     measured = in_order(by_group(find_traces(request.traces, parse_options(request.options)), request.by))
     warn_of_states(measured)
     _refuse_unknown_teachers(shares, [one.teacher for one in measured])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from opd_probe.jobs.files import Files, matched, tokenizer_of
+from opd_probe.jobs.kept import reading_of
 from opd_probe.jobs.plan import Plan, RunPlan, Teacher
 from opd_probe.jobs.prompting import Prompter
 from opd_probe.jobs.rendering import student_tokenizer
@@ -56,7 +57,8 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
     ``states`` are exact for rollouts, and for prompts as many as stored samples of the run let expect or an upper
     bound, as ``states_are`` says; ``bytes`` are
     those of traces before compression; ``seconds`` come from parameter and token counts and a measured
-    throughput, and are None where a model is not on this machine.
+    throughput, and are None where a model is not on this machine. A teacher that several checkpoints share counts with
+    the first.
 
     Raises:
         OpdProbeError: a file of rollouts or prompts that cannot be used.
@@ -65,6 +67,7 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
     files.check()
     prompter.check(files.plans, files)
     rows: list[dict[str, Any]] = []
+    known: set[Hashable | None] = set()
     for run in files.plans:
         speed = throughput(run.settings)
         lengths = sampled_length(plan.out / "rollouts" / run.folder)
@@ -75,16 +78,19 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
                 first = number == 0  # all teachers score the same samples, and the student runs once for them
                 read = _read_by(teacher, run, checkpoint, files, prompter, work)
                 sizes = student, parameters_of(teacher.checkpoint)
+                reading = reading_of(run, checkpoint, teacher, files)
+                again = reading is not None and reading in known
+                known.add(reading)
                 rows.append(
                     {
                         "run": run.run.name,
                         "step": checkpoint.step,
                         "teacher": teacher.name,
                         "states": work.states,
-                        "states_are": work.states_are,
+                        "states_are": "at most" if run.settings.precision is not None else work.states_are,
                         "tokens": read,
                         "bytes": trace_bytes(work.states, run.settings.trace_k),
-                        "seconds": seconds(work, read, *sizes, speed, first=first),
+                        "seconds": seconds(work, 0 if again else read, *sizes, speed, first=first),
                     }
                 )
     return [*rows, _total(rows)]

@@ -27,6 +27,7 @@ NAMES = (
     "token_source",
     "sampling",
     "quantised",
+    "stopped",
     "n_states",
 )
 

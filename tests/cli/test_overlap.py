@@ -267,6 +267,15 @@ def test_a_dry_run_counts_the_student_once_for_all_teachers(call: Caller, tmp_pa
     assert total["seconds"] == pytest.approx(3 * second["seconds"])
 
 
+@pytest.mark.usefixtures("no_models")
+def test_a_dry_run_counts_a_teacher_once_where_checkpoints_share_it(call: Caller, tmp_path: Path) -> None:
+    words = ("overlap", "--ckpts", "runs/good", "--teacher", "teacher", "--format", "json", "--dry-run")
+    for file, shared in (("rollouts.jsonl", True), ("stepped.jsonl", False)):
+        first, *others, _ = call(*words, "--rollouts", file, "--out", tmp_path).rows
+        for row in others:
+            assert first["seconds"] == pytest.approx((2 if shared else 1) * row["seconds"])  # models of one size
+
+
 def test_an_interrupt_keeps_what_is_finished(call: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from opd_probe.cli import progress
     from opd_probe.cli.progress import StderrProgress
