@@ -11,6 +11,7 @@ from opd_probe.curves.accumulate import RolloutSums, clusters_of, stack
 from opd_probe.curves.bootstrap import RESAMPLES
 from opd_probe.curves.clusters import units_of
 from opd_probe.curves.intervals import Floats, Ints, ends, of_left_out
+from opd_probe.curves.looks import level_of
 from opd_probe.metrics.states import metric_blocks
 from opd_probe.trace import Trace
 
@@ -56,7 +57,7 @@ def correlations(trace: Trace, *, resamples: int = RESAMPLES) -> pd.DataFrame:
             count = np.array([len(clusters)])
             one = np.array([value])
             of = of_left_out(one, one, left_out[:, None], count, units, [(-1.0, 1.0)])
-            found = ends(of, resamples > 0 and len(clusters) > 1)
+            found = ends(of, level_of(trace, resamples) if len(clusters) > 1 else None)
             row |= {f"{kind}{end}": float(part[0]) for end, part in zip(("", "_lo", "_hi"), found, strict=True)}
         rows.append(row | {"n": len(x), "n_prompts": len(clusters)})
     return pd.DataFrame(rows)

@@ -12,6 +12,7 @@ from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of,
 from opd_probe.curves.bootstrap import RESAMPLES
 from opd_probe.curves.clusters import Sums
 from opd_probe.curves.intervals import Floats, Ints, ends, estimate, warn_few_prompts
+from opd_probe.curves.looks import level_of
 from opd_probe.curves.sampling import AS_SCORED, sampling_label
 from opd_probe.errors import InputError
 from opd_probe.metrics.losses import (
@@ -140,10 +141,11 @@ def losses(
     if resamples:
         warn_few_prompts(prompts_with_states(trace))
     codes, n_clusters = clusters_of(trace)
-    of_rows = _estimates(sums, codes, n_clusters, average, [r for row in rows for r in row.ranges], resamples)
+    level = level_of(trace, resamples)
+    of_rows = _estimates(sums, codes, n_clusters, average, [r for row in rows for r in row.ranges], level)
     nats = [UNIT_RANGES["nats"]] * len(sampled) * len(_OF_VARIANCE)
-    of_variances = _estimates(varied, codes, n_clusters, average, nats, resamples)
-    batches = _batch_cosines(sums.clustered(codes, n_clusters, average)[0], len(rows), resamples)
+    of_variances = _estimates(varied, codes, n_clusters, average, nats, level)
+    batches = _batch_cosines(sums.clustered(codes, n_clusters, average)[0], len(rows), level)
     drawn = sampling_label(trace) == AS_SCORED
     found = []
     for index, row in enumerate(rows):
@@ -227,14 +229,14 @@ class Cell:
 
 
 def _estimates(
-    sums: RolloutSums, codes: Ints, n_clusters: int, average: str, ranges: Sequence[Range], resamples: int
+    sums: RolloutSums, codes: Ints, n_clusters: int, average: str, ranges: Sequence[Range], level: float | None
 ) -> list[Cell]:
-    found = ends(sums.clustered(codes, n_clusters, average)[0].estimate(ranges), resamples > 0)
+    found = ends(sums.clustered(codes, n_clusters, average)[0].estimate(ranges), level)
     counts = sums.count[:, 0].sum(0)
     return [Cell(float(v), float(lo), float(hi), int(n)) for v, lo, hi, n in zip(*found, counts, strict=True)]
 
 
-def _batch_cosines(sums: Sums, n_rows: int, resamples: int) -> dict[str, list[Cell]]:
+def _batch_cosines(sums: Sums, n_rows: int, level: float | None) -> dict[str, list[Cell]]:
     """Both bounds of the cosine of all states' gradients as one vector, by row."""
     places = [_OF_ROW.index(f"{name}_{end}") for name in _STACKED for end in ("least", "most")]
 
@@ -257,7 +259,7 @@ def _batch_cosines(sums: Sums, n_rows: int, resamples: int) -> dict[str, list[Ce
             return combine(whole, end)
 
         clusters, units = (count > 0).sum(0), sums.units[columns[:, 0]]
-        values = ends(estimate((total,), of, clusters, units, [(-1.0, 1.0)] * n_rows), resamples > 0)
+        values = ends(estimate((total,), of, clusters, units, [(-1.0, 1.0)] * n_rows), level)
         found[name] = [
             Cell(float(v), float(lo), float(hi), int(n)) for v, lo, hi, n in zip(*values, count.sum(0), strict=True)
         ]
