@@ -11,12 +11,11 @@ import numpy as np
 
 from opd_probe.curves import diagnose, summarize
 from opd_probe.curves.intervals import Floats
+from opd_probe.curves.timeline import OverlapChange, overlap_change
 from opd_probe.curves.tokens import (
     EXTREMES,
-    OverlapChange,
     Survey,
     disagreement_by_rollout,
-    overlap_change,
     response_tokens,
     spread_choice,
     survey,

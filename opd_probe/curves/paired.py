@@ -15,7 +15,7 @@ from opd_probe.curves.intervals import Estimate, Floats, Ints, difference, inter
 from opd_probe.curves.remarks import difference_remark
 from opd_probe.curves.rollouts import ROLLOUT_QUANTITIES, Auroc, rollout_sums, rollout_values
 from opd_probe.curves.sampling import sampling_label, sampling_remark
-from opd_probe.curves.tokens import same_states
+from opd_probe.curves.timeline import same_states
 from opd_probe.curves.whole import whole_sums
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.metrics import METRICS, TRACE_METRICS
