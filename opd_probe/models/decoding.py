@@ -66,8 +66,8 @@ class Decoder:
         """
         if self.tokenizer is None:
             return [f"#{token} " for token in ids]
-        # Most tokens add the same text wherever they stand, so that each is decoded once. The whole text decides whether
-        # that held: it is decoded in one call, where one call for each token would take minutes for long responses.
+        # Most tokens add the same text wherever they stand, so that each is decoded once. The whole text decides
+        # whether that held: it is one call, where a call for each token takes minutes for long responses.
         pieces = self._gathered(ids)
         return pieces if "".join(pieces) == self.decode(ids) else self._walked(ids)
 
