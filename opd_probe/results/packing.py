@@ -36,8 +36,14 @@ SIGNED: Floats = _numbers(
 )
 """From −100 to 100 in steps of 9.6 %, and 0."""
 
-SHARE: Floats = _numbers(np.linspace(0.0, 1.0, CODES))
-DIFFERENCE: Floats = _numbers(np.linspace(-1.0, 1.0, CODES))
+_LOGITS = np.linspace(-11.5, 11.5, CODES - 2)
+SHARE: Floats = np.concatenate([[0.0], 1 / (1 + np.exp(-_LOGITS)), [1.0]])
+"""0, 1, and between in even steps of the logit: of 9.6 % of the value near 0, and of what lacks to 1 near 1."""
+
+DIFFERENCE: Floats = _numbers(
+    np.concatenate([-np.geomspace(1e-3, 1.0, 126)[::-1], [0.0], np.geomspace(1e-3, 1.0, 126)])
+)
+"""From −1 to 1 in steps of 5.7 %, and 0."""
 
 
 def encode(values: NDArray[Any], table: Floats) -> NDArray[np.uint8]:

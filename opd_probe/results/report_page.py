@@ -25,8 +25,6 @@ from opd_probe.results.verdict import MEASURED, TREND
 MOST_BYTES = 5_000_000
 """Size of a page, so that it can be sent along with a message."""
 
-_MARGIN = 20_000
-
 
 @dataclass(frozen=True)
 class Material:
@@ -57,20 +55,25 @@ class Material:
 def build_report(material: Material) -> tuple[str, list[str]]:
     """The HTML text, of at most :data:`MOST_BYTES` unless verdicts and curves alone are more; and what is missing."""
     page = _page(material)
-    bare = render_report({**page, "missing": material.missing})
-    room = MOST_BYTES - len(bare.encode()) - _MARGIN
+    bare = {**page, "missing": material.missing}
+    room = MOST_BYTES - len(render_report(bare).encode())
     names = [one["name"] for one in page["series"]]
-    packed, left_out = report_samples.samples(material.groups, names, room)
-    missing = [*material.missing, *left_out]
-    if packed is None:
-        return render_report({**page, "missing": missing}), missing
-    shown = {
-        "note": report_samples.note(packed, material.text),
-        "groups": names,
-        "quantities": packed["quantities"],
-        "kinds": [{"name": name, "title": title} for name, title in report_samples.KINDS.items()],
-    }
-    return render_report({**page, "missing": missing, "samples": shown, "data": {"samples": packed}}), missing
+    while True:
+        packed, left_out = report_samples.samples(material.groups, names, room)
+        missing = [*material.missing, *left_out]
+        if packed is None:
+            return render_report({**page, "missing": missing}), missing
+        shown = {
+            "note": report_samples.note(packed, material.text),
+            "groups": names,
+            "quantities": packed["quantities"],
+            "kinds": [{"name": name, "title": title} for name, title in report_samples.KINDS.items()],
+        }
+        html = render_report({**page, "missing": missing, "samples": shown, "data": {"samples": packed}})
+        beyond = len(html.encode()) - MOST_BYTES
+        if beyond <= 0:
+            return html, missing
+        room -= beyond + 1_000  # what stands around the packed numbers was not counted
 
 
 def _page(material: Material) -> dict[str, Any]:

@@ -306,7 +306,8 @@ class _Packed:
     def document(self, names: Sequence[str]) -> dict[str, Any]:
         """Everything, in JSON types."""
         quantities = [
-            {"key": name, **self.scale(name), "table": self._table(name).tolist()} for name in self._quantities
+            {"key": name, **self.scale(name), "table": [float(f"{value:.5g}") for value in self._table(name)]}
+            for name in self._quantities
         ]
         units = self._units()
         return {

@@ -98,29 +98,33 @@ class Tab:
         """What one can read of the first element."""
         return str(self.run(f"document.querySelector({json.dumps(selector)}).innerText"))
 
-    def _middle(self, selector: str) -> tuple[float, float]:
-        place = self.run(
+    def _box(self, selector: str) -> list[float]:
+        """Left, top, width and height of the first line of an element, brought into sight."""
+        found = self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
             "e.scrollIntoView({block: 'center', inline: 'center'}); const b = e.getClientRects()[0];"
-            "return [b.left + b.width / 2, b.top + b.height / 2]; })()"
+            "return [b.left, b.top, b.width, b.height]; })()"
         )
-        return place[0], place[1]
+        return [float(value) for value in found]
 
-    def hover(self, selector: str, share: float | None = None) -> None:
-        """Point at an element, in its middle or at a share of its width."""
-        x, y = self._middle(selector)
-        if share is not None:
-            box = self.run(f"(() => {{ const b = document.querySelector({json.dumps(selector)}).getBoundingClientRect();"
-                           "return [b.left, b.width]; })()")  # fmt: skip
-            x = box[0] + share * box[1]
-        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    def hover(self, selector: str, share: float = 0.5) -> None:
+        """Point at an element, at a share of its width."""
+        left, top, width, height = self._box(selector)
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=left + share * width, y=top + height / 2)
 
     def click(self, selector: str) -> None:
         """Click into the middle of an element."""
-        x, y = self._middle(selector)
+        left, top, width, height = self._box(selector)
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             button = "none" if kind == "mouseMoved" else "left"
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, clickCount=1)
+            self.call(
+                "Input.dispatchMouseEvent",
+                type=kind,
+                x=left + width / 2,
+                y=top + height / 2,
+                button=button,
+                clickCount=1,
+            )
 
     def press(self, *keys: str) -> None:
         """Press keys one after the other."""
