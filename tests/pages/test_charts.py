@@ -85,4 +85,4 @@ def test_many_steps_have_few_labels() -> None:
     drawn = chart(panel([float(value) for value in range(200)]))
     xs = [x for x, _ in drawn["x_ticks"]]
     assert 3 < len(xs) < 8
-    assert [label for _, label in drawn["x_ticks"]][0] == "0"
+    assert next(label for _, label in drawn["x_ticks"]) == "0"

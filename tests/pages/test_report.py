@@ -18,7 +18,7 @@ from opd_probe.results import packing, report_page, report_states
 from opd_probe.results.states import QUANTITIES, top_lists
 from opd_probe.trace import Trace
 from tests.pages.looking import Page, external_references
-from tests.pages.reports import K, PROBES, STEPS, WORDS, Made, make_report, make_traces, unpacked
+from tests.pages.reports import PROBES, STEPS, WORDS, K, Made, make_report, make_traces, unpacked
 from tests.tiny import tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::opd_probe.OpdProbeWarning")  # few prompts, overlaps of one token
