@@ -30,6 +30,8 @@ from opd_probe.results.tables import json_value
 from opd_probe.runs.log_files import read_log
 from opd_probe.runs.logs import log_files, training_log
 
+_ADVICE = "make the report of --ckpts, with their --prompts or --rollouts"
+
 COLUMNS = ("run", "teacher", "verdict", "qualifiers", "says")
 
 
@@ -122,7 +124,7 @@ def _responses(
     for measured, states in zip(one.traces, shown, strict=True):
         tokens = response_tokens(measured.trace, [index for index, _ in states.rollouts])
         try:
-            responses = read_responses(measured.trace, tokens, request.rollouts, decoder, missing)
+            responses = read_responses(measured.trace, tokens, request.rollouts, decoder, missing, _ADVICE)
         except OpdProbeError as error:  # those that were replayed may have been changed since
             warn(f"{error}; the page is made without prompts")
             responses = Responses(measured.trace.rollouts.to_pylist(), tokens, {}, decoder)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.curves.intervals import Floats
+from opd_probe.curves.intervals import Floats, Ints
 from opd_probe.curves.tokens import EXTREMES
 from opd_probe.metrics.context import CORRECT_FROM
 from opd_probe.metrics.view import TopView
@@ -32,7 +32,7 @@ from opd_probe.results.responses import Responses
 from opd_probe.results.shading import scale_of
 from opd_probe.results.states import QUANTITIES
 
-ALWAYS = QUANTITIES[:7]
+ALWAYS = QUANTITIES[:4]
 """Quantities that a page has before it has more of fewer responses."""
 
 KINDS = {
@@ -130,6 +130,8 @@ class _Packed:
         self._k = groups[0].judged.traces[0].settings.k
         self._packs = packing.Packs()
         self._texts: dict[tuple[str, int], int] = {}
+        self._entries: dict[tuple[int | None, str], int] = {}
+        self._at: dict[int, tuple[Ints, Ints]] = {}
         self._names: dict[str, int] = {}
         self._kept = [_kept_units(len(group.units), share) for group in groups]
         self.counts = [(len(kept), len(group.units)) for kept, group in zip(self._kept, groups, strict=True)]
@@ -168,16 +170,20 @@ class _Packed:
         numbers = {unit: number for number, unit in enumerate(kept)}
         rows = [(index, unit) for index, unit in shown.rollouts if unit in numbers]
         states = self._states(shown, kept)
-        about, tokens, counts = [], [], []
+        about: list[dict[str, Any]] = []
+        tokens: list[int] = []
+        places: list[Ints] = []
         for (index, unit), own in zip(rows, states, strict=True):
-            entries, places = self._tokens(group, place, index, shown.positions[own])
-            counts.append((len(entries), places))
+            entries, at = self._tokens(group, place, index, shown.positions[own])
+            places.append(len(tokens) + at)
             tokens += entries
-            about.append({"unit": numbers[unit], **self._about(measured.trace.rollouts, index, shown, own, places)})
+            about.append({"unit": numbers[unit], **self._about(measured.trace.rollouts, index, shown, own, at)})
+        none: Ints = np.empty(0, dtype=np.int64)
+        self._at[id(shown)] = np.concatenate([none, *states]), np.concatenate([none, *places])
         found: dict[str, Any] = {
             "step": "?" if measured.step is None else str(measured.step), "responses": about, "values": {},
             "tokens": None if group.responses is None else self._packs.add(np.array(tokens, dtype=np.uint32)),
-            "lists": None if group.responses is None else self._lists(group, shown, states, counts),
+            "lists": None if group.responses is None else self._lists(group, shown),
         }  # fmt: skip
         return found
 
@@ -191,9 +197,15 @@ class _Packed:
         ids = responses.ids(index)[: int(positions[-1]) + 1]
         entries = []
         for token, text in zip(ids, responses.texts(ids), strict=True):
-            name = -1 if token is None else self._name(group.decoder, token)
-            entries.append(self._texts.setdefault((text.replace("\n", "↵\n"), name), len(self._texts)))
+            entry = self._entries.get((token, text))
+            entries.append(self._entry(group.decoder, token, text) if entry is None else entry)
         return entries, positions
+
+    def _entry(self, decoder: Decoder, token: int | None, text: str) -> int:
+        name = -1 if token is None else self._name(decoder, token)
+        place = self._texts.setdefault((text.replace("\n", "↵\n"), name), len(self._texts))
+        self._entries[token, text] = place
+        return place
 
     def _name(self, decoder: Decoder, token: int) -> int:
         label = decoder.label(token)
@@ -220,16 +232,11 @@ class _Packed:
             "gaps": [[int(a), int(b)] for a, b in gaps if b > a],
         }  # fmt: skip
 
-    def _lists(
-        self, group: Group, shown: Shown, states: Sequence[np.ndarray[Any, Any]], counts: Sequence[tuple[int, Any]]
-    ) -> dict[str, Any] | None:
+    def _lists(self, group: Group, shown: Shown) -> dict[str, Any] | None:
         """Both models' top k at some states, and where these stand among the tokens of the trace."""
         at, columns = shown.lists
-        starts = np.concatenate([[0], np.cumsum([n for n, _ in counts])])
-        on_page: dict[int, int] = {}
-        for number, (own, (_, places)) in enumerate(zip(states, counts, strict=True)):
-            on_page |= {int(state): int(starts[number] + place) for state, place in zip(own, places, strict=True)}
-        chosen = np.array([place for place, state in enumerate(at) if int(state) in on_page], dtype=np.int64)
+        states, places = self._at[id(shown)]
+        chosen = np.flatnonzero(np.isin(at, states))
         if not len(chosen) or group.decoder is None:
             return None
         k = self._k
@@ -239,7 +246,7 @@ class _Packed:
         ids = np.concatenate([rows["student_top_ids"][:, :k], rows["teacher_top_ids"][:, :k]], axis=1)
         listed &= ids >= 0
         shared = np.concatenate([view.in_overlap, view.teacher_in_overlap], axis=1)
-        known, places = np.unique(np.where(listed, ids, -1), return_inverse=True)
+        known, inverse = np.unique(np.where(listed, ids, -1), return_inverse=True)
         names = np.array([0 if token < 0 else 1 + self._name(group.decoder, int(token)) for token in known])
         logs = [
             np.concatenate([rows[a][:, :k], rows[b][:, :k]], axis=1)
@@ -249,9 +256,9 @@ class _Packed:
             )
         ]
         return {
-            "at": self._packs.add(np.array([on_page[int(at[place])] for place in chosen], dtype=np.uint32)),
+            "at": self._packs.add(places[np.searchsorted(states, at[chosen])].astype(np.uint32)),
             # a name's place in the higher bits, whether both lists have it in the lowest; 0 where a list has ended
-            "ids": self._packs.add(((names[places.reshape(ids.shape)] << 1) | shared).astype(np.uint32)),
+            "ids": self._packs.add(((names[inverse.reshape(ids.shape)] << 1) | shared).astype(np.uint32)),
             "own": self._packs.add(packing.encode_logs(logs[0])),
             "other": self._packs.add(packing.encode_logs(logs[1])),
         }
@@ -261,9 +268,12 @@ class _Packed:
         table = self._table(name)
         before = len(self._packs.texts), self._packs.size
         made = []
-        for group, kept, traces in zip(self._groups, self._kept, self._traces, strict=True):
+        for group, traces in zip(self._groups, self._traces, strict=True):
             for shown, trace in zip(group.shown, traces, strict=True):
-                made.append((trace, self._packs.add(self._codes(shown, kept, trace, name, table))))
+                states, places = self._at[id(shown)]
+                codes = np.full(sum(one["n"] for one in trace["responses"]), packing.UNKNOWN, dtype=np.uint8)
+                codes[places] = packing.encode(shown.values[name][states], table)
+                made.append((trace, self._packs.add(codes)))
         if budget is not None and self.size > budget:
             self._packs.drop(*before)
             return False
@@ -271,20 +281,6 @@ class _Packed:
             trace["values"][name] = place
         self._quantities.append(name)
         return True
-
-    def _codes(
-        self, shown: Shown, kept: Sequence[int], trace: Mapping[str, Any], name: str, table: Floats
-    ) -> np.ndarray[Any, Any]:
-        """One byte for each token of a trace's responses; those that are no states are unknown."""
-        parts = []
-        for own, about in zip(self._states(shown, kept), trace["responses"], strict=True):
-            codes = np.full(about["n"], packing.UNKNOWN, dtype=np.uint8)
-            inside = np.ones(about["n"], dtype=bool)
-            for first, last in about["gaps"]:
-                inside[first:last] = False
-            codes[inside] = packing.encode(shown.values[name][own], table)
-            parts.append(codes)
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint8)
 
     def _table(self, name: str) -> Floats:
         if name == "overlap_ratio" and self._k < packing.CODES:

@@ -27,7 +27,7 @@ ROOM = 4_000
 """States of one response that are shown at most."""
 
 PAGE_STATES = 600_000
-LIST_STATES = 6_000
+LIST_STATES = 3_000
 """States that have both top lists on the page, at most, shared evenly between the responses."""
 
 
