@@ -4,7 +4,8 @@
   const data = JSON.parse(document.getElementById("data").textContent).samples;
   if (!data) return;
   const LEVELS = 15;
-  const ROOM = 1500; // tokens of a response that are shown at once
+  const ROOM = 12000; // tokens that are shown at once, shared between the steps
+  const MOST = 1500; // and of one response
   const byId = (id) => document.getElementById(id);
   const select = { group: byId("group"), quantity: byId("quantity"), outcome: byId("outcome"), step: byId("at-step") };
   const [sides, panel, matrix] = [byId("sides"), byId("panel"), byId("matrix")];
@@ -49,11 +50,17 @@
     Array.from({ length: 256 }, (_, code) => {
       const value = code < quantity.table.length || code > 252 ? decode(quantity, code) : null;
       const [hue, share] = tint(quantity, value);
-      return `t ${hue} l${Math.round(LEVELS * share)}`;
+      return `t ${hue} ${hue}${Math.round(LEVELS * share)}`;
     }),
   );
   const style = make("style");
-  for (let level = 0; level <= LEVELS; level += 1) style.textContent += `.l${level}{--l:${level}}`;
+  // Plain rules, one for each shade: a calculation for each of 100,000 tokens would be felt.
+  for (const hue of ["seq", "pos", "neg"]) {
+    for (let level = 1; level <= LEVELS; level += 1) {
+      const share = ((page.most * level) / LEVELS).toFixed(1);
+      style.textContent += `.t.${hue}${level}{background:color-mix(in srgb,var(--${hue}) ${share}%,transparent)}`;
+    }
+  }
   document.head.append(style);
 
   const group = () => data.groups[now.group];
@@ -161,7 +168,7 @@
     const box = make("div", undefined, trace.ids === null ? "tokens blank" : "tokens");
     box.setAttribute("role", "group");
     box.setAttribute("aria-label", `Response at step ${trace.step}`);
-    const first = Math.min(response.n, Math.max(ROOM, reach + 1));
+    const first = Math.min(response.n, Math.max(Math.min(MOST, Math.ceil(ROOM / traces().length)), reach + 1));
     put(box, place, 0, first);
     side.append(box);
     if (first < response.n) {
@@ -200,6 +207,7 @@
       found.scrollIntoView({ block: "nearest", inline: "center" });
     } else if (spans.length) show(spans[0]);
     sides.dataset.unit = unit;
+    sides.dataset.group = now.group;
   };
 
   const shade = () => {
@@ -296,12 +304,15 @@
     if (!units.length) {
       spans = [];
       sides.replaceChildren(make("p", "No response fits.", "hint"));
+      delete sides.dataset.unit;
       byId("unit-name").textContent = "none";
       byId("prompt-box").hidden = true;
       panel.replaceChildren(make("p", "No token is chosen.", "hint"));
       return;
     }
-    drawUnit(units.includes(now.unit) ? now.unit : units[0]);
+    if (sides.dataset.unit === String(now.unit) && sides.dataset.group === String(now.group) && units.includes(now.unit)) {
+      traces().forEach((trace, at) => sides.children[at].classList.toggle("dim", !fitsAt(trace, now.unit)));
+    } else drawUnit(units.includes(now.unit) ? now.unit : units[0]);
   };
   const move = (by) => {
     const units = matching();
