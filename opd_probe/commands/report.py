@@ -22,8 +22,9 @@ from opd_probe.progress import Progress
 from opd_probe.results.courses import Judged, judged
 from opd_probe.results.decoders import decoder_of
 from opd_probe.results.measures import Gathered
+from opd_probe.results.report_packing import Group
 from opd_probe.results.report_page import Material, build_report
-from opd_probe.results.report_samples import Group, shown_of
+from opd_probe.results.report_samples import shown_of
 from opd_probe.results.report_states import Shown
 from opd_probe.results.responses import Responses, read_responses
 from opd_probe.results.tables import json_value

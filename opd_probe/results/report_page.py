@@ -18,7 +18,7 @@ from opd_probe.plots.labels import METRICS as LABELS
 from opd_probe.results import report_samples
 from opd_probe.results.courses import Judged
 from opd_probe.results.report_curves import log_panels, panels, series_of, value_table
-from opd_probe.results.report_samples import Group
+from opd_probe.results.report_packing import Group
 from opd_probe.results.report_timeline import timeline_section
 from opd_probe.results.verdict import MEASURED, TREND
 

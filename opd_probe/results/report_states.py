@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opd_probe.curves.intervals import Floats, Ints
-from opd_probe.curves.tokens import EXTREMES, disagreement_by_rollout, spread_choice
+from opd_probe.curves.tokens import EXTREMES, disagreement_by_rollout
 from opd_probe.metrics import METRICS
 from opd_probe.metrics.states import BLOCK_STATES, block_metrics
 from opd_probe.metrics.view import Bools
@@ -70,16 +70,16 @@ def units_by_trace(one: Judged) -> list[dict[Unit, int]]:
     return found
 
 
-def choose_units(one: Judged, by_trace: Sequence[Mapping[Unit, int]], most: int) -> list[Unit]:
-    """At most so many units, evenly spaced in rank from where the models are furthest apart at the last step to where
-    they are nearest; those that every checkpoint has, where there are any."""
+def ranked_units(one: Judged, by_trace: Sequence[Mapping[Unit, int]]) -> tuple[list[Unit], Floats]:
+    """The units that every checkpoint has, or those of the last one where there are none; and how far apart the models
+    are in each at the last step."""
     last = by_trace[-1]
-    common = [unit for unit in last if all(unit in units for units in by_trace)] or list(last)
+    units = [unit for unit in last if all(unit in known for known in by_trace)] or list(last)
     _, apart = disagreement_by_rollout(one.traces[-1].trace)
-    values = np.array([apart[last[unit]] for unit in common])
+    values = np.array([apart[last[unit]] for unit in units], dtype=np.float64)
     if np.isnan(values).all():  # neither divergence nor log-probs are known: in the order of the file
-        values = -np.arange(len(common), dtype=np.float64)
-    return [common[place] for place in spread_choice(values, most)]
+        values = -np.arange(len(units), dtype=np.float64)
+    return units, values
 
 
 def states_of(one: Judged, by_trace: Sequence[Mapping[Unit, int]], units: Sequence[Unit]) -> int:

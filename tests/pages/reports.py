@@ -44,6 +44,9 @@ PROBES = (
 )
 """Words that would do something if they were not kept as text."""
 
+TEACHER = "<img src=x onerror=window.hacked=1>big"
+"""A name that somebody gave."""
+
 WORDS = [*PROBES, "thus", "12", "7", "+", "**", "answer"]
 WORDS += [f"word{number}" for number in range(VOCABULARY - 3 - len(WORDS))]
 
@@ -96,7 +99,7 @@ def make_traces(
         )
         trace.provenance["student"] = {"path": str(root / "tokenizer")}
         trace.provenance["labels"] = {
-            "run": "mine", "teacher": "big", "step": step, "states": "fixed" if fixed else "own",
+            "run": "mine", "teacher": TEACHER, "step": step, "states": "fixed" if fixed else "own",
         }  # fmt: skip
         file = f"step-{step}.parquet"
         for folder in ("traces/mine/big", "rollouts/mine"):

@@ -12,7 +12,7 @@ import pytest
 from opd_probe.plain import visible
 from tests.pages.browser import Tab, browser
 from tests.pages.looking import BROWSER, Page
-from tests.pages.reports import PROBES, STEPS, Made, make_report, make_traces
+from tests.pages.reports import PROBES, STEPS, TEACHER, Made, make_report, make_traces
 
 pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine"),
@@ -231,6 +231,7 @@ def test_text_that_would_act_stays_text(tab: Tab) -> None:
         tab.run("document.querySelectorAll('#sides img, #sides svg, #sides script, #panel script, iframe').length") == 0
     )
     assert tab.run("document.querySelectorAll('script').length") == 2
+    assert TEACHER in tab.text(".judged h3")
     assert tab.run("getComputedStyle(document.body).display") == "block"
 
 
