@@ -8,6 +8,7 @@ import typer
 
 from opd_probe.cli import options, printing
 from opd_probe.cli.session import progress, quieten_libraries
+from opd_probe.imports import uncollected
 
 
 def ingest(
@@ -50,15 +51,12 @@ def ingest(
     Example: opd-probe ingest rollout_data/ -o rollouts.parquet
     """
     quieten_libraries()
-    from opd_probe.commands.ingest import ingest as run
+    with uncollected():
+        from opd_probe.commands.ingest import ingest as run
 
     shown = run(paths, out, progress, kind=kind, score=score, regrade=grade, step_pattern=step_pattern)
     progress.close()
-    if format == options.Format.json:
-        printing.print_json(shown)
-    else:
-        rows = [{"name": name, "value": value} for name, value in printing.flatten(shown)]
-        printing.print_rows(rows, ("name", "value"), str(format) if format else "table")
+    printing.print_document(shown, format)
     progress.say(f"wrote {out}")
 
 

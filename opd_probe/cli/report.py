@@ -9,6 +9,7 @@ import typer
 from opd_probe.cli.options import TrainingLog
 from opd_probe.cli.request import takes_request
 from opd_probe.cli.session import finish, progress, quieten_libraries
+from opd_probe.imports import uncollected
 from opd_probe.options.request import Request
 
 Doctor = Annotated[
@@ -40,7 +41,8 @@ def report(
     Example: opd-probe report --ckpts runs/* --teacher big-model --prompts problems.jsonl
     """
     quieten_libraries()
-    from opd_probe.commands.report import report as run
+    with uncollected():
+        from opd_probe.commands.report import report as run
 
     finish(run(request, progress, training_logs=tuple(training_log or ()), doctor=doctor, text=not no_text))
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import OpdProbeError, OutOfMemoryError, OutputError, ServerError
-from opd_probe.jobs.files import Files
+from opd_probe.jobs.ahead import ReadAhead
+from opd_probe.jobs.files import Files, matched
+from opd_probe.jobs.kept import KeptTeachers
 from opd_probe.jobs.memory import memory_advice, too_large_together
 from opd_probe.jobs.plan import Plan, RunPlan, Teacher
 from opd_probe.jobs.pool import ModelPool
@@ -22,6 +23,8 @@ from opd_probe.jobs.prompting import Prompter
 from opd_probe.jobs.rendering import template_source
 from opd_probe.jobs.sampling import Sampler, check_pair, each_once, step_name
 from opd_probe.jobs.served import settings_for
+from opd_probe.jobs.size import states_asked
+from opd_probe.jobs.stopping import Order
 from opd_probe.jobs.tracing import TraceRequest, shared_student
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.model import ServedModel
@@ -41,21 +44,32 @@ def measure(plan: Plan, progress: Progress) -> list[Measured]:
     Raises:
         OpdProbeError: bad input, in one line. Finished traces are kept.
     """
-    files = Files(plan.runs)
+    files = matched(plan.runs)
     files.check()
     # Decided while nothing is loaded yet, which would not be free to be used.
-    runs = [replace(run, settings=run.settings.model_copy(update={"sequential": sequential(run)})) for run in plan.runs]
+    runs = [
+        replace(run, settings=run.settings.model_copy(update={"sequential": sequential(run)})) for run in files.plans
+    ]
+    asked = states_asked(runs, files)
     pool, prompter = ModelPool(progress), Prompter()
     prompter.check(runs, files)
     sampler = Sampler(plan.out / "rollouts", pool, files, prompter, progress)
     _sample_with_vllm(runs, sampler)
     measured: list[Measured] = []
     # Runs with the same teachers follow one another, so that these stay loaded.
-    for run in sorted(runs, key=lambda one: [teacher.name for teacher in one.teachers]):
-        for checkpoint in run.run.checkpoints:
+    runs.sort(key=lambda one: [teacher.name for teacher in one.teachers])
+    pairs = [(run, checkpoint) for run in runs for checkpoint in run.run.checkpoints]
+    traces = plan.out / "traces"
+    kept = KeptTeachers(pairs, files, traces)
+    pool.expect(pairs)
+    ahead = ReadAhead([(checkpoint, not _all_there(traces, run, checkpoint)) for run, checkpoint in pairs])
+    for number, (run, checkpoint) in enumerate(pairs):
+        with ahead.during(number):
             rollouts, states = _rollouts(run, checkpoint, files, sampler)
-            station = _Station(plan.out / "traces", run, checkpoint, rollouts, states, pool, prompter, progress)
+            station = _Station(traces, run, checkpoint, rollouts, states, pool, kept, prompter, progress, asked)
             measured += station.measured()
+        kept.passed(run, checkpoint)
+        pool.passed(run, checkpoint)
     return measured
 
 
@@ -87,6 +101,16 @@ def _rollouts(
     return files.replayed(run, checkpoint)
 
 
+def _path(traces: Path, run: RunPlan, checkpoint: Checkpoint, teacher: Teacher) -> Path:
+    """Where a trace lies."""
+    return traces / run.folder / run.teacher_folders[teacher.name] / f"{step_name(checkpoint)}.parquet"
+
+
+def _all_there(traces: Path, run: RunPlan, checkpoint: Checkpoint) -> bool:
+    """Whether all traces of a checkpoint are there, fitting or not."""
+    return all(_path(traces, run, checkpoint, teacher).is_file() for teacher in run.teachers)
+
+
 @dataclass(frozen=True, slots=True)
 class _Station:
     """One checkpoint with its rollouts, to be replayed against each teacher. The student runs once for all of them."""
@@ -97,8 +121,10 @@ class _Station:
     rollouts: Sequence[Rollout]
     states: StateOrigin
     pool: ModelPool
+    kept: KeptTeachers
     prompter: Prompter
     progress: Progress
+    job_states: int
 
     def measured(self) -> list[Measured]:
         wanted = [self._request(teacher) for teacher in self.run.teachers]
@@ -106,10 +132,11 @@ class _Station:
         traces = {number: request.stored(fingerprints[number]) for number, request in enumerate(wanted)}
         lacking = [number for number, trace in traces.items() if trace is None]
         if lacking:
-            student = self._student(len(lacking), wanted[lacking[0]].settings)
-        for number, request in enumerate(wanted):
-            if traces[number] is None:
-                traces[number] = self._made(student, request, fingerprints[number])
+            orders = {n: wanted[n].begun(self.rollouts, fingerprints[n]).order for n in lacking}
+            student = self._student(wanted, lacking, orders[lacking[0]])
+        for number in lacking:
+            given = self.run.teachers[number], wanted[number], fingerprints[number]
+            traces[number] = self._made(student, *given, ordered=orders[number] is not None)
         name, step = visible(self.run.run.name), self.checkpoint.step
         return [
             Measured(name, step, visible(teacher.name), self.states, trace, self.run.settings)
@@ -118,8 +145,7 @@ class _Station:
         ]
 
     def _request(self, teacher: Teacher) -> TraceRequest:
-        folder = self.directory / self.run.folder / self.run.teacher_folders[teacher.name]
-        settings = self.run.settings.for_replay(self.run.tokenizer)
+        settings = replace(self.run.settings.for_replay(self.run.tokenizer), job_states=self.job_states)
         if isinstance(teacher.checkpoint, ServedModel):
             settings = settings_for(teacher.checkpoint, settings, least=self.run.settings.k)
         labels = {
@@ -128,14 +154,18 @@ class _Station:
             "teacher": teacher.name,
             "states": self.states,
         }
-        path = folder / f"{step_name(self.checkpoint)}.parquet"
+        path = _path(self.directory, self.run, self.checkpoint, teacher)
         prompts = self.prompter.read(self.run, self.checkpoint, teacher, self.rollouts)
         named = self.run.settings.template
         source = str(Path(self.run.source.path).absolute()) if self.run.source.kind == "rollouts" else None
         template = None if named is None else template_source(named)
-        return TraceRequest(self.checkpoint, teacher.checkpoint, path, settings, labels, prompts, template, source)
+        precision = self.run.settings.wanted
+        given = self.checkpoint, teacher.checkpoint, path, settings, labels, prompts, template, source
+        return TraceRequest(*given, precision=precision)
 
-    def _student(self, replays: int, settings: ReplaySettings) -> LoadedModel | StoredModel:
+    def _student(
+        self, wanted: Sequence[TraceRequest], lacking: Sequence[int], order: Order | None
+    ) -> LoadedModel | StoredModel:
         """The student, once every teacher is known to fit it; in a sequential run it has run then and may go."""
         teachers = self.pool.teachers(self.run)
         student = self.pool.student(self.run, self.checkpoint)
@@ -147,19 +177,46 @@ class _Station:
         return shared_student(
             student,
             self.rollouts,
-            settings,
+            wanted,
+            lacking,
             existing_directory(self.directory),
-            replays=replays,
             alone=alone,
             progress=self.progress.update,
+            order=order,
         )
 
-    def _made(self, student: LoadedModel | StoredModel, request: TraceRequest, fingerprint: Mapping[str, Any]) -> Trace:
-        teacher = self.pool.teacher(self.run, request.teacher)
+    def _made(
+        self,
+        student: LoadedModel | StoredModel,
+        teacher: Teacher,
+        request: TraceRequest,
+        fingerprint: Mapping[str, Any],
+        *,
+        ordered: bool,
+    ) -> Trace:
+        other = self._teacher(teacher, request, ordered=ordered)
         assert request.path is not None
         self.progress.begin(f"replay {self.run.run.name} {request.path.stem} against {request.labels['teacher']}")
         with memory_advice("replaying"), _nothing_half_written(request.path):
-            return request.make(student, teacher, self.rollouts, fingerprint, self.progress.update)
+            trace = request.make(student, other, self.rollouts, fingerprint, self.progress.update)
+        with memory_advice("replaying"):
+            self.kept.settle(other, self.progress.update)
+        return trace
+
+    def _teacher(
+        self, teacher: Teacher, request: TraceRequest, *, ordered: bool
+    ) -> LoadedModel | StoredModel | ServedModel:
+        """A teacher, or what is kept of it: nothing where a replay has an order of its own, and so other batches."""
+        checkpoint = teacher.checkpoint
+        if isinstance(checkpoint, ServedModel):
+            return checkpoint
+
+        def load() -> LoadedModel:
+            return self.pool.weights(self.run, checkpoint)
+
+        if ordered:
+            return load()
+        return self.kept.teacher(self.run, self.checkpoint, teacher, request, self.rollouts, load)
 
 
 @contextmanager

@@ -93,7 +93,8 @@ def make_plan(request: Request) -> Plan:
     plans = plan_runs(request)
     runs = [plan.run for plan in plans]
     out = output_path(request.out or _agreed("out", runs) or DEFAULT_OUT)
-    check_writable(out)
+    for folder in ("traces", "rollouts"):
+        check_writable(out / folder)
     dry_run = request.dry_run if request.dry_run is not None else bool(_agreed("dry_run", runs))
     return Plan(plans, out, result_format(request, plans), dry_run)
 
@@ -106,6 +107,7 @@ def plan_runs(request: Request) -> tuple[RunPlan, ...]:
     """
     given = parse_options(request.options)
     runs = discover(request.ckpts, base=model_path("--base", request.base), step_pattern=request.step_pattern)
+    _refuse_without_both(request, runs)
     teachers = _find_teachers(request, runs)
     tokenizer = model_path("--tokenizer", request.tokenizer)
     folders = file_names([run.name for run in runs])
@@ -124,7 +126,22 @@ def plan_runs(request: Request) -> tuple[RunPlan, ...]:
     )
     for plan in plans:
         _check_sampler(plan)
+        _check_precision(plan)
     return plans
+
+
+def _refuse_without_both(request: Request, runs: Sequence[Run]) -> None:
+    """Say together that a teacher and rollouts or prompts are missing; one of them is said where it is read."""
+    for run in runs:
+        manifest = run.manifest or Manifest()
+        named = request.teachers or manifest.teacher
+        source = request.rollouts or request.prompts or manifest.rollouts or manifest.prompts
+        if not named and not source:
+            place = run.manifest_path or f"<run>/{MANIFEST_NAME}"
+            raise MissingError(
+                f"run {run.name}: no teacher, and neither prompts nor rollouts; give --teacher PATH_OR_HUB_ID_OR_URL "
+                f"and --prompts FILE (or --rollouts FILE), or lines 'teacher: …' and 'prompts: …' in {place}"
+            )
 
 
 def result_format(request: Request, plans: Sequence[RunPlan]) -> str:
@@ -299,6 +316,19 @@ def _check_sampler(plan: RunPlan) -> None:
     if settings.sampler == "vllm" and plan.source.kind == "prompts":
         for checkpoint in plan.run.checkpoints:
             check_vllm(checkpoint, dtype=settings.dtype, temperature=settings.sample_temperature)
+
+
+def _check_precision(plan: RunPlan) -> None:
+    """Refuse to wait for what will not be measured."""
+    wanted = plan.settings.wanted
+    if wanted is None:
+        return
+    if "jsd" in wanted.widths and not plan.settings.jsd:
+        raise InputError("--precision of jsd: it is measured only with --jsd; add it")
+    if any(isinstance(teacher.checkpoint, ServedModel) for teacher in plan.teachers):
+        from opd_probe.jobs.stopping import check_told
+
+        check_told(wanted)
 
 
 def _check_file(option: str, value: str, *, folders: bool = False) -> None:

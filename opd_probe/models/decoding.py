@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from opd_probe.errors import OpdProbeError
-from opd_probe.models.vocabulary import load_tokenizer, special_ids, tokenizer_digest
 
 _BROKEN = "\ufffd"  # what decoding makes of half a character
 _WINDOW = 4
@@ -32,12 +31,20 @@ class Decoder:
     @property
     def special_ids(self) -> set[int]:
         """The ids that the tokenizer calls special; none without a tokenizer."""
-        return set() if self.tokenizer is None else special_ids(self.tokenizer)
+        if self.tokenizer is None:
+            return set()
+        from opd_probe.models.vocabulary import special_ids
+
+        return special_ids(self.tokenizer)
 
     @property
     def digest(self) -> str | None:
         """The tokenizer's digest, as a trace's provenance has it."""
-        return None if self.tokenizer is None else tokenizer_digest(self.tokenizer)
+        if self.tokenizer is None:
+            return None
+        from opd_probe.models.vocabulary import tokenizer_digest
+
+        return tokenizer_digest(self.tokenizer)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a sequence, special tokens included."""
@@ -113,11 +120,14 @@ def find_decoder(given: str | None, candidates: Sequence[str | None]) -> Decoder
     Raises:
         OpdProbeError: ``given`` is there and cannot be loaded.
     """
+    places = [place for place in candidates if place and Path(place).is_dir()]
+    if given is None and not places:
+        return Decoder()
+    from opd_probe.models.vocabulary import load_tokenizer  # imports transformers, for which nobody waits in vain
+
     if given is not None:
         return Decoder(load_tokenizer(given, required=True), given)
-    for place in candidates:
-        if not place or not Path(place).is_dir():
-            continue
+    for place in places:
         try:
             tokenizer = load_tokenizer(place, required=False)
         except OpdProbeError:
