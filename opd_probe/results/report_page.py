@@ -17,6 +17,7 @@ from opd_probe.pages import render_report
 from opd_probe.plots.labels import METRICS as LABELS
 from opd_probe.results import report_samples
 from opd_probe.results.courses import Judged
+from opd_probe.results.references import AT_K
 from opd_probe.results.report_curves import log_panels, panels, series_of, value_table
 from opd_probe.results.report_packing import Group
 from opd_probe.results.report_timeline import timeline_section
@@ -80,15 +81,11 @@ def _page(material: Material) -> dict[str, Any]:
     """The page without its samples."""
     found = material.found
     series = series_of(found)
-    several = any(len(one.traces) > 1 for one in found)
     return {
         "title": _title(found),
         "facts": _facts(found),
         "verdicts": [_verdict(index, one) for index, one in enumerate(found)],
-        "curves_note": "Each point is a checkpoint, the band around a curve its 95 % interval over prompts. Point at a "
-        "chart, or focus it and use the arrow keys, to read the values; a name above hides its curve."
-        if several
-        else "One checkpoint was measured: points with their 95 % intervals.",
+        "curves_note": _curves_note(found),
         "series": [{"index": one.index, "name": one.name} for one in series],
         "panels": panels(found),
         "logged": log_panels(found, material.log),
@@ -105,6 +102,17 @@ def _page(material: Material) -> dict[str, Any]:
         "data": {"samples": None},
         "version": version("opd-probe"),
     }
+
+
+def _curves_note(found: Sequence[Judged]) -> str:
+    if all(len(one.traces) == 1 for one in found):
+        note = "One checkpoint of each run was measured: points with their 95 % intervals. "
+    else:
+        note = "Each point is a checkpoint, the band around a curve its 95 % interval over prompts. "
+    note += "Point at a chart, or focus it and use the arrow keys, to read the values; a name above hides its curve."
+    if {one.traces[0].settings.k for one in found} != {AT_K}:
+        note += f" The paper's and the lab's values, which are of k = {AT_K}, are left out."
+    return note
 
 
 def _title(found: Sequence[Judged]) -> str:

@@ -132,3 +132,14 @@ def test_the_doctors_findings_when_asked(call: Caller, out: Path) -> None:
     done = call("report", "--traces", out, "--doctor")
     assert (done.code, len(done.errors)) == (2, 1)
     assert "--doctor and --traces" in done.err
+
+
+def test_the_papers_values_stand_behind_curves_of_their_k_alone(call: Caller, out: Path, tmp_path: Path) -> None:
+    for k, bands in (("16", 3), ("8", 0)):
+        assert call("report", "--traces", out, "--k", k, "--out", tmp_path).code == 0
+        page = page_of(tmp_path)
+        assert len(page.all("rect", "band")) == bands
+        assert len(page.all("path", "paper")) == (1 if bands else 0)
+        assert len(page.all("path", "lab")) == 2 * bands
+        assert ("two runs of opd-probe's lab" in page.text) is bool(bands)
+        assert ("are left out" in page.text) is not bool(bands)
