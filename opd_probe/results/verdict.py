@@ -199,20 +199,23 @@ def _verdict(course: Course) -> tuple[VerdictName, Evidence]:
 def closed_share(course: Course) -> Found:
     """The share of the initial distance that is closed from the first to the last step: the mean of the shares of
     1 − overlap ratio and of the reverse KL (of −overlap advantage where that is not known), each along its trend."""
-    weights = trend_weights(len(course.steps))
+    distances = [name for name in ("reverse_kl", "overlap_advantage") if np.isfinite(course.values(name)).all()]
+    return course.derived(("overlap_ratio", *distances[:1]), share_closed, exact=True)
+
+
+def share_closed(overlap: Floats, *distances: Floats) -> Floats:
+    """[...], the mean of what is closed of 1 − overlap ratio and of each distance, from values [..., s] at the steps:
+    the change along the trend over what there was at the first step, cut off at −1 and 1."""
+    weights = trend_weights(overlap.shape[-1])
 
     def of(change: Floats, start: Floats) -> Floats:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.clip(change / start, -1.0, 1.0)
 
-    def combine(overlap: Floats, *apart: Floats) -> Floats:
-        shares = [of(overlap @ weights, 1.0 - overlap[..., 0])]
-        shares += [of(-(distance @ weights), distance[..., 0]) for distance in apart]
-        closed: Floats = np.mean(shares, axis=0)
-        return closed
-
-    distances = [name for name in ("reverse_kl", "overlap_advantage") if np.isfinite(course.values(name)).all()]
-    return course.derived(("overlap_ratio", *distances[:1]), combine, exact=True)
+    shares = [of(overlap @ weights, 1.0 - overlap[..., 0])]
+    shares += [of(-(distance @ weights), distance[..., 0]) for distance in distances]
+    closed: Floats = np.mean(shares, axis=0)
+    return closed
 
 
 def _aligned(course: Course) -> str | None:
