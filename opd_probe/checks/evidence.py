@@ -54,6 +54,7 @@ class Side:
         served: whether it is behind HTTP.
         dtype: what it computes in; empty for a served model.
         experts: among how many a layer chooses for each token; 0: it is dense, or does not tell.
+        readable: None for a served model.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Side:
     placeholder_ids: tuple[int, ...] = ()
     dtype: str = ""
     experts: int = 0
+    readable: int | None = None
 
     @property
     def pad_id(self) -> int | None:

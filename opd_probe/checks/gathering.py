@@ -108,7 +108,7 @@ def side_of(model: LoadedModel | ServedModel) -> Side:
     return Side(
         model.name, model.tokenizer, model.width, model.max_positions, known, generation,
         placeholder_ids=model.placeholder_ids, dtype=str(model.dtype).removeprefix("torch."),
-        experts=experts_of(model.model.config),
+        experts=experts_of(model.model.config), readable=model.readable,
     )  # fmt: skip
 
 
