@@ -49,12 +49,11 @@ class Side:
     """What the checks know of a model; the attributes mean what they mean of a :class:`LoadedModel`.
 
     Attributes:
-        width: None for a served model, which does not tell.
+        width, readable: None for a served model, which does not tell.
         generation_eos: end-of-sequence ids of generation_config alone.
         served: whether it is behind HTTP.
         dtype: what it computes in; empty for a served model.
         experts: among how many a layer chooses for each token; 0: it is dense, or does not tell.
-        readable: None for a served model.
     """
 
     name: str
@@ -65,9 +64,9 @@ class Side:
     generation_eos: tuple[int, ...]
     served: bool = False
     placeholder_ids: tuple[int, ...] = ()
+    readable: int | None = None
     dtype: str = ""
     experts: int = 0
-    readable: int | None = None
 
     @property
     def pad_id(self) -> int | None:
