@@ -294,7 +294,7 @@ def test_without_words(window: Tab, bare: Made) -> None:
 
 
 def test_a_long_response_is_shown_in_two_parts(window: Tab, tmp_path: Path) -> None:
-    made = make_report(make_traces(tmp_path, prompts=1, length=4000, steps=(1, 2)), tmp_path / "page")
+    made = make_report(make_traces(tmp_path, prompts=1, length=2400, steps=(1, 2)), tmp_path / "page")
     show(window, made)
     (trace, _) = Page(made.html).data["samples"]["groups"][0]["traces"]
     n = next(response["n"] for response in trace["responses"] if response["unit"] == 0)
