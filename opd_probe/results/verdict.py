@@ -17,6 +17,7 @@ import numpy as np
 from opd_probe.curves.intervals import FEW_PROMPTS, Floats
 from opd_probe.curves.sampling import AS_SCORED
 from opd_probe.curves.trend import Course, Found, trend_weights
+from opd_probe.digits import true_minus, with_interval
 
 VerdictName = Literal["aligning", "aligned", "stagnating", "drifting", "unclear"]
 
@@ -288,8 +289,8 @@ def _known(course: Course, name: str, *, steps: int = 2) -> bool:
     advice="whether the teacher knows more at all: its own accuracy, and its accuracy when it goes on from the "
     "student's prefixes",
 )
-def accuracy_flat(course: Course, _: Facts) -> Evidence | None:
-    change = _accuracy(course)
+def accuracy_flat(course: Course, facts: Facts) -> Evidence | None:
+    change = _accuracy(course, facts)
     if change is None or _falls(change) or not (change.value < GAIN and not change.lo > 0):
         return None
     return _change_of(course, "accuracy", change, "The accuracy is flat")
@@ -301,15 +302,18 @@ def accuracy_flat(course: Course, _: Facts) -> Evidence | None:
     source="chosen on the lab's runs of seed 0",
     advice="responses that became wrong: opd-probe tokens of the last step",
 )
-def accuracy_falls(course: Course, _: Facts) -> Evidence | None:
-    change = _accuracy(course)
+def accuracy_falls(course: Course, facts: Facts) -> Evidence | None:
+    change = _accuracy(course, facts)
     return (
         _change_of(course, "accuracy", change, "The accuracy falls") if change is not None and _falls(change) else None
     )
 
 
-def _accuracy(course: Course) -> Found | None:
-    return course.trend("accuracy") if np.isfinite(course.values("accuracy")).all() and len(course.steps) > 1 else None
+def _accuracy(course: Course, facts: Facts) -> Found | None:
+    """Its trend; None where it is not known of each checkpoint, as where all are at the same responses."""
+    if "fixed" in facts.states or len(course.steps) < 2 or not np.isfinite(course.values("accuracy")).all():
+        return None
+    return course.trend("accuracy")
 
 
 def _falls(change: Found) -> bool:
@@ -318,11 +322,13 @@ def _falls(change: Found) -> bool:
 
 @qualifier(
     "accuracy_unknown",
-    rule="no rollout of the last step has an answer or a score",
+    rule="no rollout of the last step has an answer or a score, or all checkpoints are at the same responses",
     source="",
     advice="give answers or scores with the prompts: alignment is not yet success",
 )
-def accuracy_unknown(course: Course, _: Facts) -> Evidence | None:
+def accuracy_unknown(course: Course, facts: Facts) -> Evidence | None:
+    if "fixed" in facts.states:
+        return Evidence("The responses are the same at every step, so that it is not known whether they become right.")
     if not math.isnan(course.values("accuracy")[-1]):
         return None
     return Evidence("Whether responses are right is not known: the verdict is about alignment alone.")
@@ -509,7 +515,7 @@ def few_steps(course: Course, _: Facts) -> Evidence | None:
 
 
 def _interval(found: Found) -> str:
-    return f"{found.value:+.3g} [{found.lo:.3g}, {found.hi:.3g}]".replace("-", "−")
+    return true_minus(with_interval(found.value, found.lo, found.hi))
 
 
 def _change_of(course: Course, name: str, change: Found, said: str) -> Evidence:
