@@ -147,7 +147,8 @@ class Replay:
         own matrix products.
 
         Args:
-            done: bool [n_rollouts], rollouts to leave out.
+            done: bool [n_rollouts], rollouts to leave out. The batches are those of all rollouts, so that the others
+                come out to the same bits.
             progress: called after each batch.
 
         Raises:
@@ -155,18 +156,20 @@ class Replay:
             OutOfMemoryError: names the option that lowers the need.
         """
         total = sum(len(sequence.positions) for sequence in self.sequences)
-        todo = [[s for s in side if done is None or not done[s.rollout]] for side in self.sides]
-        finished = total - sum(len(sequence.positions) for sequence in todo[0])
+        finished = 0 if done is None else sum(len(one.positions) for one in self.sequences if done[one.rollout])
         if progress is not None:
             progress(finished, total)
-        if not todo[0]:
+        if finished == total:
             return
         scorer = self._scorer()
-        for batch in sequence_batches(todo, self.settings.batch_tokens):
+        for batch in sequence_batches(self.sides, self.settings.batch_tokens):
+            left = left_of(batch[0][0], done)
+            if not left:
+                continue
             with memory_advice(), fitting_threads(self.teacher.output_layer.weight):
                 columns = self._score(scorer, batch)
-            yield from by_rollout(batch[0][0], columns)
-            finished += len(columns["token_id"])
+            yield from (pair for pair in by_rollout(batch[0][0], columns) if pair[0] in left)
+            finished += sum(left.values())
             if progress is not None:
                 progress(finished, total)
 
@@ -205,6 +208,11 @@ class Replay:
             return scorer.score(student, teacher, tokens)
         except LogitError as error:
             raise located(error, members, self.rollouts) from None
+
+
+def left_of(members: Sequence[StateSequence], done: NDArray[np.bool_] | None) -> dict[int, int]:
+    """The rollouts of a batch that are not done yet, and how many states each has."""
+    return {one.rollout: len(one.positions) for one in members if done is None or not done[one.rollout]}
 
 
 def by_rollout(members: Sequence[StateSequence], columns: Columns) -> Iterator[tuple[int, Columns]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -170,6 +171,32 @@ def build_sequences(rollouts: Sequence[Rollout], models: Sequence[Any], whose: s
                     f"{model.max_positions}; drop the rollout or sample with a lower --max-new-tokens"
                 )
     return sequences
+
+
+def replay_sides(
+    rollouts: Sequence[Rollout], teacher_prompts: Sequence[Sequence[int]] | None
+) -> list[list[StateSequence]]:
+    """What the models of a replay read, before they are there: one list for both, or the student's and the teacher's.
+
+    Raises:
+        InputError: as :func:`build_sequences` without models, and :func:`with_prompts`.
+    """
+    own = build_sequences(rollouts, [])
+    if teacher_prompts is None:
+        return [own]
+    return [own, build_sequences(with_prompts(rollouts, teacher_prompts), [], "the teacher's ")]
+
+
+def sides_digest(sides: Sequence[Sequence[StateSequence]]) -> str:
+    """sha256 over all that decides hidden states and the batches that they are computed in, besides the models."""
+    digest = hashlib.sha256()
+    for side in sides:
+        for one in side:
+            about = [one.rollout, one.prompt_length, one.whole, len(one.input_ids), len(one.state_index)]
+            for values in (np.array(about, dtype=np.int64), one.input_ids, one.state_index):
+                digest.update(np.ascontiguousarray(values, dtype=np.int64).data)
+        digest.update(b"side")
+    return digest.hexdigest()
 
 
 def check_sampled(rollouts: Sequence[Rollout], sequences: Sequence[StateSequence], models: Sequence[Any]) -> None:

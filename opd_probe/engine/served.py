@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from opd_probe.engine.replay import Progress, ReplayModel, by_rollout, located, memory_advice
+from opd_probe.engine.replay import Progress, ReplayModel, by_rollout, left_of, located, memory_advice
 from opd_probe.engine.scoring import Columns, VocabularyMap, check_rest, default_chunk, rows_of
 from opd_probe.engine.sequences import (
     StateSequence,
@@ -235,7 +235,7 @@ class ServedReplay:
         """Yield (rollout index, columns of its states), longest sequences first.
 
         Args:
-            done: bool [n_rollouts], rollouts to leave out.
+            done: bool [n_rollouts], rollouts to leave out; the batches are those of all.
             told: for a rollout, its columns :data:`TOLD`.
             progress: called with (states done, states in all).
 
@@ -243,19 +243,21 @@ class ServedReplay:
             LogitError, OutOfMemoryError: as :meth:`opd_probe.engine.replay.Replay.states`.
         """
         total = sum(len(sequence.positions) for sequence in self.sequences)
-        todo = [sequence for sequence in self.sequences if not done[sequence.rollout]]
-        finished = total - sum(len(sequence.positions) for sequence in todo)
+        finished = sum(len(sequence.positions) for sequence in self.sequences if done[sequence.rollout])
         progress(finished, total)
-        if not todo:
+        if finished == total:
             return
         scorer = _StudentScorer(self.student, self.shared_ids, self.settings)
-        for ((members, shared),) in sequence_batches([todo], self.settings.batch_tokens):
+        for ((members, shared),) in sequence_batches([self.sequences], self.settings.batch_tokens):
+            left = left_of(members, done)
+            if not left:
+                continue
             parts = [told(sequence.rollout) for sequence in members]
             teacher = {name: np.concatenate([part[name] for part in parts]) for name in TOLD}
             with memory_advice(), fitting_threads(self.student.output_layer.weight):
                 columns = self._score(scorer, members, shared, teacher)
-            yield from by_rollout(members, columns)
-            finished += len(columns["token_id"])
+            yield from (pair for pair in by_rollout(members, columns) if pair[0] in left)
+            finished += sum(left.values())
             progress(finished, total)
 
     @torch.inference_mode()

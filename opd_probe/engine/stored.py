@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
+from shutil import disk_usage
+from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 import numpy as np
@@ -13,41 +14,62 @@ from torch import Tensor
 
 from opd_probe.atomic import reserve
 from opd_probe.engine.sequences import Members, StateSequence, build_sequences, sequence_batches, state_counts
-from opd_probe.errors import OutputError
+from opd_probe.errors import OutputError, warn_in_passing
 from opd_probe.stats.threads import fitting_threads
 from opd_probe.types import Rollout
+
+SHARE = 0.5
+"""The share of a disk's free room that states may take which can be computed again; traces need some of the rest."""
 
 
 class StoredModel:
     """A model whose last hidden states, not its logits, are kept once they are computed: it runs once, however many
     replays look at it.
 
-    A replay that asks for states which are not there yet has the model compute them, in its own batches;
-    :meth:`fill` computes all of them and lets the model go.
+    A replay that asks for states which are not there yet has the model compute them; :meth:`fill` computes all of them
+    and lets the model go.
 
     Args:
         model: a loaded model.
-        rollouts: all rollouts of the replays.
+        rollouts: all rollouts of the replays, as the model reads them.
         place: the directory whose disk takes the hidden states; None: the system's for temporary files. The file has
             no name, so that nothing is left of it, however the process ends.
         rule: whose length decides the factors of a model that has several.
+        batches: of all sequences, in which the states are computed, whoever asks for some of them first, so that their
+            last bits do not depend on that; whether the model can read them is left to the replays. None: the batches
+            of whoever asks.
+        optional: whether states that would take more than :data:`SHARE` of the free disk are computed again each time.
+
+    Attributes:
+        refused: whether they are, for want of room.
 
     Raises:
         InputError: as :func:`build_sequences`.
     """
 
     def __init__(
-        self, model: Any, rollouts: Sequence[Rollout], place: Path | None = None, rule: str = "prefix"
+        self,
+        model: Any,
+        rollouts: Sequence[Rollout],
+        place: Path | None = None,
+        rule: str = "prefix",
+        *,
+        batches: Sequence[Members] | None = None,
+        optional: bool = False,
     ) -> None:
         self.name, self.tokenizer, self.identity = model.name, model.tokenizer, model.identity
         self.width, self.max_positions, self.output_layer = model.width, model.max_positions, model.output_layer
         self.length_factors, self.placeholder_ids = model.length_factors, model.placeholder_ids
         self._model, self._place, self._rule = model, place, rule
-        self._sequences = build_sequences(rollouts, [model])
+        self._batches, self._optional = batches, optional
+        self.refused = False
+        self._batch_of = {one.rollout: number for number, (some, _) in enumerate(batches or ()) for one in some}
+        self._sequences = build_sequences(rollouts, [model]) if batches is None else _in_order(batches)
         counts = np.array(state_counts(rollouts, self._sequences), dtype=np.int64)
         self._ends = np.cumsum(counts)
         self._counts = counts
         self._known = np.zeros(len(rollouts), dtype=bool)
+        self._left = len(self._sequences)
         self._states: Tensor | None = None
 
     def fill(self, batch_tokens: int, progress: Callable[[int, int], None] | None = None) -> None:
@@ -59,8 +81,8 @@ class StoredModel:
         Raises:
             OutputError: the disk has no room for the states.
         """
-        todo = self._todo()
-        self._fill([members for (members,) in sequence_batches([todo], batch_tokens)], progress)
+        batches = self._batches or [members for (members,) in sequence_batches([self._todo()], batch_tokens)]
+        self._fill(batches, progress)
 
     def fill_alone(self, apart: Mapping[int, int], progress: Callable[[int, int], None] | None = None) -> None:
         """As :meth:`fill`, each rollout by itself.
@@ -81,7 +103,11 @@ class StoredModel:
                 self.state_hidden(members, shared)
             if progress is not None:
                 progress(int(self._counts[self._known].sum()), int(self._counts.sum()))
-        self._model = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether all states are there, so that the model is not needed any more, nor held."""
+        return self._model is None
 
     def state_hidden(self, members: Sequence[StateSequence], shared: int) -> Tensor:
         """Hidden states of some rollouts, one after another, [n, d], where the output layer is.
@@ -89,30 +115,89 @@ class StoredModel:
         Args:
             shared: as for :func:`state_hidden`.
         """
-        missing = [sequence for sequence in members if not self._known[sequence.rollout]]
-        if missing:
-            hidden = state_hidden(self._model, missing, shared, self._rule)
-            self._keep(missing, hidden)
-            if len(missing) == len(members):
+        found: dict[int, Tensor] = {}
+        for some, alike in self._lacking(members, shared):
+            hidden = state_hidden(self._model, some, alike, self._rule)
+            self._keep(some, hidden)
+            if [one.rollout for one in some] == [one.rollout for one in members]:
                 return hidden
+            found |= _by_rollout(some, hidden)
+        held = {one.rollout: self._held(one) for one in members if one.rollout not in found}
+        pieces = [(found | held)[one.rollout] for one in members]
+        return torch.cat([piece.to(self.output_layer.weight.device) for piece in pieces])
+
+    def _lacking(self, members: Sequence[StateSequence], shared: int) -> list[Members]:
+        """What is to be computed so that the states of some rollouts are there."""
+        missing = [one for one in members if not self._known[one.rollout]]
+        if self._batches is None:
+            return [(missing, shared)] if missing else []
+        return [self._batches[number] for number in dict.fromkeys(self._batch_of[one.rollout] for one in missing)]
+
+    def _held(self, sequence: StateSequence) -> Tensor:
         assert self._states is not None
-        pieces = [self._states[self._rows(sequence)] for sequence in members]
-        return torch.cat(pieces).to(self.output_layer.weight.device)
+        return self._states[self._rows(sequence)]
 
     def _keep(self, members: Sequence[StateSequence], hidden: Tensor) -> None:
-        if self._states is None:
-            self._states = _on_disk((int(self._counts.sum()), hidden.shape[1]), hidden.dtype, self._place)
-        for sequence, states in zip(members, hidden.cpu().split([len(s.positions) for s in members]), strict=True):
-            self._states[self._rows(sequence)] = states
-            self._known[sequence.rollout] = True
+        if self._states is None and not self._take_room(hidden):
+            return
+        for rollout, states in _by_rollout(members, hidden.cpu()).items():
+            assert self._states is not None
+            self._states[self._ends[rollout] - len(states) : self._ends[rollout]] = states
+            self._known[rollout] = True
+        self._left -= len(members)
+        if not self._left:
+            self._model = None
+
+    def _take_room(self, hidden: Tensor) -> bool:
+        """Whether there is room for all states, which is taken; asked once."""
+        if self.refused:
+            return False
+        shape = int(self._counts.sum()), hidden.shape[1]
+        try:
+            if self._optional:
+                _check_share(shape[0] * shape[1] * hidden.dtype.itemsize, self._place)
+            self._states = _on_disk(shape, hidden.dtype, self._place)
+        except OutputError as error:
+            if not self._optional:
+                raise
+            self.refused = True
+            warn_in_passing(f"{error}; those of {self.name} are computed again for every checkpoint")
+        return not self.refused
 
     def _rows(self, sequence: StateSequence) -> slice:
         end = int(self._ends[sequence.rollout])
         return slice(end - len(sequence.positions), end)
 
 
+def _in_order(batches: Sequence[Members]) -> list[StateSequence]:
+    return sorted((one for members, _ in batches for one in members), key=lambda one: one.rollout)
+
+
+def _by_rollout(members: Sequence[StateSequence], hidden: Tensor) -> dict[int, Tensor]:
+    parts = hidden.split([len(one.positions) for one in members])
+    return {one.rollout: part for one, part in zip(members, parts, strict=True)}
+
+
+def _check_share(size: int, place: Path | None) -> None:
+    """Refuse so many bytes where they take more than their share of a disk.
+
+    Raises:
+        OutputError: they do.
+    """
+    free = disk_usage(place or gettempdir()).free
+    if size > SHARE * free:
+        raise OutputError(
+            f"hidden states: {size / 1e9:.1f} GB are more than {SHARE:.0%} of what is free on the disk of "
+            f"{place or 'temporary files'} ({free / 1e9:.1f} GB)"
+        )
+
+
 def _on_disk(shape: tuple[int, int], dtype: torch.dtype, place: Path | None) -> Tensor:
-    """A tensor in a mapped file without a name; the system drops what of it is in memory when others need the room."""
+    """A tensor in a mapped file without a name; the system drops what of it is in memory when others need the room.
+
+    Raises:
+        OutputError: there is no room.
+    """
     size = shape[0] * shape[1] * dtype.itemsize
     try:
         with TemporaryFile(dir=place) as file:

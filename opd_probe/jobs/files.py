@@ -91,6 +91,10 @@ class Files:
             self._steps_are[source] = source_named(found.kind).steps_are
         return self._rollouts[source]
 
+    def are_stepped(self, source: Source) -> bool:
+        """Whether each checkpoint gets the rollouts of its own step from a file, and not all of them."""
+        return check_steps(self.rollouts(source), source.path)
+
     def replayed(self, plan: RunPlan, checkpoint: Checkpoint) -> tuple[list[Rollout], StateOrigin]:
         """The rollouts of a file that belong to a checkpoint, and whose states they are."""
         path, settings = plan.source.path, plan.settings

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import OpdProbeError, OutOfMemoryError, OutputError, ServerError
 from opd_probe.jobs.files import Files
+from opd_probe.jobs.kept import KeptTeachers
 from opd_probe.jobs.memory import memory_advice, too_large_together
 from opd_probe.jobs.plan import Plan, RunPlan, Teacher
 from opd_probe.jobs.pool import ModelPool
@@ -51,11 +51,14 @@ def measure(plan: Plan, progress: Progress) -> list[Measured]:
     _sample_with_vllm(runs, sampler)
     measured: list[Measured] = []
     # Runs with the same teachers follow one another, so that these stay loaded.
-    for run in sorted(runs, key=lambda one: [teacher.name for teacher in one.teachers]):
-        for checkpoint in run.run.checkpoints:
-            rollouts, states = _rollouts(run, checkpoint, files, sampler)
-            station = _Station(plan.out / "traces", run, checkpoint, rollouts, states, pool, prompter, progress)
-            measured += station.measured()
+    runs.sort(key=lambda one: [teacher.name for teacher in one.teachers])
+    pairs = [(run, checkpoint) for run in runs for checkpoint in run.run.checkpoints]
+    traces = plan.out / "traces"
+    kept = KeptTeachers(pairs, files, traces)
+    for run, checkpoint in pairs:
+        rollouts, states = _rollouts(run, checkpoint, files, sampler)
+        measured += _Station(traces, run, checkpoint, rollouts, states, pool, kept, prompter, progress).measured()
+        kept.passed(run, checkpoint)
     return measured
 
 
@@ -97,6 +100,7 @@ class _Station:
     rollouts: Sequence[Rollout]
     states: StateOrigin
     pool: ModelPool
+    kept: KeptTeachers
     prompter: Prompter
     progress: Progress
 
@@ -106,10 +110,10 @@ class _Station:
         traces = {number: request.stored(fingerprints[number]) for number, request in enumerate(wanted)}
         lacking = [number for number, trace in traces.items() if trace is None]
         if lacking:
-            student = self._student(len(lacking), wanted[lacking[0]].settings)
-        for number, request in enumerate(wanted):
-            if traces[number] is None:
-                traces[number] = self._made(student, request, fingerprints[number])
+            student = self._student(wanted, lacking)
+        for number in lacking:
+            teacher = self.run.teachers[number]
+            traces[number] = self._made(student, teacher, wanted[number], fingerprints[number])
         name, step = visible(self.run.run.name), self.checkpoint.step
         return [
             Measured(name, step, visible(teacher.name), self.states, trace, self.run.settings)
@@ -135,7 +139,7 @@ class _Station:
         template = None if named is None else template_source(named)
         return TraceRequest(self.checkpoint, teacher.checkpoint, path, settings, labels, prompts, template, source)
 
-    def _student(self, replays: int, settings: ReplaySettings) -> LoadedModel | StoredModel:
+    def _student(self, wanted: Sequence[TraceRequest], lacking: Sequence[int]) -> LoadedModel | StoredModel:
         """The student, once every teacher is known to fit it; in a sequential run it has run then and may go."""
         teachers = self.pool.teachers(self.run)
         student = self.pool.student(self.run, self.checkpoint)
@@ -147,19 +151,38 @@ class _Station:
         return shared_student(
             student,
             self.rollouts,
-            settings,
+            wanted,
+            lacking,
             existing_directory(self.directory),
-            replays=replays,
             alone=alone,
             progress=self.progress.update,
         )
 
-    def _made(self, student: LoadedModel | StoredModel, request: TraceRequest, fingerprint: Mapping[str, Any]) -> Trace:
-        teacher = self.pool.teacher(self.run, request.teacher)
+    def _made(
+        self,
+        student: LoadedModel | StoredModel,
+        teacher: Teacher,
+        request: TraceRequest,
+        fingerprint: Mapping[str, Any],
+    ) -> Trace:
+        other = self._teacher(teacher, request)
         assert request.path is not None
         self.progress.begin(f"replay {self.run.run.name} {request.path.stem} against {request.labels['teacher']}")
         with memory_advice("replaying"), _nothing_half_written(request.path):
-            return request.make(student, teacher, self.rollouts, fingerprint, self.progress.update)
+            trace = request.make(student, other, self.rollouts, fingerprint, self.progress.update)
+        with memory_advice("replaying"):
+            self.kept.settle(other, self.progress.update)
+        return trace
+
+    def _teacher(self, teacher: Teacher, request: TraceRequest) -> LoadedModel | StoredModel | ServedModel:
+        checkpoint = teacher.checkpoint
+        if isinstance(checkpoint, ServedModel):
+            return checkpoint
+
+        def load() -> LoadedModel:
+            return self.pool.weights(self.run, checkpoint)
+
+        return self.kept.teacher(self.run, self.checkpoint, teacher, request, self.rollouts, load)
 
 
 @contextmanager

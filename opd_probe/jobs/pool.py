@@ -15,7 +15,8 @@ from opd_probe.progress import Progress
 from opd_probe.texts import real_path
 from opd_probe.types import Checkpoint
 
-_Key = tuple[str | None, ...]
+ModelKey = tuple[str | None, ...]
+"""What tells a model that is loaded from others."""
 
 
 class ModelPool:
@@ -23,13 +24,13 @@ class ModelPool:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._loaded: dict[_Key, LoadedModel] = {}
-        self._outlines: dict[_Key, Outline] = {}
+        self._loaded: dict[ModelKey, LoadedModel] = {}
+        self._outlines: dict[ModelKey, Outline] = {}
 
     def student(self, run: RunPlan, checkpoint: Checkpoint) -> LoadedModel:
         """The student; beside it only the run's teachers stay, and in a sequential run none."""
         beside = [] if run.settings.sequential else [teacher.checkpoint for teacher in run.teachers]
-        kept = {_key(run, teacher) for teacher in beside if isinstance(teacher, Checkpoint)}
+        kept = {model_key(run, teacher) for teacher in beside if isinstance(teacher, Checkpoint)}
         return self._load(run, checkpoint, kept)
 
     def teacher(self, run: RunPlan, checkpoint: Checkpoint | ServedModel) -> LoadedModel | ServedModel:
@@ -63,7 +64,7 @@ class ModelPool:
 
     def outline(self, run: RunPlan, checkpoint: Checkpoint) -> Outline:
         """What a model's files say of it."""
-        key = _key(run, checkpoint)
+        key = model_key(run, checkpoint)
         if key not in self._outlines:
             self._outlines[key] = read_outline(checkpoint, tokenizer=run.tokenizer)
         return self._outlines[key]
@@ -72,8 +73,8 @@ class ModelPool:
         """Let go of every model."""
         self._keep(())
 
-    def _load(self, run: RunPlan, checkpoint: Checkpoint, beside: Collection[_Key]) -> LoadedModel:
-        key = _key(run, checkpoint)
+    def _load(self, run: RunPlan, checkpoint: Checkpoint, beside: Collection[ModelKey]) -> LoadedModel:
+        key = model_key(run, checkpoint)
         self._keep({key, *beside})
         if key not in self._loaded:
             settings = run.settings
@@ -88,7 +89,7 @@ class ModelPool:
                 )
         return self._loaded[key]
 
-    def _keep(self, keys: Collection[_Key]) -> None:
+    def _keep(self, keys: Collection[ModelKey]) -> None:
         """Forget the others, and have their memory back before the next is loaded: modules hold reference cycles."""
         gone = [key for key in self._loaded if key not in keys]
         large = any(is_large(self._loaded[key]) for key in gone)
@@ -98,7 +99,8 @@ class ModelPool:
             gc.collect()
 
 
-def _key(run: RunPlan, checkpoint: Checkpoint) -> _Key:
+def model_key(run: RunPlan, checkpoint: Checkpoint) -> ModelKey:
+    """What decides what loading a checkpoint gives: which it is, and how a run loads it."""
     settings = run.settings
     place = settings.dtype, settings.device, settings.device_map, run.tokenizer
     path = Path(checkpoint.path)

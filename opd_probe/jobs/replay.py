@@ -224,7 +224,7 @@ def _traces(
     given = encode_rollouts(given, loaded.tokenizer)
     warn_of_text(given, "rollouts")
     disk = existing_directory(requests[0].path.parent) if requests[0].path is not None else None
-    first = shared_student(loaded, given, settings, disk, replays=len(lacking), alone=sequential, progress=progress)
+    first = shared_student(loaded, given, requests, lacking, disk, alone=sequential, progress=progress)
     kept = None if sequential else loaded
     gone = sequential and is_large(loaded)
     del loaded  # when it has run alone, nothing holds it any more

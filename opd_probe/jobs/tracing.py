@@ -13,7 +13,14 @@ import numpy as np
 
 from opd_probe.engine.provenance import command_line, float32_precision, reduced_matmul_precision, software
 from opd_probe.engine.replay import Progress, Replay
-from opd_probe.engine.sequences import skip_reason, straddling
+from opd_probe.engine.sequences import (
+    StateSequence,
+    replay_sides,
+    sequence_batches,
+    sides_digest,
+    skip_reason,
+    straddling,
+)
 from opd_probe.engine.served import TOLD, ServedReplay
 from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
@@ -123,10 +130,19 @@ class TraceRequest:
         warn_of(found)
         return found
 
+    def sides(self, rollouts: Sequence[Rollout]) -> list[list[StateSequence]]:
+        """What the models read that are run, as of :func:`opd_probe.engine.sequences.replay_sides`.
+
+        Args:
+            rollouts: with ids.
+        """
+        other = None if isinstance(self.teacher, ServedModel) else self.teacher_prompts
+        return replay_sides(rollouts, None if other is None else other.ids)
+
     def make(
         self,
         student: LoadedModel | StoredModel,
-        teacher: LoadedModel | ServedModel,
+        teacher: LoadedModel | StoredModel | ServedModel,
         rollouts: Sequence[Rollout],
         fingerprint: Mapping[str, Any],
         progress: Progress | None,
@@ -134,7 +150,8 @@ class TraceRequest:
         """Replay, and write the trace; an interrupted replay of the same path goes on where it stopped.
 
         Args:
-            rollouts: with ids; those of the student, when it is a :class:`StoredModel`.
+            student, teacher: loaded, or as what is kept of them for these rollouts.
+            rollouts: with ids.
             fingerprint: of the rollouts as they were given.
 
         Raises:
@@ -150,33 +167,38 @@ class TraceRequest:
 def shared_student(
     student: LoadedModel,
     rollouts: Sequence[Rollout],
-    settings: ReplaySettings,
+    wanted: Sequence[TraceRequest],
+    lacking: Sequence[int],
     place: Path | None,
     *,
-    replays: int,
     alone: bool,
     progress: Progress | None,
 ) -> LoadedModel | StoredModel:
     """What replays of one student need of it: itself, or its hidden states when several replays share them.
 
     The states are kept on disk and not in memory: there the system holds on to them as long as nothing else needs the
-    room, so that one way serves small and large jobs.
+    room, so that one way serves small and large jobs. They are computed in the batches of the first of all replays,
+    whether or not its trace is there already, so that those of the others have the same bits either way.
 
     Args:
+        wanted: all replays of the student over these rollouts.
+        lacking: the numbers of those among them that are to be made.
         place: the directory whose disk takes the hidden states.
-        replays: how many look at the student.
-        alone: run the student now, so that it can be let go before a teacher is loaded.
+        alone: run the student now, in batches of its own, so that it can be let go before a teacher is loaded.
 
     Raises:
         OutputError: the disk has no room for the hidden states. OutOfMemoryError: names what to lower.
     """
-    if replays == 1 and not alone:
-        return student
-    kept = StoredModel(student, rollouts, place, settings.length_factors)
+    settings, first = wanted[0].settings, wanted[0].sides(rollouts)
     if alone:
+        kept = StoredModel(student, rollouts, place, settings.length_factors)
         with memory_advice("replaying"):
             kept.fill(settings.batch_tokens, progress)
-    return kept
+        return kept
+    if len(lacking) == 1 and sides_digest(wanted[lacking[0]].sides(rollouts)) == sides_digest(first):
+        return student
+    batches = [batch[0] for batch in sequence_batches(first, settings.batch_tokens)]
+    return StoredModel(student, rollouts, place, settings.length_factors, batches=batches)
 
 
 def _reusable(path: Path, fingerprint: Mapping[str, Any], settings: ReplaySettings) -> Trace | None:
@@ -203,7 +225,7 @@ def _reusable(path: Path, fingerprint: Mapping[str, Any], settings: ReplaySettin
 class _Job:
     """A replay whose inputs are all at hand."""
 
-    models: tuple[LoadedModel | StoredModel, LoadedModel | ServedModel]
+    models: tuple[LoadedModel | StoredModel, LoadedModel | StoredModel | ServedModel]
     vocabulary: SharedVocabulary
     rollouts: Sequence[Rollout]
     settings: ReplaySettings
