@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import Any
 
 from opd_probe.errors import InputError
-from opd_probe.types import LENGTH_RULES, LengthRule
+from opd_probe.types import LENGTH_RULES, LengthRule, StudentStates
 
 TRACE_K = 64
 """K of a trace unless asked otherwise; more when the k of the metrics is larger."""
@@ -30,6 +30,8 @@ class ReplaySettings:
         batch_tokens, chunk, compiled: shape only the work. ``chunk`` is the number of states whose logits are held at
             a time; ``compiled`` whether the passes over the logits are compiled, and on a CPU the product of bf16
             weights. None: as fits the job.
+        student_states: where the student's states of its own responses come from, None: from sampling where that is
+            exact, see :func:`opd_probe.jobs.own_states.are_exact`.
     """
 
     k: int = TRACE_K
@@ -42,6 +44,7 @@ class ReplaySettings:
     chunk: int | None = None
     compiled: bool | None = None
     length_factors: LengthRule = "prefix"
+    student_states: StudentStates | None = None
 
     def check(self) -> None:
         """Refuse values that cannot be used.

@@ -24,6 +24,7 @@ from opd_probe.jobs.sampling import Sampler, check_pair, each_once, step_name
 from opd_probe.jobs.served import settings_for
 from opd_probe.jobs.tracing import TraceRequest, shared_student
 from opd_probe.models.loading import LoadedModel
+from opd_probe.models.sampled_states import SampledStates
 from opd_probe.models.served.model import ServedModel
 from opd_probe.output import existing_directory
 from opd_probe.plain import visible
@@ -56,8 +57,9 @@ def measure(plan: Plan, progress: Progress) -> list[Measured]:
     traces = plan.out / "traces"
     kept = KeptTeachers(pairs, files, traces)
     for run, checkpoint in pairs:
-        rollouts, states = _rollouts(run, checkpoint, files, sampler)
-        measured += _Station(traces, run, checkpoint, rollouts, states, pool, kept, prompter, progress).measured()
+        rollouts, states, own = _rollouts(run, checkpoint, files, sampler)
+        station = _Station(traces, run, checkpoint, rollouts, states, own, pool, kept, prompter, progress)
+        measured += station.measured()
         kept.passed(run, checkpoint)
     return measured
 
@@ -84,21 +86,24 @@ def sequential(run: RunPlan) -> bool:
 
 def _rollouts(
     run: RunPlan, checkpoint: Checkpoint, files: Files, sampler: Sampler
-) -> tuple[list[Rollout], StateOrigin]:
+) -> tuple[list[Rollout], StateOrigin, SampledStates | None]:
     if run.source.kind == "prompts":
-        return sampler.sampled(run, checkpoint), "own"
-    return files.replayed(run, checkpoint)
+        rollouts, own = sampler.sampled(run, checkpoint)
+        return rollouts, "own", own
+    return *files.replayed(run, checkpoint), None
 
 
 @dataclass(frozen=True, slots=True)
 class _Station:
-    """One checkpoint with its rollouts, to be replayed against each teacher. The student runs once for all of them."""
+    """One checkpoint with its rollouts, to be replayed against each teacher. The student runs once for all of them, or
+    not again where its hidden states are its ``own``, from sampling."""
 
     directory: Path
     run: RunPlan
     checkpoint: Checkpoint
     rollouts: Sequence[Rollout]
     states: StateOrigin
+    own: SampledStates | None
     pool: ModelPool
     kept: KeptTeachers
     prompter: Prompter
@@ -154,6 +159,7 @@ class _Station:
             wanted,
             lacking,
             existing_directory(self.directory),
+            sampled=self.own,
             alone=alone,
             progress=self.progress.update,
         )

@@ -13,6 +13,7 @@ import numpy as np
 
 from opd_probe.engine.provenance import command_line, float32_precision, reduced_matmul_precision, software
 from opd_probe.engine.replay import Progress, Replay
+from opd_probe.engine.sampled import SampledModel
 from opd_probe.engine.sequences import (
     StateSequence,
     replay_sides,
@@ -26,6 +27,7 @@ from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import TraceError, warn_in_passing
 from opd_probe.jobs.memory import memory_advice
+from opd_probe.jobs.own_states import sampled_model
 from opd_probe.jobs.served import (
     ANSWERS,
     answers_path,
@@ -38,6 +40,7 @@ from opd_probe.jobs.served import (
 from opd_probe.models.digests import tokenizer_files_digest, weights_digest
 from opd_probe.models.lengths import has_length_factors
 from opd_probe.models.loading import LoadedModel
+from opd_probe.models.sampled_states import SampledStates
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import SharedVocabulary, shared_vocabulary, special_ids, template_digest, text_digest
 from opd_probe.output import write_bytes
@@ -173,8 +176,10 @@ def shared_student(
     *,
     alone: bool,
     progress: Progress | None,
+    sampled: SampledStates | None = None,
 ) -> LoadedModel | StoredModel:
-    """What replays of one student need of it: itself, or its hidden states when several replays share them.
+    """What replays of one student need of it: itself, or its hidden states when several replays share them, or when
+    sampling has read them.
 
     The states are kept on disk and not in memory: there the system holds on to them as long as nothing else needs the
     room, so that one way serves small and large jobs. They are computed in the batches of the first of all replays,
@@ -185,13 +190,17 @@ def shared_student(
         lacking: the numbers of those among them that are to be made.
         place: the directory whose disk takes the hidden states.
         alone: run the student now, in batches of its own, so that it can be let go before a teacher is loaded.
+        sampled: what it read while it was sampled from.
 
     Raises:
         OutputError: the disk has no room for the hidden states. OutOfMemoryError: names what to lower.
     """
     settings, first = wanted[0].settings, wanted[0].sides(rollouts)
+    own = sampled_model(student, rollouts, sampled, settings, place)
+    if own is not None and not alone:
+        return own
     if alone:
-        kept = StoredModel(student, rollouts, place, settings.length_factors)
+        kept = own or StoredModel(student, rollouts, place, settings.length_factors)
         with memory_advice("replaying"):
             kept.fill(settings.batch_tokens, progress)
         return kept
@@ -266,6 +275,7 @@ class _Job:
         said = told_warnings(spool, engine) if isinstance(engine, ServedReplay) else []
         provenance = self._provenance(fingerprint, labels) | {
             "length_factors": self._length_factors(engine),
+            "student_states": student.origin if isinstance(student, SampledModel) else {"from": "replay"},
             "warnings": [*said, *self._outside_warnings(spool)],
             "made_by": {"command": command_line(), "settings": self._asked(), "rollouts": rollouts_from},
         }

@@ -19,6 +19,7 @@ from opd_probe.models.filling import Filling, take
 from opd_probe.models.lengths import check_rule
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.outline import Outline
+from opd_probe.models.sampled_states import SampledStates
 from opd_probe.models.samplers import sampler_version
 from opd_probe.models.served.dialects import Drawn
 from opd_probe.models.served.drafts import Drafts
@@ -63,6 +64,7 @@ def sample_rollouts(
     length_factors: LengthRule = "prefix",
     drafts: Path | None = None,
     key: str = "",
+    states: SampledStates | None = None,
 ) -> list[Rollout]:
     """Sample responses, whatever the checkpoint's generation_config says: no top-k, no top-p, no penalties.
 
@@ -83,6 +85,7 @@ def sample_rollouts(
         drafts: the file that keeps responses as they end, for a later call with the same ``key``, which draws the
             others alone; None: none. The caller removes it.
         key: all that decides the draws.
+        states: takes what the output layer reads at each token that is drawn now, by rollout.
 
     Returns:
         Rollouts by prompt, then sample: ``id`` is ``<prompt id>/<sample>``; EOS, when sampled, is the last
@@ -107,7 +110,7 @@ def sample_rollouts(
         for sample in range(num_rollouts)
     ]
     lengths = [len(prompt.ids or ()) for prompt in prompts]
-    sampler = _Sampler(student, prompts, allowed_ids, max_new_tokens, temperature, length_factors)
+    sampler = _Sampler(student, prompts, allowed_ids, max_new_tokens, temperature, length_factors, states)
     done = 0
 
     def finished(ended: Sequence[_Draft]) -> None:
@@ -115,7 +118,7 @@ def sample_rollouts(
         done += len(ended)
         for one in ended:
             reason = "stop" if one.stopped else "length"
-            kept.keep(f"{prompts[one.prompt].id}/{one.sample}", Drawn(one.ids, one.logprobs, reason))
+            kept.keep(_rollout_id(prompts[one.prompt], one.sample), Drawn(one.ids, one.logprobs, reason))
         if progress is not None:
             progress(done, len(wanted))
 
@@ -144,11 +147,15 @@ def _take_kept(wanted: Sequence[_Draft], kept: Drafts, prompts: Sequence[Prompt]
     """Fill what is known already; those that are filled."""
     filled = []
     for draft in wanted:
-        known = kept.known.get(f"{prompts[draft.prompt].id}/{draft.sample}")
+        known = kept.known.get(_rollout_id(prompts[draft.prompt], draft.sample))
         if known is not None:
             draft.ids, draft.logprobs, draft.stopped = known.ids, known.logprobs, known.reason == "stop"
             filled.append(draft)
     return filled
+
+
+def _rollout_id(prompt: Prompt, sample: int) -> str:
+    return f"{prompt.id}/{sample}"
 
 
 def check_sampling(
@@ -234,8 +241,9 @@ class _Sampler:
         max_new_tokens: int,
         temperature: float,
         rule: LengthRule,
+        states: SampledStates | None,
     ) -> None:
-        self.student, self.prompts, self.rule = student, prompts, rule
+        self.student, self.prompts, self.rule, self.states = student, prompts, rule, states
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         ids = np.arange(student.width) if allowed_ids is None else np.asarray(allowed_ids, dtype=np.int64)
         ids = np.setdiff1d(ids, student.placeholder_ids)
@@ -287,6 +295,8 @@ class _Sampler:
                 f"prompt {self.prompts[draft.prompt].id!r}, sample {draft.sample}, position {len(draft.ids)}: "
                 f"{self.student.name} gives logits that are not finite; check the checkpoint's weights"
             )
+        if self.states is not None:
+            self.states.add([_rollout_id(self.prompts[draft.prompt], draft.sample) for draft in batch], hidden)
         scaled = logits.sub_(top).div_(self.temperature)
         places, log_partition = invert_cdf(scaled.exp(), uniforms)
         logprobs = scaled.gather(1, places[:, None])[:, 0].double() - log_partition
@@ -335,7 +345,7 @@ def make_rollout(
     if student.tokenizer is not None:
         text = str(student.tokenizer.decode(list(ids), skip_special_tokens=True))
     return Rollout(
-        id=f"{prompt.id}/{sample}",
+        id=_rollout_id(prompt, sample),
         prompt_ids=tuple(prompt.ids or ()),
         response_ids=tuple(ids),
         prompt_id=prompt.id,
