@@ -94,6 +94,7 @@ class Filling(Generic[D]):
             self.live, self.growing = [], None
             return
         if len(stay) < len(self.live):
+            stay = _closed_up(stay)
             self.growing.keep(stay)
             self.growing.trim()
             tokens, self.live = tokens[torch.tensor(stay, device=tokens.device)], [self.live[index] for index in stay]
@@ -151,6 +152,13 @@ class Filling(Generic[D]):
         places = {text: row for row, text in enumerate(members)}
         rows = [places[text] for text in texts]
         return Continuation(self.student, members, rows, self.rule, joining=True)
+
+
+def _closed_up(rows: list[int]) -> list[int]:
+    """The same rows in an order in which most keep their place: the last ones fill the gaps."""
+    places, behind = range(len(rows)), [row for row in rows if row >= len(rows)]
+    here = set(rows)
+    return [place if place in here else behind.pop() for place in places]
 
 
 def take(drafts: Sequence[Draft], tokens: Tensor, logprobs: Tensor, eos: set[int]) -> None:
