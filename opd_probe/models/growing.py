@@ -32,6 +32,7 @@ class GrowingLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """The keys and values with those of new tokens behind them."""
+        del args, kwargs
         rows, _, length, _ = self._keys.shape
         new = key_states.shape[-2]
         if self._buffers is None or self._start + length + new > self._buffers[0].shape[-2]:
