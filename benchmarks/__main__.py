@@ -66,6 +66,14 @@ def _memory(small: bool) -> list[Row]:
     return memory.measure_long() + memory.measure_sequential()
 
 
+def _checkpoints(small: bool) -> list[Row]:
+    from benchmarks import checkpoints
+
+    if small:
+        return checkpoints.measure_one(checkpoints.Shape(64, 128, 1, 1, 1, 500), 16, "small", 2, 1)
+    return checkpoints.measure()
+
+
 def _after_trace(small: bool) -> list[Row]:
     from benchmarks import after_trace
 
@@ -81,6 +89,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "sampling": _sampling,
     "filling": _filling,
     "memory": _memory,
+    "checkpoints": _checkpoints,
     "after-trace": _after_trace,
 }
 

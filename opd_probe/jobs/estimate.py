@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from opd_probe.jobs.files import Files, tokenizer_of
+from opd_probe.jobs.kept import reading_of
 from opd_probe.jobs.plan import Plan, RunPlan, Teacher
 from opd_probe.jobs.prompting import Prompter
 from opd_probe.jobs.rendering import student_tokenizer
@@ -54,7 +55,8 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
 
     ``states`` are exact for rollouts and an upper bound for prompts, as ``states_are`` says; ``bytes`` are
     those of traces before compression; ``seconds`` come from parameter and token counts and a measured
-    throughput, and are None where a model is not on this machine.
+    throughput, and are None where a model is not on this machine. A teacher that several checkpoints share counts with
+    the first.
 
     Raises:
         OpdProbeError: a file of rollouts or prompts that cannot be used.
@@ -63,6 +65,7 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
     files.check()
     prompter.check(plan.runs, files)
     rows: list[dict[str, Any]] = []
+    known: set[Hashable | None] = set()
     for run in plan.runs:
         speed = throughput(run.settings)
         for checkpoint in run.run.checkpoints:
@@ -72,6 +75,9 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
                 first = number == 0  # all teachers score the same samples, and the student runs once for them
                 read = _read_by(teacher, run, checkpoint, files, prompter, work)
                 sizes = student, parameters_of(teacher.checkpoint)
+                reading = reading_of(run, checkpoint, teacher, files)
+                again = reading is not None and reading in known
+                known.add(reading)
                 rows.append(
                     {
                         "run": run.run.name,
@@ -81,7 +87,7 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
                         "states_are": "at most" if work.upper_bound else "exact",
                         "tokens": read,
                         "bytes": trace_bytes(work.states, run.settings.trace_k),
-                        "seconds": seconds(work, read, *sizes, speed, first=first),
+                        "seconds": seconds(work, 0 if again else read, *sizes, speed, first=first),
                     }
                 )
     return [*rows, _total(rows)]

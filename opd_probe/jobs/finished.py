@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from opd_probe.errors import OpdProbeError, OpdProbeWarning, OutputError, PassingWarning, warn
 from opd_probe.jobs.plan import Plan, RunPlan, Teacher
 from opd_probe.models.checkpoints import is_checkpoint, resolve_checkpoint
-from opd_probe.models.digests import content_digest, weights_digest
+from opd_probe.models.digests import content_digest, weights_digest, weights_files
 from opd_probe.models.hub import home_of, localized, tokenizer_place
 from opd_probe.models.samplers import sampler_version
 from opd_probe.models.served.endpoint import is_url
@@ -35,7 +36,7 @@ from opd_probe.types import Checkpoint
 RECORDS = ".finished"
 """The folder of the records, below ``--out``."""
 
-_VERSION = 1
+_VERSION = 2
 _PACKAGES = ("opd-probe", "torch", "transformers", "tokenizers", "peft", "numpy", "pyarrow", "gguf")
 _ENVIRONMENT = ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE")
 """Variables that change how torch multiplies."""
@@ -48,7 +49,7 @@ _BESIDE = (".json", ".jsonl")
 _FOLDERS_OF_TEMPLATES = ("additional_chat_templates",)
 
 
-def stored_job(plan: Plan, key: str | None) -> list[Measured] | None:
+def stored_job(plan: Plan, key: JobKey | None) -> list[Measured] | None:
     """The traces of a plan when all that decides them is as it was when they were made or last found to fit; else None.
 
     What was said of them then is said again.
@@ -56,7 +57,9 @@ def stored_job(plan: Plan, key: str | None) -> list[Measured] | None:
     Args:
         key: the plan's, of :func:`job_key`.
     """
-    record = None if key is None else _read(_path(plan, key))
+    if key is None or not any((plan.out / RECORDS).glob("*.json")) or key.value is None:
+        return None
+    record = _read(_path(plan, key.value))
     if record is None:
         return None
     runs = {run.run.name: run for run in plan.runs}
@@ -84,7 +87,7 @@ def stored_job(plan: Plan, key: str | None) -> list[Measured] | None:
 
 
 @contextmanager
-def noted(plan: Plan, key: str | None) -> Iterator[list[Measured]]:
+def noted(plan: Plan, key: JobKey | None) -> Iterator[list[Measured]]:
     """Keep what the block measures of a plan, which it adds to the list, and what is said meanwhile, for
     :func:`stored_job`.
 
@@ -94,7 +97,8 @@ def noted(plan: Plan, key: str | None) -> Iterator[list[Measured]]:
     measured: list[Measured] = []
     with _heard() as said:
         yield measured
-    if key is None:
+    name = None if key is None else key.value
+    if name is None:
         return
     traces = []
     names = {visible(run.run.name): run.run.name for run in plan.runs}
@@ -122,7 +126,7 @@ def noted(plan: Plan, key: str | None) -> Iterator[list[Measured]]:
     }
     record = {"samples": samples, "traces": traces, "said": said}
     with suppress(OutputError):  # it saves time the next time, and is not what was asked for
-        write_bytes(_path(plan, key), json.dumps(record, indent=1).encode())
+        write_bytes(_path(plan, name), json.dumps(record, indent=1).encode())
 
 
 @contextmanager
@@ -155,21 +159,56 @@ def _read(path: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def job_key(plan: Plan) -> str | None:
-    """A digest over all that decides which traces a plan comes to and whether stored ones fit; None where files alone
-    do not tell, as of models that are served or of files that cannot be read."""
-    if any(_served(run) for run in plan.runs):
-        return None
-    try:
-        content = {
+class JobKey:
+    """All that decides which traces a plan comes to and whether stored ones fit, as it was when this was made.
+
+    Weights are not read before :attr:`value` is asked for. Where none is stored that it could be compared with, that is
+    when the job is done: by then they have been read for the job itself.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._content = {
             "version": _VERSION,
             "software": _software(plan.runs),
             "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
             "runs": [_run(run) for run in plan.runs],
         }
+        models = [model for run in plan.runs for model in (*run.run.checkpoints, *map(_weights_of, run.teachers))]
+        self._models = [(model, _states(model)) for model in models]
+
+    @cached_property
+    def value(self) -> str | None:
+        """A digest over all of it; None when weights have changed since, or cannot be read."""
+        try:
+            weights = [weights_digest(model) for model, _ in self._models]
+            if any(_states(model) != before for model, before in self._models):
+                return None
+        except (OpdProbeError, OSError, RecursionError):
+            return None
+        content = {**self._content, "weights": weights}
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def job_key(plan: Plan) -> JobKey | None:
+    """The key of a plan; None where files alone do not tell, as of models that are served or of files that cannot be
+    read."""
+    if any(_served(run) for run in plan.runs):
+        return None
+    try:
+        return JobKey(plan)
     except (OpdProbeError, OSError, RecursionError):
         return None
+
+
+def _weights_of(teacher: Teacher) -> Checkpoint:
+    assert isinstance(teacher.checkpoint, Checkpoint)
+    return teacher.checkpoint
+
+
+def _states(checkpoint: Checkpoint) -> list[tuple[str, int, int, int]]:
+    """What changes when one of the files does that the weights' digest is made of."""
+    files = [(str(file), file.stat()) for file in weights_files(checkpoint)]
+    return [(name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in files]
 
 
 def _served(run: RunPlan) -> bool:
@@ -204,12 +243,11 @@ def _run(run: RunPlan) -> dict[str, Any]:
 
 
 def _teacher(teacher: Teacher, folder: str) -> dict[str, Any]:
-    assert isinstance(teacher.checkpoint, Checkpoint)
     template = None if teacher.prompt is None else teacher.prompt.template
     return {
         "name": teacher.name,
         "folder": folder,
-        "model": _model(teacher.checkpoint),
+        "model": _model(_weights_of(teacher)),
         "prompt": None if teacher.prompt is None else asdict(teacher.prompt),
         "template": None if template in (None, STUDENT, OWN) else _named(str(template)),
     }
@@ -227,8 +265,8 @@ def _named(place: str) -> Any:
 
 
 def _model(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A checkpoint with its weights, and with the small files around it: configurations, tokenizers, templates."""
-    return {**asdict(checkpoint), "weights": weights_digest(checkpoint), "files": _small_files(_places(checkpoint))}
+    """A checkpoint with the small files around it: configurations, tokenizers, templates."""
+    return {**asdict(checkpoint), "files": _small_files(_places(checkpoint))}
 
 
 def _places(checkpoint: Checkpoint) -> list[Path]:

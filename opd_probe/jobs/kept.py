@@ -19,6 +19,18 @@ from opd_probe.output import existing_directory
 from opd_probe.types import Checkpoint, Rollout
 
 
+def reading_of(run: RunPlan, checkpoint: Checkpoint, teacher: Teacher, files: Files) -> Hashable | None:
+    """What a plan says of a replay that decides what its teacher makes of it: where it is equal, the teacher runs once.
+    None: nothing is kept, since the responses are the checkpoint's own, or the teacher is served."""
+    if run.source.kind != "rollouts" or isinstance(teacher.checkpoint, ServedModel):
+        return None
+    settings = run.settings
+    step = (checkpoint.step or 0) + settings.step_offset if files.are_stepped(run.source) else None
+    drawn = settings.max_states, None if settings.max_states is None else settings.seed
+    how = settings.batch_tokens, settings.length_factors
+    return model_key(run, teacher.checkpoint), teacher.prompt, run.source, step, drawn, how
+
+
 class KeptTeachers:
     """What teachers made of fixed rollouts. A teacher runs once for all checkpoints that are replayed over them.
 
@@ -38,19 +50,8 @@ class KeptTeachers:
         self._held: dict[Hashable, tuple[str, StoredModel | None]] = {}
 
     def _names(self, run: RunPlan, checkpoint: Checkpoint) -> list[Hashable]:
-        found = (self._name(run, checkpoint, teacher) for teacher in run.teachers)
+        found = (reading_of(run, checkpoint, teacher, self._files) for teacher in run.teachers)
         return [name for name in found if name is not None]
-
-    def _name(self, run: RunPlan, checkpoint: Checkpoint, teacher: Teacher) -> Hashable | None:
-        """What the plan says of a replay that decides what its teacher makes of it; None: nothing is worth keeping."""
-        if run.source.kind != "rollouts" or isinstance(teacher.checkpoint, ServedModel):
-            return None
-        settings = run.settings
-        stepped = self._files.are_stepped(run.source)
-        step = (checkpoint.step or 0) + settings.step_offset if stepped else None
-        drawn = settings.max_states, None if settings.max_states is None else settings.seed
-        how = settings.batch_tokens, settings.length_factors
-        return model_key(run, teacher.checkpoint), teacher.prompt, run.source, step, drawn, how
 
     def teacher(
         self,
@@ -66,7 +67,7 @@ class KeptTeachers:
         Args:
             load: loads it; called when it has to run.
         """
-        name = self._name(run, checkpoint, teacher)
+        name = reading_of(run, checkpoint, teacher, self._files)
         again = name is not None and self._to_come[name] > 1
         if name not in self._held and not again:
             return load()

@@ -61,7 +61,7 @@ def too_large_together(
     """
     known = [_bytes_needed(source, dtype) for source in sources]
     sizes = [size for size in known if size is not None]
-    free = _free_memory(device, device_map)
+    free = free_memory(device, device_map)
     if free is None or len(sizes) < len(known):
         return False
     room = HEADROOM * free
@@ -87,7 +87,7 @@ def _bytes_needed(source: Any, dtype: str | None) -> int | None:
     return None if base is None else own + base
 
 
-def _free_memory(device: str | None, device_map: DeviceMap | None = None) -> int | None:
+def free_memory(device: str | None, device_map: DeviceMap | None = None) -> int | None:
     """Bytes on the device, or on all GPUs together for models that are spread."""
     import torch
 

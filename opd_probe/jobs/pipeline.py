@@ -13,6 +13,7 @@ import numpy as np
 
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import OpdProbeError, OutOfMemoryError, OutputError, ServerError
+from opd_probe.jobs.ahead import ReadAhead
 from opd_probe.jobs.files import Files
 from opd_probe.jobs.kept import KeptTeachers
 from opd_probe.jobs.memory import memory_advice, too_large_together
@@ -56,11 +57,15 @@ def measure(plan: Plan, progress: Progress) -> list[Measured]:
     pairs = [(run, checkpoint) for run in runs for checkpoint in run.run.checkpoints]
     traces = plan.out / "traces"
     kept = KeptTeachers(pairs, files, traces)
-    for run, checkpoint in pairs:
-        rollouts, states, own = _rollouts(run, checkpoint, files, sampler)
-        station = _Station(traces, run, checkpoint, rollouts, states, own, pool, kept, prompter, progress)
-        measured += station.measured()
+    pool.expect(pairs)
+    ahead = ReadAhead([(checkpoint, not _all_there(traces, run, checkpoint)) for run, checkpoint in pairs])
+    for number, (run, checkpoint) in enumerate(pairs):
+        with ahead.during(number):
+            rollouts, states, own = _rollouts(run, checkpoint, files, sampler)
+            station = _Station(traces, run, checkpoint, rollouts, states, own, pool, kept, prompter, progress)
+            measured += station.measured()
         kept.passed(run, checkpoint)
+        pool.passed(run, checkpoint)
     return measured
 
 
@@ -91,6 +96,16 @@ def _rollouts(
         rollouts, own = sampler.sampled(run, checkpoint)
         return rollouts, "own", own
     return *files.replayed(run, checkpoint), None
+
+
+def _path(traces: Path, run: RunPlan, checkpoint: Checkpoint, teacher: Teacher) -> Path:
+    """Where a trace lies."""
+    return traces / run.folder / run.teacher_folders[teacher.name] / f"{step_name(checkpoint)}.parquet"
+
+
+def _all_there(traces: Path, run: RunPlan, checkpoint: Checkpoint) -> bool:
+    """Whether all traces of a checkpoint are there, fitting or not."""
+    return all(_path(traces, run, checkpoint, teacher).is_file() for teacher in run.teachers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +142,6 @@ class _Station:
         ]
 
     def _request(self, teacher: Teacher) -> TraceRequest:
-        folder = self.directory / self.run.folder / self.run.teacher_folders[teacher.name]
         settings = self.run.settings.for_replay(self.run.tokenizer)
         if isinstance(teacher.checkpoint, ServedModel):
             settings = settings_for(teacher.checkpoint, settings, least=self.run.settings.k)
@@ -137,7 +151,7 @@ class _Station:
             "teacher": teacher.name,
             "states": self.states,
         }
-        path = folder / f"{step_name(self.checkpoint)}.parquet"
+        path = _path(self.directory, self.run, self.checkpoint, teacher)
         prompts = self.prompter.read(self.run, self.checkpoint, teacher, self.rollouts)
         named = self.run.settings.template
         source = str(Path(self.run.source.path).absolute()) if self.run.source.kind == "rollouts" else None

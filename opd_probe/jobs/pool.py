@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from opd_probe.jobs.memory import is_large, memory_advice
 from opd_probe.jobs.plan import RunPlan
+from opd_probe.models.bases import Bases
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.models.outline import Outline, read_outline
 from opd_probe.models.served.model import ServedModel
@@ -26,6 +27,16 @@ class ModelPool:
         self._progress = progress
         self._loaded: dict[ModelKey, LoadedModel] = {}
         self._outlines: dict[ModelKey, Outline] = {}
+        self._bases = Bases()
+
+    def expect(self, pairs: Iterable[tuple[RunPlan, Checkpoint]]) -> None:
+        """Say which students are to come, so that the base of several adapters is read once; in a sequential run, which
+        has room for one model, it is read for each."""
+        self._bases.expect(base_of(run, checkpoint) for run, checkpoint in pairs)
+
+    def passed(self, run: RunPlan, checkpoint: Checkpoint) -> None:
+        """Say that a student which was expected has been measured."""
+        self._bases.passed(base_of(run, checkpoint))
 
     def student(self, run: RunPlan, checkpoint: Checkpoint) -> LoadedModel:
         """The student; beside it only the run's teachers stay, and in a sequential run none."""
@@ -86,6 +97,7 @@ class ModelPool:
                     device=settings.device,
                     device_map=settings.device_map,
                     tokenizer=run.tokenizer,
+                    bases=self._bases,
                 )
         return self._loaded[key]
 
@@ -97,6 +109,11 @@ class ModelPool:
             del self._loaded[key]
         if large:
             gc.collect()
+
+
+def base_of(run: RunPlan, checkpoint: Checkpoint) -> str | None:
+    """The base that is worth keeping of a student."""
+    return None if run.settings.sequential else checkpoint.base
 
 
 def model_key(run: RunPlan, checkpoint: Checkpoint) -> ModelKey:

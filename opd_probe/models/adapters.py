@@ -16,6 +16,7 @@ from opd_probe.models.formats import peft as peft_format
 from opd_probe.models.formats import verl_lora
 from opd_probe.models.guards import brief, one_line, quiet
 from opd_probe.models.tying import states_tied
+from opd_probe.texts import read_json
 
 _TASKS = ("CAUSAL_LM", "FEATURE_EXTRACTION")
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "embeddings")
@@ -107,6 +108,15 @@ def import_peft(path: Path) -> Any:
     except ImportError:
         raise InputError(f"checkpoint {path}: is a PEFT adapter; install peft: pip install 'opd-probe[peft]'") from None
     return peft
+
+
+def is_lora(path: Path) -> bool:
+    """Whether an adapter in a directory is a LoRA, which leaves the weights of its base as they are."""
+    try:
+        stated = read_json(path / peft_format.CONFIG)
+    except (OSError, ValueError):
+        return False
+    return isinstance(stated, dict) and stated.get("peft_type") == "LORA"
 
 
 def check_adapters(model: Any, name: str) -> None:

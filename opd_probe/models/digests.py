@@ -38,16 +38,34 @@ def weights_digest(source: Any) -> str:
 
 def _checkpoint_digest(checkpoint: Checkpoint) -> str:
     digest = hashlib.sha256()
-    if checkpoint.format == "hub":
-        checkpoint = localized(checkpoint)
-    path, known = Path(checkpoint.path), format_of(checkpoint)
-    files = [*known.weight_files(path), home_of(checkpoint) / "config.json", *(path / name for name in known.settings)]
-    for file in files:
-        if file.is_file():
-            digest.update(content_digest(file))
-    if checkpoint.base is not None and known.adapter(path):
-        digest.update(weights_digest(checkpoint.base).encode())
+    checkpoint = localized(checkpoint)
+    for file in _own_files(checkpoint):
+        digest.update(content_digest(file))
+    if (base := _adapted(checkpoint)) is not None:
+        digest.update(weights_digest(base).encode())
     return digest.hexdigest()
+
+
+def weights_files(checkpoint: Checkpoint) -> list[Path]:
+    """All files that :func:`weights_digest` reads of a checkpoint, those of the base of an adapter among them.
+
+    Raises:
+        OpdProbeError: as it does.
+    """
+    local = localized(checkpoint)
+    base = _adapted(local)
+    return _own_files(local) + ([] if base is None else weights_files(resolve_checkpoint(base)))
+
+
+def _own_files(local: Checkpoint) -> list[Path]:
+    path, known = Path(local.path), format_of(local)
+    files = [*known.weight_files(path), home_of(local) / "config.json", *(path / name for name in known.settings)]
+    return [file for file in files if file.is_file()]
+
+
+def _adapted(local: Checkpoint) -> str | None:
+    """The base of an adapter; None of other checkpoints."""
+    return local.base if format_of(local).adapter(Path(local.path)) else None
 
 
 @lru_cache(maxsize=4096)

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd_probe.errors import InputError
 from opd_probe.models.adapters import check_adapters
+from opd_probe.models.bases import Bases
 from opd_probe.models.batches import outputs
 from opd_probe.models.bodies import Body, Caching, Past
 from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
@@ -184,6 +185,7 @@ def load_model(
     tokenizer: Any = None,
     trust_remote_code: bool = False,
     base: str | None = None,
+    bases: Bases | None = None,
 ) -> LoadedModel:
     """Load a causal language model for replay.
 
@@ -197,6 +199,7 @@ def load_model(
         tokenizer: a path, a hub id or a tokenizer, in place of the one beside the weights.
         trust_remote_code: let the directory run its own code.
         base: for an adapter, the base model in place of the one that it names.
+        bases: where the base of an adapter is kept for others; None: it is read for this one alone.
 
     Raises:
         MissingError: nothing at that path, or a base model or hub id that cannot be had.
@@ -214,7 +217,11 @@ def load_model(
         place = device_map if device_map is not None else _device(device)
         local = localized(source, code=trust_remote_code)
         model = read_model(
-            local, None if dtype is None else getattr(torch, dtype), place, trust_remote_code=trust_remote_code
+            local,
+            None if dtype is None else getattr(torch, dtype),
+            place,
+            trust_remote_code=trust_remote_code,
+            bases=bases,
         )
         loaded = _wrap(model, source, tokenizer_for(local, tokenizer, trust_remote_code=trust_remote_code))
         loaded.identity["stored_dtype"] = stored_dtype(headers_of(local))

@@ -73,7 +73,7 @@ def remembering(directory: Path) -> Iterator[None]:
     finally:
         _active.reset(token)
         if memory.changed and directory.is_dir():
-            content = {name: entry for name, entry in memory.known.items() if Path(name).exists()}
+            content = {name: entry for name, entry in list(memory.known.items()) if Path(name).exists()}
             with suppress(OutputError):
                 write_bytes(memory.path, json.dumps(content, indent=0, sort_keys=True).encode())
 

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from opd_probe.errors import InputError, MissingError, OpdProbeError
-from opd_probe.models.adapters import apply_adapter, apply_weights, check_safetensors, import_peft, plain
+from opd_probe.models.adapters import apply_adapter, apply_weights, check_safetensors, import_peft, is_lora, plain
+from opd_probe.models.bases import Bases
 from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoint
 from opd_probe.models.completeness import check_complete, check_depth, check_sizes, misfit
 from opd_probe.models.formats import gguf, verl_fsdp, verl_lora
@@ -39,12 +40,14 @@ def read_model(
     place: torch.device | DeviceMap,
     *,
     trust_remote_code: bool = False,
+    bases: Bases | None = None,
 ) -> PreTrainedModel:
     """The model of a local checkpoint; an adapter is applied to its base and stays a separate term.
 
     Args:
         dtype: of the weights; None: as stored.
         place: one device, or how the model is spread over several.
+        bases: where the base of an adapter is kept for others.
 
     Raises:
         InputError: names the file, or the first weight that is missing or of another shape.
@@ -52,12 +55,12 @@ def read_model(
     """
     path = Path(checkpoint.path)
     if checkpoint.format == "peft":
-        return _read_adapter(checkpoint, path, dtype, place, trust_remote_code)
+        return _read_adapter(checkpoint, path, dtype, place, trust_remote_code, bases)
     known = format_of(checkpoint)
     if known.name == "gguf":
         return read_gguf(path, dtype, place)
     if known.name == "verl-lora":
-        return _read_wrapped(checkpoint, dtype, place, trust_remote_code)
+        return _read_wrapped(checkpoint, dtype, place, trust_remote_code, bases)
     if known.read is not None:
         headers = headers_of(checkpoint)
         read = partial(known.read, path, dtype)
@@ -180,6 +183,7 @@ def _read_adapter(
     dtype: torch.dtype | None,
     place: torch.device | DeviceMap,
     trust_remote_code: bool,
+    bases: Bases | None,
 ) -> PreTrainedModel:
     """The base model with the adapter's layers in it.
 
@@ -188,9 +192,27 @@ def _read_adapter(
     base = _base_of(checkpoint, trust_remote_code)
     import_peft(path)  # before a model is loaded in vain
     check_safetensors(path / WEIGHTS)
-    model = plain(read_model(base, dtype, place, trust_remote_code=trust_remote_code), base.path)
+    model = _read_base(checkpoint, base, dtype, place, trust_remote_code, bases if is_lora(path) else None)
     adapted: PreTrainedModel = apply_adapter(model, path, dtype, base.path)
     return adapted
+
+
+def _read_base(
+    checkpoint: Checkpoint,
+    base: Checkpoint,
+    dtype: torch.dtype | None,
+    place: torch.device | DeviceMap,
+    code: bool,
+    bases: Bases | None,
+) -> PreTrainedModel:
+    """The model that an adapter goes on, which may be changed."""
+
+    def read() -> PreTrainedModel:
+        return plain(read_model(base, dtype, place, trust_remote_code=code), base.path)
+
+    if bases is None or checkpoint.base is None or not isinstance(place, torch.device):
+        return read()
+    return bases.model(checkpoint.base, base, (dtype, place, code), read)
 
 
 def _base_of(checkpoint: Checkpoint, code: bool) -> Checkpoint:
@@ -210,7 +232,11 @@ def _base_of(checkpoint: Checkpoint, code: bool) -> Checkpoint:
 
 
 def _read_wrapped(
-    checkpoint: Checkpoint, dtype: torch.dtype | None, place: torch.device | DeviceMap, trust_remote_code: bool
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None,
+    place: torch.device | DeviceMap,
+    trust_remote_code: bool,
+    bases: Bases | None,
 ) -> PreTrainedModel:
     """The model of shards that hold an adapter: its base from among them too, or else another checkpoint."""
     path = Path(checkpoint.path)
@@ -223,7 +249,7 @@ def _read_wrapped(
         model = _from_weights(checkpoint, lambda _: own, dtype or kept, place, trust_remote_code)
     else:
         base = _base_of(checkpoint, trust_remote_code)
-        model = plain(read_model(base, dtype, place, trust_remote_code=trust_remote_code), base.path)
+        model = _read_base(checkpoint, base, dtype, place, trust_remote_code, bases)
     adapted: PreTrainedModel = apply_weights(model, path, adapter, dtype)
     return adapted
 

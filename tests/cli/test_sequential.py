@@ -153,7 +153,7 @@ def test_it_is_chosen_when_models_do_not_fit_together(
     call: Caller, tmp_path: Path, together: list[int], workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = (workspace / "teacher" / "model.safetensors").stat().st_size
-    monkeypatch.setattr(memory, "_free_memory", lambda *_: int(2.5 * size / memory.HEADROOM))
+    monkeypatch.setattr(memory, "free_memory", lambda *_: int(2.5 * size / memory.HEADROOM))
     assert call("overlap", *TWO, *REPLAY, "--out", tmp_path / "three").code == 0  # two fit, three do not
     assert max(together) == 1
     together.clear()

@@ -79,12 +79,12 @@ def test_it_is_chosen_when_two_models_do_not_fit_together(home: Path, monkeypatc
     sizes = [(home / name / "model.safetensors").stat().st_size for name in ("student", "teacher")]
     pair = home / "student", home / "teacher"
     for free, expected in ((sum(sizes) * 2, False), (sum(sizes), True), (max(sizes), False)):
-        monkeypatch.setattr(memory, "_free_memory", lambda *_, free=free: free)
+        monkeypatch.setattr(memory, "free_memory", lambda *_, free=free: free)
         assert too_large_together(pair, None, "cpu") is expected
-    monkeypatch.setattr(memory, "_free_memory", lambda *_: sum(sizes))
+    monkeypatch.setattr(memory, "free_memory", lambda *_: sum(sizes))
     assert not too_large_together(pair, "bfloat16", "cpu")  # half the bytes
     assert not too_large_together([tiny_model(), home / "teacher"], None, "cpu")
-    monkeypatch.setattr(memory, "_free_memory", lambda *_: None)
+    monkeypatch.setattr(memory, "free_memory", lambda *_: None)
     assert not too_large_together(pair, None, "cpu")
 
 
