@@ -50,6 +50,10 @@ class SampledModel(StoredModel):
         rollouts: all rollouts of the replays.
         states: of sampling.
         place, rule: as for :class:`StoredModel`.
+
+    Attributes:
+        given: the rollouts whose states are those of sampling, by their index.
+        agreement: of the others with a replay, once it was looked at.
     """
 
     def __init__(
@@ -60,8 +64,8 @@ class SampledModel(StoredModel):
         known = [one for one in self._sequences if self._is_sampled(one)]
         self._checked = _chosen(known, rollouts)
         checked = {one.rollout for one in self._checked}
-        self._given = {one.rollout for one in known} - checked
-        self._compute_only([one for one in self._sequences if one.rollout not in self._given])
+        self.given = {one.rollout for one in known} - checked
+        self._compute_only([one for one in self._sequences if one.rollout not in self.given])
         self.agreement: Agreement | None = None
 
     def _is_sampled(self, sequence: StateSequence) -> bool:
@@ -74,7 +78,7 @@ class SampledModel(StoredModel):
         assert self.agreement is not None
         return {
             "from": "sampling",
-            "rollouts": len(self._given),
+            "rollouts": len(self.given),
             "replayed": len(self._sequences),
             "checked": self.agreement.rollouts,
             "largest_difference": self.agreement.largest,
@@ -105,7 +109,7 @@ class SampledModel(StoredModel):
 
     def state_hidden(self, members: Sequence[StateSequence], shared: int) -> Tensor:
         """As :meth:`StoredModel.state_hidden`."""
-        lacking = [one for one in members if one.rollout not in self._given]
+        lacking = [one for one in members if one.rollout not in self.given]
         if len(lacking) == len(members):
             return super().state_hidden(members, shared)
         device = self.output_layer.weight.device
@@ -114,7 +118,7 @@ class SampledModel(StoredModel):
             parts = list(super().state_hidden(lacking, shared).split([len(one.positions) for one in lacking]))
         computed = dict(zip([one.rollout for one in lacking], parts, strict=True))
         pieces = [
-            self._states_of(one).to(device) if one.rollout in self._given else computed[one.rollout] for one in members
+            self._states_of(one).to(device) if one.rollout in self.given else computed[one.rollout] for one in members
         ]
         return torch.cat(pieces)
 

@@ -230,7 +230,8 @@ class _Sampler:
     def fill(self, todo: list[_Draft], finished: Callable[[Sequence[_Draft]], None], bound: int) -> None:
         """Fill drafts, as :class:`opd_probe.models.filling.Filling`."""
         args = self.student, self.prompts, self.rule, bound, self.max_new_tokens, self._draw
-        Filling[_Draft](*args).run(todo, finished)
+        filling: Filling[_Draft] = Filling(*args)
+        filling.run(todo, finished)
 
     def _draw(self, batch: Sequence[_Draft], hidden: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [B] and their float64 log-probabilities [B] at hidden states [B, d]."""
