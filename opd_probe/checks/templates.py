@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ BOUNDARY = 8
 
 BOUNDARY_LIMIT = 3.0
 """Nats below the rest of the response: a twentieth of the probability ratio that is found elsewhere."""
+
+Token = TypeVar("Token", int, str)
 
 PROBE = ({"role": "user", "content": "1 + 1 = ?"},)
 """What templates are compared on when no rollout has messages."""
@@ -47,10 +49,14 @@ def template_tails(evidence: Evidence) -> Verdict:
     values = {"student_tail": student[-TAIL:], "teacher_tail": teacher[-TAIL:], "equal": student == teacher}
     if student == teacher:
         return Verdict("ok", f"both render the same prompt, ending in {tails[0]!r}", values)
+    place, one, two = _first_difference(student, teacher)
+    values |= {"first_difference": place, "student_piece": one, "teacher_piece": two}
+    pieces = " and ".join("nothing" if piece is None else repr(piece) for piece in (one, two))
+    apart = f"they part at token {place}, {pieces}"
     if tails[0] == tails[1]:
-        figure = f"{len(student)} tokens (student), {len(teacher)} (teacher); both end in {tails[0]!r}"
+        figure = f"{len(student)} tokens (student), {len(teacher)} (teacher); both end in {tails[0]!r}; {apart}"
         return Verdict("warn", figure, values)
-    return Verdict("warn", f"ends in {tails[0]!r} (student), {tails[1]!r} (teacher)", values)
+    return Verdict("warn", f"ends in {tails[0]!r} (student), {tails[1]!r} (teacher); {apart}", values)
 
 
 def _rendered(side: Side, who: str, messages: Sequence[Any], variables: Mapping[str, Any]) -> list[str]:
@@ -118,7 +124,7 @@ def message_words(evidence: Evidence) -> Verdict:
     return Verdict("fail" if some else "ok", figure, values)
 
 
-def _first_difference(left: Sequence[int], right: Sequence[int]) -> tuple[int, int | None, int | None]:
+def _first_difference(left: Sequence[Token], right: Sequence[Token]) -> tuple[int, Token | None, Token | None]:
     """The first index where two sequences differ, and what each has there (None beyond its end)."""
     place = next((n for n, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
     one, two = (values[place] if place < len(values) else None for values in (left, right))

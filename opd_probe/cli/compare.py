@@ -9,7 +9,7 @@ import typer
 from opd_probe.cli import options
 from opd_probe.cli.session import finish, progress, quieten_libraries
 
-_PLACE = "a trace, or a directory with the traces of one run"
+_PLACE = "a trace, a directory with the traces of one run, or a run whose traces are in --out"
 
 
 def compare(

@@ -6,6 +6,7 @@ Only light modules are imported here, so that ``--help`` is immediate; each comm
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import sys
 import warnings
@@ -33,17 +34,23 @@ from opd_probe.cli import (
     verify,
 )
 from opd_probe.cli.arguments import spread
+from opd_probe.cli.help import App, Group
 from opd_probe.cli.repeats import Repeats
 from opd_probe.cli.session import progress
 from opd_probe.cli.signals import stopped_by_signals
 from opd_probe.errors import OpdProbeError, OpdProbeWarning
 
+_STRAY = re.compile(r"unexpected extra argument(?:s|\(s\))? \((.*)\)")
+"""What click says of words that no option takes."""
+
 INTERRUPTED = 130
 BAD_INPUT = 2
 
-app = typer.Typer(
+app = App(
     name="opd-probe",
+    cls=Group,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
     help="Why is my on-policy distillation working, or not? Overlap, mass and alignment at student-visited states.",
@@ -131,6 +138,13 @@ def _usage(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         return BAD_INPUT  # the help has been printed
     where = context.command_path if context is not None else "opd-probe"
+    options = {name for one in (context.command.params if context is not None else ()) for name in one.opts}
+    stray = _STRAY.search(error.format_message())
+    if stray is not None and "--ckpts" in options:
+        return _fail(
+            f"{stray[1]}: which option is this for? Checkpoints and runs go after --ckpts, stored traces after "
+            f"--traces: {where} --ckpts {stray[1]}"
+        )
     return _fail(f"{error.format_message()} Try '{where} --help'.")
 
 

@@ -8,7 +8,9 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from opd_probe.digits import with_interval
@@ -17,6 +19,9 @@ from opd_probe.plain import csv_cell, visible
 
 WIDE = 10_000
 """Columns of a table that does not go to a terminal, so that nothing is folded."""
+
+BROKEN = 12
+"""Characters at which words are broken where columns would have no room otherwise."""
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], format: str) -> None:
@@ -83,11 +88,12 @@ def _flat(value: Any) -> Any:
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """A table with intervals; without them on a terminal that is too narrow for them."""
+    """A table with intervals; on a terminal that is too narrow for it without them, and with what all rows have in
+    common in one line above. Columns that still have no room are named below."""
     width = _terminal_width()
-    text = _render_table(rows, columns, WIDE, full=True)
+    text = _render(_cells(rows, columns, intervals=True), WIDE, gap=2)
     if width is not None and max(map(len, text)) > width:
-        text = _render_table(rows, columns, width, full=False)
+        text = _narrow(_cells(rows, columns, intervals=False), width)
     write("\n".join(text) + "\n")
 
 
@@ -95,20 +101,79 @@ def _terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
 
 
-def _render_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], width: int, *, full: bool) -> list[str]:
+@dataclass(frozen=True)
+class _Column:
+    """A column as it is shown: a header and its cells.
+
+    Attributes:
+        text: whether cells are words, which may be broken, and not numbers.
+        names: whether they name rows: what all have in common is then said once.
+    """
+
+    name: str
+    cells: list[str]
+    text: bool
+    names: bool
+
+    def width(self, most: int = WIDE) -> int:
+        """The room that it needs: words of at most ``most`` characters, numbers whole, and the words of its header."""
+        cells = max((len(cell) for cell in self.cells), default=0)
+        return max(min(cells, most) if self.text else cells, *map(len, self.name.split("_")))
+
+
+def _cells(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, intervals: bool) -> list[_Column]:
+    found = []
+    for name in columns:
+        values = [row.get(name) for row in rows]
+        text = any(isinstance(value, list) or (isinstance(value, str) and not _counted(value)) for value in values)
+        names = all(value is None or isinstance(value, (str, int)) for value in values)
+        found.append(_Column(name, [_cell(row, name, intervals) for row in rows], text, names))
+    return found
+
+
+def _counted(value: str) -> bool:
+    """Whether a text is a count, such as ``>64``."""
+    return value.removeprefix(">").isdecimal()
+
+
+def _render(columns: Sequence[_Column], width: int, *, gap: int, most: Mapping[str, int] | None = None) -> list[str]:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2 if full else 1, 0, 0))
-    for name in columns:
-        left = any(isinstance(row.get(name), str) for row in rows)
-        header = name if full else name.replace("_", " ")  # a narrow one is broken between words
-        table.add_column(header, justify="left" if left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(row, name, full) for name in columns))
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
+    for column in columns:
+        header = column.name if most is None else column.name.replace("_", " ")  # a narrow one is broken between words
+        room = None if most is None else most[column.name]
+        table.add_column(header, justify="left" if column.text else "right", overflow="fold", width=room)
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*cells)
     buffer = io.StringIO()
     Console(file=buffer, width=width, markup=False, color_system=None).print(table)
     return [line.rstrip() for line in buffer.getvalue().splitlines()]
+
+
+def _narrow(columns: Sequence[_Column], width: int) -> list[str]:
+    """The first columns that have room, words broken where they must be."""
+    alike = [one for one in columns if one.names and len(one.cells) > 1 and len({*one.cells}) == 1]
+    told = [one for one in columns if one not in alike] or list(columns)
+    said = [] if len(told) == len(columns) else [f"{one.name.replace('_', ' ')} {one.cells[0]}" for one in alike]
+    for most in (WIDE, 24, 18, BROKEN):  # words whole where there is room for all columns
+        needed = [one.width(most) for one in told]
+        if sum(needed) + len(needed) - 1 <= width:
+            break
+    shown, room = 0, width
+    while shown < len(told) and (room >= needed[shown] or shown == 0):
+        room -= needed[shown] + 1
+        shown += 1
+    most_of = {one.name: min(need, width) for one, need in zip(told[:shown], needed, strict=False)}
+    last = told[shown - 1]
+    if last.text:  # a sentence takes what is left
+        most_of[last.name] = min(last.width(), most_of[last.name] + max(room + 1, 0))
+    text = _render(told[:shown], width, gap=1, most=most_of)
+    if said:
+        text = [*textwrap.wrap(" · ".join(said), width), *text]
+    left = ", ".join(one.name for one in told[shown:])
+    return text + (textwrap.wrap(f"no room for {left}: see the file, or --format json", width) if left else [])
 
 
 def _end(row: Mapping[str, Any], name: str) -> float | None:

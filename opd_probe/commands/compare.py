@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from opd_probe import plots
@@ -10,8 +11,9 @@ from opd_probe.commands.result import Result
 from opd_probe.curves.paired import compare as compare_traces
 from opd_probe.curves.sampling import AS_SCORED, sampling_label
 from opd_probe.errors import InputError, OpdProbeError, warn
+from opd_probe.options.naming import user_path
 from opd_probe.options.request import DEFAULT_OUT
-from opd_probe.options.settings import parse_options
+from opd_probe.options.settings import Options, parse_options
 from opd_probe.output import check_writable, output_path
 from opd_probe.progress import Progress
 from opd_probe.results.files import draw_figure, write_csv
@@ -29,7 +31,8 @@ def compare(
     """Differences B − A of every metric over the same prompts: ``compare.csv`` and a figure.
 
     Args:
-        a, b: a trace each, or a directory each with the traces of one run, which are paired by step.
+        a, b: a trace each, or a directory each with the traces of one run, which are paired by step; of a run's own
+            directory those that ``out`` holds.
         options: ``k``, ``average`` and ``seed`` as for the other commands.
 
     Raises:
@@ -38,7 +41,7 @@ def compare(
     directory = output_path(out or DEFAULT_OUT)
     check_writable(directory)
     given = parse_options(options)
-    sides = [find_traces([place], given, what=f"compare {name}") for name, place in (("A", a), ("B", b))]
+    sides = [_side(name, place, given, directory) for name, place in (("A", a), ("B", b))]
     pairs = pair_up(*sides)
     rows: list[dict[str, Any]] = []
     progress.begin("compare")
@@ -53,6 +56,21 @@ def compare(
     clean = [json_row(row) for row in rows]
     shown = COLUMNS if len(pairs) > 1 else COLUMNS[2:]
     return Result(clean, present(shown, clean), format, tuple(files))
+
+
+def _side(name: str, place: str, given: Options, out: Path) -> list[Measured]:
+    """The traces that an argument names: its own, or of a run's directory those that the output holds of it."""
+    what, path = f"compare {name}", user_path(place)
+    if not path.is_dir() or not (out / "traces").is_dir():
+        return find_traces([place], given, what=what)
+    try:
+        return find_traces([place], given, what=what)
+    except InputError as error:
+        run = path.resolve().name
+        found = [one for one in find_traces([str(out)], given, what=what) if run in (one.run, one.run.split("/")[-1])]
+        if not found:
+            raise InputError(f"{error}; and {out} has none of a run {run}") from None
+        return found
 
 
 def pair_up(a: Sequence[Measured], b: Sequence[Measured]) -> list[Pair]:

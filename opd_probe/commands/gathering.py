@@ -73,6 +73,7 @@ def gather(request: Request, progress: Progress) -> Iterator[Gathered | Result]:
             with noted(plan, key) as found:
                 found += measure(plan, progress)
         warn_of_states(found)
+        warn_of_prompts(found)
         yield Gathered(in_order(found), plan.out, plan.format, progress)
 
 

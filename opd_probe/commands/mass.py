@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from opd_probe import plots
 from opd_probe.commands.gathering import NAMES, gather, shown_columns, write
 from opd_probe.commands.result import Result
@@ -32,6 +34,17 @@ def mass(request: Request, progress: Progress, *, variant: str | None = None) ->
         table = mass_table(gathered, totals)
         files = write(gathered, "mass", table, [("", lambda: plots.plot_mass(table, as_table(totals)))])
         if gathered.format == "table":  # K rows for each checkpoint are for files, not for eyes
-            rows = [json_row(row) for row in totals]
+            depths = [one.trace.K for one in gathered.measured]
+            rows = [_counts(json_row(row), depth) for row, depth in zip(totals, depths, strict=True)]
             return Result(rows, shown_columns(MASS_COLUMNS, rows), gathered.format, files)
         return Result([json_row(row) for row in records(table)], (), gathered.format, files)
+
+
+def _counts(row: dict[str, Any], depth: int) -> dict[str, Any]:
+    """A row to look at, with numbers of tokens as whole ones, and ``>K`` where they lie beyond a trace's K."""
+    shown = dict(row)
+    for name in MASS_COLUMNS:
+        base, _, kind = name.rpartition("_")
+        if "_k_for_" in name and kind == "median" and row[f"{base}_share_beyond"] is not None:
+            shown[name] = f">{depth}" if row[name] is None else f"{row[name]:g}"
+    return shown

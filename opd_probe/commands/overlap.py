@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OVERLAP_COLUMNS = (
-    *NAMES, "n_states", "overlap_ratio", "overlap_advantage", "entropy_gap",
-    "student_overlap_mass", "reverse_kl", "accuracy",
+    *NAMES, "overlap_ratio", "accuracy", "student_overlap_mass", "reverse_kl", "overlap_advantage", "entropy_gap",
+    "n_states",
 )  # fmt: skip
 
 

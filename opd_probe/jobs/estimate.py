@@ -6,9 +6,9 @@ import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from opd_probe.jobs.files import Files, tokenizer_of
+from opd_probe.jobs.files import Files, matched, tokenizer_of
 from opd_probe.jobs.kept import reading_of
 from opd_probe.jobs.plan import Plan, RunPlan, Teacher
 from opd_probe.jobs.prompting import Prompter
@@ -40,20 +40,22 @@ class Work:
         tokens: tokens that the student reads, prompts included.
         responses: those among them that a teacher reads too, whatever its prompts are.
         sampled: tokens that the student would read and sample before.
-        upper_bound: whether the numbers are bounds, because nothing has been sampled yet.
+        states_are: what the numbers are: ``exact``; ``about`` where responses are taken to be as long as those that
+            the output holds of the run; ``at most`` where nothing has been sampled yet.
     """
 
     states: int
     tokens: int
     responses: int
     sampled: int = 0
-    upper_bound: bool = False
+    states_are: Literal["exact", "about", "at most"] = "exact"
 
 
 def estimate(plan: Plan) -> list[dict[str, Any]]:
     """What a plan would take were nothing stored yet: a row per run, checkpoint and teacher, and a total.
 
-    ``states`` are exact for rollouts and an upper bound for prompts, as ``states_are`` says; ``bytes`` are
+    ``states`` are exact for rollouts, and for prompts as many as stored samples of the run let expect or an upper
+    bound, as ``states_are`` says; ``bytes`` are
     those of traces before compression; ``seconds`` come from parameter and token counts and a measured
     throughput, and are None where a model is not on this machine. A teacher that several checkpoints share counts with
     the first.
@@ -61,15 +63,16 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
     Raises:
         OpdProbeError: a file of rollouts or prompts that cannot be used.
     """
-    files, prompter = Files(plan.runs), Prompter()
+    files, prompter = matched(plan.runs), Prompter()
     files.check()
-    prompter.check(plan.runs, files)
+    prompter.check(files.plans, files)
     rows: list[dict[str, Any]] = []
     known: set[Hashable | None] = set()
-    for run in plan.runs:
+    for run in files.plans:
         speed = throughput(run.settings)
+        lengths = sampled_length(plan.out / "rollouts" / run.folder)
         for checkpoint in run.run.checkpoints:
-            work = _work(run, checkpoint, files)
+            work = _work(run, checkpoint, files, lengths)
             student = parameters_of(checkpoint)
             for number, teacher in enumerate(run.teachers):
                 first = number == 0  # all teachers score the same samples, and the student runs once for them
@@ -84,7 +87,7 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
                         "step": checkpoint.step,
                         "teacher": teacher.name,
                         "states": work.states,
-                        "states_are": "at most" if work.upper_bound else "exact",
+                        "states_are": work.states_are,
                         "tokens": read,
                         "bytes": trace_bytes(work.states, run.settings.trace_k),
                         "seconds": seconds(work, 0 if again else read, *sizes, speed, first=first),
@@ -95,32 +98,48 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
 
 def _total(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     times = [row["seconds"] for row in rows]
-    bounds = any(row["states_are"] == "at most" for row in rows)
+    kinds = {row["states_are"] for row in rows}
     return {
         "run": "(total)",
         "step": None,
         "teacher": None,
         "states": sum(row["states"] for row in rows),
-        "states_are": "at most" if bounds else "exact",
+        "states_are": next(kind for kind in ("at most", "about", "exact") if kind in kinds or kind == "exact"),
         "tokens": sum(row["tokens"] for row in rows),
         "bytes": sum(row["bytes"] for row in rows),
         "seconds": None if None in times else sum(times),
     }
 
 
-def _work(run: RunPlan, checkpoint: Checkpoint, files: Files) -> Work:
+def _work(run: RunPlan, checkpoint: Checkpoint, files: Files, length: float | None) -> Work:
     if run.source.kind == "prompts":
         settings = run.settings
         tokenizer = student_tokenizer(tokenizer_of(checkpoint, run.tokenizer), settings)
         prompts = encode_prompts(files.prompts(run), tokenizer)
-        sampled = len(prompts) * settings.num_rollouts * settings.max_new_tokens
+        each = settings.max_new_tokens if length is None else min(length, settings.max_new_tokens)
+        sampled = round(len(prompts) * settings.num_rollouts * each)
         read = sum(len(prompt.ids or ()) for prompt in prompts) * settings.num_rollouts
-        states = min(sampled, (settings.max_states or sampled) + settings.max_new_tokens - 1)
-        return Work(states, read + states, states, read + sampled, upper_bound=True)
+        states = min(sampled, round((settings.max_states or sampled) + each) - 1) if settings.max_states else sampled
+        return Work(states, read + states, states, read + sampled, "at most" if length is None else "about")
     rollouts, _ = files.replayed(run, checkpoint)
     tokens = sum(len(rollout.prompt_ids) + len(rollout.response_ids) for rollout in rollouts)
     responses = sum(len(rollout.response_ids) for rollout in rollouts)
     return Work(sum(count_states(rollout) for rollout in rollouts), tokens, responses)
+
+
+def sampled_length(directory: Path) -> float | None:
+    """The mean length of the responses that were sampled of a run, in tokens; None where none are stored."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    total = count = 0
+    for path in sorted(directory.glob("*.parquet")):
+        try:
+            lengths = pc.list_value_length(pq.read_table(path, columns=["response_ids"]).column(0))
+        except (OSError, ValueError, IndexError):  # of another kind, or not whole: it is looked at when it is used
+            continue
+        total, count = total + (pc.sum(lengths).as_py() or 0), count + len(lengths)
+    return total / count if count else None
 
 
 def _read_by(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
 from opd_probe.rollouts.padding import SpecialIds, special_ids_of, without_padding
 from opd_probe.rollouts.prompts import read_prompts
 from opd_probe.rollouts.reading import read_rollout_set, remarks
-from opd_probe.rollouts.selection import check_steps, drawn, of_checkpoint, origin
+from opd_probe.rollouts.selection import check_steps, drawn, of_checkpoint, origin, without_rollouts
 from opd_probe.rollouts.sources import source_named
 from opd_probe.types import Checkpoint, Prompt, Rollout, StateOrigin
 
@@ -28,7 +29,7 @@ class Files:
     """Rollout and prompt files, each read once."""
 
     def __init__(self, plans: Sequence[RunPlan]) -> None:
-        self._plans = plans
+        self.plans = plans
         self._rollouts: dict[Source, list[Rollout]] = {}
         self._steps_are: dict[Source, str] = {}
         self._prompts: dict[str, list[Prompt]] = {}
@@ -36,13 +37,32 @@ class Files:
         self._stripped: dict[tuple[str, str, int | None, SpecialIds], list[Rollout]] = {}
         self._thinking: dict[tuple[str | None, ...], dict[str, bool]] = {}
 
+    def matched(self, plan: RunPlan) -> RunPlan:
+        """A run without the checkpoints of whose steps its file has no rollouts, with a warning that names them; one
+        whose checkpoints were named one by one as it is.
+
+        Raises:
+            OpdProbeError: a file that cannot be used.
+        """
+        if plan.source.kind == "prompts" or not plan.run.whole:
+            return plan
+        path, run = plan.source.path, plan.run
+        rollouts = self.rollouts(plan.source)
+        lacking = without_rollouts(rollouts, run.checkpoints, plan.settings.step_offset, path)
+        if not lacking:
+            return plan
+        steps = ", ".join("unknown" if one.step is None else str(one.step) for one in lacking)
+        warn(f"run {run.name}: left out step {steps}, of which {path} has no rollouts")
+        kept = tuple(one for one in run.checkpoints if one not in lacking)
+        return replace(plan, run=replace(run, checkpoints=kept))
+
     def check(self) -> None:
         """Read every file of the plan and match steps, so that a mistake shows before any model is loaded.
 
         Raises:
             OpdProbeError: a file that cannot be used, or a checkpoint without rollouts of its step.
         """
-        for plan in self._plans:
+        for plan in self.plans:
             if plan.source.kind == "prompts":
                 warn_of_readings(plan, self.prompts(plan))
                 continue
@@ -107,7 +127,7 @@ class Files:
             warn_of_text(chosen, f"rollouts {path}")
         else:
             chosen = self._without_padding(plan, path, chosen)
-        users = sum(len(other.run.checkpoints) for other in self._plans if other.source == plan.source)
+        users = sum(len(other.run.checkpoints) for other in self.plans if other.source == plan.source)
         return (
             drawn(chosen, settings.max_states, settings.seed),
             origin(check_steps(everything, path), users),
@@ -123,6 +143,17 @@ class Files:
         if key not in self._stripped:
             self._stripped[key] = without_padding(rollouts, self._special[student], f"rollouts {path}")
         return self._stripped[key]
+
+
+def matched(plans: Sequence[RunPlan]) -> Files:
+    """The files of runs, each run without the checkpoints that its file has no rollouts of (``plans`` has them).
+
+    Raises:
+        OpdProbeError: a file that cannot be used.
+    """
+    files = Files(plans)
+    files.plans = [files.matched(plan) for plan in plans]
+    return files
 
 
 def special_ids_near(student: Any, tokenizer: Any) -> SpecialIds:

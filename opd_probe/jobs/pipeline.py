@@ -14,7 +14,7 @@ import numpy as np
 from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import OpdProbeError, OutOfMemoryError, OutputError, ServerError
 from opd_probe.jobs.ahead import ReadAhead
-from opd_probe.jobs.files import Files
+from opd_probe.jobs.files import Files, matched
 from opd_probe.jobs.kept import KeptTeachers
 from opd_probe.jobs.memory import memory_advice, too_large_together
 from opd_probe.jobs.plan import Plan, RunPlan, Teacher
@@ -43,10 +43,12 @@ def measure(plan: Plan, progress: Progress) -> list[Measured]:
     Raises:
         OpdProbeError: bad input, in one line. Finished traces are kept.
     """
-    files = Files(plan.runs)
+    files = matched(plan.runs)
     files.check()
     # Decided while nothing is loaded yet, which would not be free to be used.
-    runs = [replace(run, settings=run.settings.model_copy(update={"sequential": sequential(run)})) for run in plan.runs]
+    runs = [
+        replace(run, settings=run.settings.model_copy(update={"sequential": sequential(run)})) for run in files.plans
+    ]
     pool, prompter = ModelPool(progress), Prompter()
     prompter.check(runs, files)
     sampler = Sampler(plan.out / "rollouts", pool, files, prompter, progress)

@@ -106,6 +106,7 @@ def plan_runs(request: Request) -> tuple[RunPlan, ...]:
     """
     given = parse_options(request.options)
     runs = discover(request.ckpts, base=model_path("--base", request.base), step_pattern=request.step_pattern)
+    _refuse_without_both(request, runs)
     teachers = _find_teachers(request, runs)
     tokenizer = model_path("--tokenizer", request.tokenizer)
     folders = file_names([run.name for run in runs])
@@ -125,6 +126,20 @@ def plan_runs(request: Request) -> tuple[RunPlan, ...]:
     for plan in plans:
         _check_sampler(plan)
     return plans
+
+
+def _refuse_without_both(request: Request, runs: Sequence[Run]) -> None:
+    """Say together that a teacher and rollouts or prompts are missing; one of them is said where it is read."""
+    for run in runs:
+        manifest = run.manifest or Manifest()
+        named = request.teachers or manifest.teacher
+        source = request.rollouts or request.prompts or manifest.rollouts or manifest.prompts
+        if not named and not source:
+            place = run.manifest_path or f"<run>/{MANIFEST_NAME}"
+            raise MissingError(
+                f"run {run.name}: no teacher, and neither prompts nor rollouts; give --teacher PATH_OR_HUB_ID_OR_URL "
+                f"and --prompts FILE (or --rollouts FILE), or lines 'teacher: …' and 'prompts: …' in {place}"
+            )
 
 
 def result_format(request: Request, plans: Sequence[RunPlan]) -> str:

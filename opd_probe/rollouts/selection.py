@@ -57,6 +57,21 @@ def of_checkpoint(
     return chosen
 
 
+def without_rollouts(
+    rollouts: Sequence[Rollout], checkpoints: Sequence[Checkpoint], offset: int, path: str
+) -> list[Checkpoint]:
+    """The checkpoints of whose steps a file has no rollouts while it has of others; none where it has of none.
+
+    Raises:
+        InputError: some rollouts carry a step and some do not.
+    """
+    if not check_steps(rollouts, path):
+        return []
+    steps = {rollout.step for rollout in rollouts}
+    lacking = [one for one in checkpoints if one.step is None or one.step + offset not in steps]
+    return lacking if len(lacking) < len(checkpoints) else []
+
+
 def origin(stepped: bool, n_checkpoints: int) -> StateOrigin:
     """Whose states rollouts from a file are.
 

@@ -44,6 +44,7 @@ class Run:
         checkpoints: ordered by step; the manifest's ``student`` is step 0 of a run given as a directory.
         manifest_path: where the manifest is, or would be; None for a run on the hub.
         unit: what the steps count, which names of checkpoints may say to be epochs.
+        whole: whether it was given as a directory, and not by its checkpoints.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Run:
     manifest: Manifest | None = None
     manifest_path: Path | None = None
     unit: Unit = "step"
+    whole: bool = True
 
 
 @dataclass(slots=True)
@@ -280,7 +282,7 @@ def _make_run(name: str, group: _Group, base: str | None) -> Run:
     unit: Unit = "epoch" if units == {"epoch"} else "step"
     if unit == "epoch":
         _warn(f"run {name}: its checkpoints are named by epochs, which stand wherever steps stand")
-    return Run(name, tuple(ordered), manifest, manifest_path, unit)
+    return Run(name, tuple(ordered), manifest, manifest_path, unit, group.whole)
 
 
 def step_and_unit(path: Path, name: StepName | None) -> tuple[int | None, Unit]:

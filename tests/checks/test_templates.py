@@ -75,6 +75,8 @@ def test_a_system_prompt_before_the_same_tail(clinic: Clinic, tmp_path: Path) ->
     found = clinic.findings(teacher=teacher)
     assert found["template_tails"].status == "warn"
     assert "both end in" in found["template_tails"].figure
+    assert found["template_tails"].values["teacher_piece"] == "mia"
+    assert "they part at token 0, " in found["template_tails"].figure
     assert found["teacher_prompt"].status == "warn"
     assert found["teacher_prompt"].values["mean_absolute_change"] > 0.05
 

@@ -53,6 +53,16 @@ def test_two_traces(call: Caller, traces: Path, tmp_path: Path) -> None:
     assert table[0].split()[:5] == ["metric", "unit", "a", "b", "difference"]
 
 
+def test_two_runs_by_their_own_directories(call: Caller, traces: Path) -> None:
+    words = ("--out", traces, "--format", "json")
+    done = call("compare", "runs/bad", "runs/good", *words)
+    assert done.code == 0, done.err
+    assert done.rows == call("compare", place(traces, "bad"), place(traces, "good"), *words).rows
+    refused = call("compare", "runs/bad", "teacher", *words)
+    assert (refused.code, len(refused.errors)) == (2, 1)
+    assert "has none of a run teacher" in refused.err
+
+
 def test_two_runs_step_by_step(call: Caller, traces: Path, tmp_path: Path) -> None:
     done = call("compare", place(traces, "bad"), place(traces, "good"), "--out", tmp_path, "--format", "json")
     assert done.code == 0, done.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from opd_probe.metrics import METRICS, TRACE_METRICS
 from opd_probe.rollouts.files import read_rollouts
 from opd_probe.trace import read_trace
-from tests.cli.workspace import Caller, files_below, run_command
+from tests.cli.workspace import Caller, files_below, run_command, write_lines
 
 REPLAY = ("--teacher", "teacher", "--rollouts", "rollouts.jsonl", "--format", "json")
 SAMPLE = ("--teacher", "teacher", "--prompts", "prompts.jsonl", "--max-new-tokens", "6", "--num-rollouts", "2",
@@ -222,6 +223,41 @@ def test_a_dry_run_says_what_it_would_take_and_makes_nothing(
     assert not out.exists()
 
 
+def test_a_dry_run_takes_responses_to_be_as_long_as_stored_ones(call: Caller, tmp_path: Path) -> None:
+    words = ("--teacher", "teacher", "--prompts", "prompts.jsonl", "--max-new-tokens", "6", "--out", tmp_path)
+    made = call("overlap", "--ckpts", "runs/good/checkpoint-5", *words, "--format", "json")
+    assert made.code == 0, made.err
+    *rows, total = call("overlap", "--ckpts", "runs/good", *words, "--dry-run", "--format", "json").rows
+    assert {row["states_are"] for row in (*rows, total)} == {"about"}
+    assert {row["states"] for row in rows} == {made.rows[0]["n_states"]}
+    other = call("overlap", "--ckpts", "runs/bad/checkpoint-5", *words, "--dry-run", "--format", "json").rows
+    assert {row["states_are"] for row in other} == {"at most"}
+
+
+def test_a_step_without_rollouts_is_left_out_with_a_warning(call: Caller, workspace: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (workspace / "rollouts.jsonl").read_text().splitlines()]
+    place = write_lines(
+        tmp_path / "stepped.jsonl",
+        [{**line, "id": f"{line['id']}-{step}", "step": step} for step in (5, 100) for line in lines[:4]],
+    )
+    words = ("--teacher", "teacher", "--rollouts", place, "--out", tmp_path / "o", "--format", "json")
+    done = call("overlap", "--ckpts", "runs/good", *words)
+    assert done.code == 0, done.err
+    assert [row["step"] for row in done.rows] == [5, 100]
+    assert f"run good: left out step 20, of which {place} has no rollouts" in done.err
+    again = call("overlap", "--ckpts", "runs/good", *words)  # finished as it is
+    assert [row["step"] for row in again.rows] == [5, 100]
+    none = call("overlap", "--ckpts", "runs/good/checkpoint-20", *words)
+    assert (none.code, len(none.errors)) == (2, 1)
+
+
+def test_a_missing_teacher_and_missing_prompts_are_said_together(call: Caller, tmp_path: Path) -> None:
+    done = call("overlap", "--ckpts", "runs/good", "--out", tmp_path)
+    assert (done.code, len(done.errors)) == (2, 1)
+    assert "no teacher, and neither prompts nor rollouts; give --teacher" in done.err
+    assert "--prompts FILE" in done.err
+
+
 @pytest.mark.usefixtures("no_models")
 def test_a_dry_run_counts_the_student_once_for_all_teachers(call: Caller, tmp_path: Path) -> None:
     done = call("overlap", "--ckpts", "runs/good/checkpoint-5", *REPLAY, "--teacher", "base",
@@ -229,6 +265,15 @@ def test_a_dry_run_counts_the_student_once_for_all_teachers(call: Caller, tmp_pa
     first, second, total = done.rows
     assert first["seconds"] == pytest.approx(2 * second["seconds"])  # models of one size
     assert total["seconds"] == pytest.approx(3 * second["seconds"])
+
+
+@pytest.mark.usefixtures("no_models")
+def test_a_dry_run_counts_a_teacher_once_where_checkpoints_share_it(call: Caller, tmp_path: Path) -> None:
+    words = ("overlap", "--ckpts", "runs/good", "--teacher", "teacher", "--format", "json", "--dry-run")
+    for file, shared in (("rollouts.jsonl", True), ("stepped.jsonl", False)):
+        first, *others, _ = call(*words, "--rollouts", file, "--out", tmp_path).rows
+        for row in others:
+            assert first["seconds"] == pytest.approx((2 if shared else 1) * row["seconds"])  # models of one size
 
 
 def test_an_interrupt_keeps_what_is_finished(call: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,43 @@ def test_a_narrow_terminal_gets_no_intervals(
     assert max(map(len, lines)) <= 30
 
 
+WIDE = [
+    {"run": f"a-run-of-a-long-name-{index}", "step": index, "teacher": "one-teacher", "k": 16, "states": "own",
+     "overlap_ratio": 0.5 + index / 100, "student_overlap_mass": 0.9, "reverse_kl": 0.25, "n_states": 6155 + index}
+    for index in range(3)
+]  # fmt: skip
+COLUMNS = (
+    "run", "step", "teacher", "k", "states", "overlap_ratio", "student_overlap_mass", "reverse_kl", "n_states",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_narrow_table_says_what_is_common_once_and_keeps_numbers_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    printing.print_rows(WIDE, COLUMNS, "table")
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert all(f"{row['overlap_ratio']:.4f}" in text for row in WIDE)
+    if width < 100:
+        assert lines[0] == "teacher one-teacher · k 16 · states own"
+        assert text.count("one-teacher") == 1
+    left = {name for name in COLUMNS[5:] if name.split("_")[-1] not in text.split("no room for")[0]}
+    assert all(name in text for name in left)  # what has no room is named
+
+
+def test_counts_beyond_k_stand_right(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"run": "a", "student_k_for_0.97_median": "7"}, {"run": "b", "student_k_for_0.97_median": ">64"}]
+    printing.print_rows(rows, ("run", "student_k_for_0.97_median"), "table")
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "a                            7",
+        "b                          >64",
+    ]
+
+
 def test_flatten() -> None:
     nested = {"a": {"b": 1, "c": {"d": [1, 2]}}, "e": None}
     assert list(printing.flatten(nested)) == [("a.b", 1), ("a.c.d", "[1, 2]"), ("e", None)]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer
 
+from opd_probe.cli.main import app
 from tests.cli.workspace import Caller, run_command
 
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 HEAVY = ("torch", "transformers", "pandas", "matplotlib", "pyarrow", "numpy", "httpx")
 
 PROBE = """
@@ -52,12 +56,25 @@ def test_version_and_help_in_a_process_of_their_own(tmp_path: Path) -> None:
     assert shown.err == ""
 
 
+@pytest.mark.parametrize("name", [*COMMANDS])
+def test_help_has_every_option_whole_at_80_columns(call: Caller, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = call(name, "--help").out
+    assert max(map(len, shown.splitlines())) <= 80
+    shown_params = [one for one in COMMANDS[name].params if not getattr(one, "hidden", False)]
+    for option in (option for one in shown_params for option in one.opts if option.startswith("--")):
+        assert re.search(rf"{option}[ ,\n]", shown)
+    whole = " ".join(call("--help").out.split())
+    assert " ".join((COMMANDS[name].help or "").split("\n\n")[0].split()) in whole
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
         (["overlap", "--nope"], "No such option: --nope"),
         (["overlap", "--k", "many"], "--k"),
-        (["overlap", "stray"], "stray"),
+        (["overlap", "runs/x", "y"], "runs/x y: which option is this for? Checkpoints and runs go after --ckpts"),
+        (["show", "one", "two"], "two"),
         (["overlap", "--ckpts"], "--ckpts: expected at least one path"),
         (["overlap", "--format", "xml"], "--format"),
         (["nothing"], "nothing"),

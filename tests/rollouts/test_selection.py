@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from opd_probe.errors import InputError
-from opd_probe.rollouts.selection import check_steps, count_states, drawn, of_checkpoint, origin
+from opd_probe.rollouts.selection import check_steps, count_states, drawn, of_checkpoint, origin, without_rollouts
 from opd_probe.types import Checkpoint, Rollout
 
 
@@ -36,6 +36,14 @@ def test_a_checkpoint_without_rollouts_shows_both_lists() -> None:
         of_checkpoint(rollouts([6, 11]), CKPTS[0], CKPTS, 0, "f")
     with pytest.raises(InputError, match=r"step unknown.*steps unknown"):
         of_checkpoint(rollouts([7, 5]), Checkpoint("m", "a", None), [Checkpoint("m", "a", None)], 0, "f")
+
+
+def test_checkpoints_without_rollouts_are_told_while_others_have_some() -> None:
+    assert without_rollouts(rollouts([5, 5]), CKPTS, 0, "f") == [CKPTS[1]]
+    assert without_rollouts(rollouts([6, 7]), CKPTS, 1, "f") == [CKPTS[1]]
+    assert without_rollouts(rollouts([5, 10]), CKPTS, 0, "f") == []
+    assert without_rollouts(rollouts([7, 8]), CKPTS, 0, "f") == []  # of none: that is an error, told elsewhere
+    assert without_rollouts(rollouts([None]), CKPTS, 0, "f") == []
 
 
 def test_steps_on_some_rollouts_only_are_refused() -> None:
