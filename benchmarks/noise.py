@@ -3,7 +3,7 @@ states are those of sampling instead of a replay, by type of the weights.
 
     python -m benchmarks.noise            # 494M and 630M parameters, V = 151,936
     python -m benchmarks.noise --small
-    python -m benchmarks.noise --sampled  # 38M parameters, V = 32,000: 24 responses of 128 tokens, 24 at a time
+    python -m benchmarks.noise --sampled  # 15M parameters, V = 32,000: 16 responses of 96 tokens at a time
 
 The numbers are the models' own rounding: matrix products of other shapes add in another order.
 """
@@ -26,7 +26,7 @@ from opd_probe.engine.settings import ReplaySettings
 from opd_probe.models.generation import sample_rollouts
 from opd_probe.models.sampled_states import SampledStates
 
-MIDDLE = Shape(512, 2_048, 8, 8, 2, 32_000)
+MIDDLE = Shape(256, 1_024, 8, 4, 2, 32_000)
 
 
 def columns(work_dtype: str, small: bool, k: int, batch_tokens: int) -> Columns:
@@ -67,7 +67,7 @@ def main() -> None:
     print(f"{'weights':<10}{'median |Δ log p|':>18}{'p99':>10}{'max':>10}{'states with another top-k set':>32}")
     for dtype in ("float32", "bfloat16"):
         if arguments.sampled:
-            job = (SMALL, arguments.k, 4, 12) if arguments.small else (MIDDLE, arguments.k, 24, 128)
+            job = (SMALL, arguments.k, 4, 12) if arguments.small else (MIDDLE, arguments.k, 16, 96)
             alone, together = sampled_columns(dtype, *job)
         else:
             alone = columns(dtype, arguments.small, arguments.k, 1)
