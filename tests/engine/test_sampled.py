@@ -24,7 +24,8 @@ from opd_probe.types import Prompt, Rollout
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOM = 10**8
-PROMPTS = [Prompt(f"p{n}", ids=(*range(3, 5 + 3 * (n % 4)), 1)) for n in range(5)]  # which end in EOS
+PROMPTS = [Prompt(f"p{n}", ids=tuple(range(3, 5 + 3 * (n % 4)))) for n in range(4)] + [Prompt("p4", ids=(3, 4, 1))]
+"""The last ends in EOS."""
 SMALL: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 OTHERS: dict[str, Any] = {
     "gemma2, soft cap and window": Gemma2Config(
