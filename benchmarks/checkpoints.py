@@ -39,7 +39,8 @@ TENTH = Shape(512, 2_048, 8, 8, 2, 6_600)
 WIDE = Shape(512, 2_048, 8, 8, 2)
 """The same layers below a vocabulary of 151,936."""
 
-FLOOR, AGAIN = "floor: 8 students, 1 teacher, 16 output layers, statistics", "the teacher run for every checkpoint"
+FLOOR = "floor: every student, 1 teacher, both output layers for each, statistics"
+AGAIN = "the teacher run for every checkpoint"
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ def measure_one(shape: Shape, states: int, workload: str, checkpoints: int = 8, 
 
 def measure() -> list[Row]:
     """Two vocabularies."""
-    text = "8 checkpoints of {} over the same rollouts, a teacher of their size, vocabulary {:,}"
+    text = "8 checkpoints of {} over the same {:,} states, a teacher of their size, vocabulary {:,}"
     return [
-        *measure_one(TENTH, 1_600, text.format("34 million parameters", TENTH.width)),
-        *measure_one(WIDE, 320, text.format("108 million parameters", WIDE.width)),
+        *measure_one(TENTH, 1_600, text.format("34 million parameters", 1_600, TENTH.width)),
+        *measure_one(WIDE, 320, text.format("108 million parameters", 320, WIDE.width)),
     ]

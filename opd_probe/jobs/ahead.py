@@ -8,6 +8,7 @@ from contextvars import copy_context
 from pathlib import Path
 from threading import Event, Thread
 
+from opd_probe.errors import OpdProbeError
 from opd_probe.jobs.memory import HEADROOM, free_memory
 from opd_probe.models.digests import weights_digest, weights_files
 from opd_probe.types import Checkpoint
@@ -56,7 +57,7 @@ class ReadAhead:
     def _read(self, checkpoint: Checkpoint, whole: bool) -> None:
         if checkpoint.format == "hub":  # which may have to be fetched
             return
-        with suppress(Exception):
+        with suppress(OpdProbeError, OSError, RecursionError):
             files, free = weights_files(checkpoint), free_memory("cpu")
             if free is None or sum(file.stat().st_size for file in files) > HEADROOM * free:
                 return

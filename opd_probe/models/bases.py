@@ -22,12 +22,16 @@ State = list[tuple[str, int, int, int]]
 """Files with their sizes, times of change and inodes."""
 
 
+_STEP, _LEAST = 4_099, 1_024
+"""Of a large weight every so many words of eight bytes are looked at, of smaller ones at least so many."""
+
+
 @dataclass
 class _Base:
     about: tuple[object, ...]
     state: State
     model: PreTrainedModel
-    sums: list[int]
+    marks: list[tuple[int, int]]
 
 
 class Bases:
@@ -71,12 +75,12 @@ class Bases:
         except OSError:
             return read()  # which will say what is wrong
         kept = self._kept.pop(name, None)
-        if kept is None or (kept.about, kept.state) != (about, state) or _sums(kept.model) != kept.sums:
+        if kept is None or (kept.about, kept.state) != (about, state) or _marks(kept.model) != kept.marks:
             del kept
             model = read()
             if not _can_be_shared(model):
                 return model
-            kept = _Base(about, state, model, _sums(model))
+            kept = _Base(about, state, model, _marks(model))
         try:
             shared = sharing(kept.model)
         except (TypeError, RuntimeError, ValueError):  # a model with something in it that cannot be copied
@@ -98,21 +102,23 @@ def sharing(model: PreTrainedModel) -> PreTrainedModel:
 
 def _can_be_shared(model: PreTrainedModel) -> bool:
     """Not what is packed, offloaded or spread: its weights are more than plain parameters."""
-    plain = all(type(one) is nn.Parameter and not one.is_meta for one in model.parameters())
+    plain = all(type(one) is nn.Parameter and not one.is_meta and not one.is_inference() for one in model.parameters())
     return plain and quantisation_of_model(model) is None and not hasattr(model, "hf_device_map")
 
 
-def _sums(model: PreTrainedModel) -> list[int]:
-    """A number for each weight, which is another one once something is written into it."""
-    return [_sum(parameter.detach()) for parameter in model.parameters()]
+def _marks(model: PreTrainedModel) -> list[tuple[int, int]]:
+    """For each weight how often torch wrote into it, and a number over a sample of its bytes, for what writes past that
+    count. Both change when the weight does."""
+    return [(parameter._version, _sampled(parameter.detach())) for parameter in model.parameters()]
 
 
-def _sum(values: Tensor) -> int:
+def _sampled(values: Tensor) -> int:
     whole = values.contiguous().reshape(-1).view(torch.uint8)
-    words = len(whole) // 8 * 8
     if whole.storage_offset() % 8:
         whole = whole.clone()
-    return int(whole[:words].view(torch.int64).sum()) + int(whole[words:].sum())
+    words = len(whole) // 8
+    step = max(1, min(_STEP, words // _LEAST))
+    return int(whole[: 8 * words].view(torch.int64)[::step].sum()) + int(whole[8 * words :].sum())
 
 
 def _state_of(checkpoint: Checkpoint) -> State:
