@@ -181,6 +181,8 @@ def run_commands(call: Commands) -> None:
     prompts = ("--prompts", run / "prompts.jsonl")
     call("rollout", "--ckpts", run / "checkpoint-1", *prompts, "--max-new-tokens", "12", "--out", "rollouts.jsonl")
     call("ingest", "rollouts.jsonl", "--out", "rollouts.parquet", "--grade")
+    call("coldstart", "rollouts.jsonl", "--out", "coldstart.jsonl")
+    call("prompts", traces[0], *prompts, "--out", "best.jsonl", "--count", "1", "--k", "4")
     pair = ("--student", STUDENT, "--teacher", TEACHER)
     said, _ = call("doctor", *pair, *prompts, "--max-new-tokens", "12")
     assert "shift_replayed" in said

@@ -54,11 +54,7 @@ def ingest(
 
     shown = run(paths, out, progress, kind=kind, score=score, regrade=grade, step_pattern=step_pattern)
     progress.close()
-    if format == options.Format.json:
-        printing.print_json(shown)
-    else:
-        rows = [{"name": name, "value": value} for name, value in printing.flatten(shown)]
-        printing.print_rows(rows, ("name", "value"), str(format) if format else "table")
+    printing.print_document(shown, format)
     progress.say(f"wrote {out}")
 
 

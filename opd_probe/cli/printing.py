@@ -39,6 +39,15 @@ def print_json(value: Any) -> None:
     write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def print_document(value: Mapping[str, Any], format: str | None) -> None:
+    """Print what is no table: as JSON, or its values by their dotted names."""
+    if format == "json":
+        print_json(value)
+    else:
+        rows = [{"name": name, "value": held} for name, held in flatten(value)]
+        print_rows(rows, ("name", "value"), str(format) if format else "table")
+
+
 def write(text: str) -> None:
     """Write to stdout. Quiet when its reader has gone, as ``| head`` does, or when there is none.
 
