@@ -87,6 +87,9 @@ def measure(
             "opd-probe, student replayed": lambda job=job: job.run(keeps=False),  # type: ignore[misc]
             BEFORE: job.before,
         }
+        for model in (job.student, job.teacher):  # what is found out once for a model is no part of any path
+            for what in ("joined", "padded prompts", "prompts of one length", "shared"):
+                model.cache_for(what)
         states = sum(planned_lengths(prompts, samples, longest).values())
         rows += _rows(f"sample {count} × {samples} and replay, teacher {what}, in CPU time", paths, repeats, states)
     return rows

@@ -129,11 +129,11 @@ class Waiting(Filling[Any]):
 @contextmanager
 def room_for_the_longest() -> Iterator[None]:
     """While the block runs, sampling goes in such batches."""
-    generation.Filling = Waiting  # type: ignore[misc]
+    vars(generation)["Filling"] = Waiting
     try:
         yield
     finally:
-        generation.Filling = Filling  # type: ignore[misc]
+        vars(generation)["Filling"] = Filling
 
 
 def measure_filling(
