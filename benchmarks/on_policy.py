@@ -29,8 +29,8 @@ from opd_probe.models.loading import LoadedModel
 from opd_probe.models.sampled_states import SampledStates
 from opd_probe.types import Prompt
 
-BOUND, LONGEST = 2_048, 192
-"""Tokens of a batch, an eighth of the default, and of the longest response, for responses an eighth as long."""
+BOUND, LONGEST = 4_096, 256
+"""Tokens of a batch, a quarter of the default, and of the longest response, for responses an eighth as long."""
 
 BEFORE = "in batches with room for the longest, both models over everything"
 
@@ -72,7 +72,7 @@ class Job:
 
 
 def measure(
-    count: int = 8, samples: int = 4, repeats: int = 1, longest: int = LONGEST, shape: Shape = SHAPE
+    count: int = 16, samples: int = 4, repeats: int = 1, longest: int = LONGEST, shape: Shape = SHAPE
 ) -> list[Row]:
     """Three rows for a teacher of the student's size, and three for one with three times the layers."""
     student = build(shape, torch.float32, 0)
@@ -88,8 +88,8 @@ def measure(
             BEFORE: job.before,
         }
         for model in (job.student, job.teacher):  # what is found out once for a model is no part of any path
-            for what in ("joined", "padded prompts", "prompts of one length", "shared"):
-                model.cache_for(what)
+            for path in ("joined", "padded prompts", "prompts of one length", "shared"):
+                model.cache_for(path)
         states = sum(planned_lengths(prompts, samples, longest).values())
         rows += _rows(f"sample {count} × {samples} and replay, teacher {what}, in CPU time", paths, repeats, states)
     return rows

@@ -23,6 +23,9 @@ class GrowingLayer(DynamicLayer):
         layer: whose keys and values it goes on with.
     """
 
+    keys: Any
+    values: Any
+
     def __init__(self, layer: DynamicLayer) -> None:
         super().__init__()
         self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
@@ -33,7 +36,7 @@ class GrowingLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """The keys and values with those of new tokens behind them."""
         del args, kwargs
-        rows, _, length, _ = self._keys.shape
+        rows, _, length, _ = self.keys.shape
         new = key_states.shape[-2]
         if self._buffers is None or self._start + length + new > self._buffers[0].shape[-2]:
             self._take_room(rows, 0, length + new)
@@ -43,11 +46,11 @@ class GrowingLayer(DynamicLayer):
             buffer[:rows, :, end : end + new] = states
         return self._look(rows, length + new)
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         """Keep some rows, or repeat them; cheap where those that do not stay where they are come from behind."""
         rows = beam_idx.tolist()
         moved = [(row, source) for row, source in enumerate(rows) if row != source]
-        length = self._keys.shape[-2]
+        length = self.keys.shape[-2]
         if self._buffers is None or any(source < len(rows) for _, source in moved):
             self._buffers = None
             super().reorder_cache(beam_idx)
@@ -58,9 +61,9 @@ class GrowingLayer(DynamicLayer):
                 buffer[row, :, columns] = buffer[source, :, columns]
         self._look(len(rows), length)
 
-    def join(self, other: DynamicLayer) -> None:
+    def join(self, other: Any) -> None:
         """Take the rows of another layer in behind the own ones."""
-        (rows, _, length, _), theirs = self._keys.shape, (other.keys, other.values)
+        (rows, _, length, _), theirs = self.keys.shape, (other.keys, other.values)
         more, _, their_length, _ = other.keys.shape
         width = max(length, their_length)
         buffers = self._buffers
@@ -75,22 +78,17 @@ class GrowingLayer(DynamicLayer):
 
     def trim(self, columns: int) -> None:
         """Let go of columns on the left."""
-        rows, _, length, _ = self._keys.shape
+        rows, _, length, _ = self.keys.shape
         if self._buffers is None:
             self.keys, self.values = (states[..., columns:, :] for states in (self.keys, self.values))
             return
         self._start += columns
         self._look(rows, length - columns)
 
-    @property
-    def _keys(self) -> Tensor:
-        keys: Tensor = self.keys
-        return keys
-
     def _take_room(self, rows: int, left: int, width: int) -> None:
         """Move to buffers of so many rows, with so many columns on the left of the present ones and room for ``width``
         and more. They begin as zeros: what is masked counts for nothing only where it is a number."""
-        (held, _, length, _), before = self._keys.shape, (self.keys, self.values)
+        (held, _, length, _), before = self.keys.shape, (self.keys, self.values)
         self._start, self._buffers = left, []
         for states in before:
             buffer = states.new_zeros((rows, states.shape[1], width + COLUMNS, states.shape[-1]))
