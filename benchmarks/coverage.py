@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -443,11 +443,11 @@ def _methods_table(rows: Sequence[Row]) -> str:
     return "\n".join(out)
 
 
-def show_in(page: Path, tables: dict[str, str]) -> None:
+def show_in(page: Path, tables: dict[str, str], marks: Mapping[str, tuple[str, str]] = MARKS) -> None:
     """Replace the tables between the page's marks."""
     text = page.read_text()
     for name, table in tables.items():
-        begin, end = MARKS[name]
+        begin, end = marks[name]
         head, found, rest = text.partition(begin)
         _, closed, tail = rest.partition(end)
         if not found or not closed:

@@ -24,14 +24,16 @@ from torch import Tensor
 
 import opd_probe
 from benchmarks.measuring import Row, machine, paired
-from benchmarks.paths import Workload, batch_floor, naive, ours, thunlp, verl
+from benchmarks.paths import Workload, batch_floor, engine, first_call, naive, ours, thunlp, verl
 from benchmarks.replay import RELATIVE_TO, SMALL, Shape, build, random_rollouts
 from benchmarks.table import as_text
+from opd_probe.models.generation import sample_rollouts
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.stats.compiled import CompiledReduction
 from opd_probe.stats.pair import PairStatistics, Reduction, pair_statistics
 from opd_probe.stats.projection import OutputProjection
 from opd_probe.stats.scratch import Scratch
+from opd_probe.types import Prompt
 
 STUDENT = Shape(1_536, 8_960, 28, 12, 2)
 TEACHER = Shape(3_584, 18_944, 28, 28, 4, 152_064, tied=False)
@@ -165,6 +167,38 @@ def check_ways(device: str) -> Iterator[Check]:
             yield Check(f"{name}, against the plain way", float(np.max(apart)) / 1e-5)
 
 
+def check_decision(device: str) -> Iterator[Check]:
+    """A trace of a long job is made in the compiled way, says so, and holds the plain numbers; one call alone does as
+    it is told."""
+    student, teacher = (build(SMALL, torch.float32, seed, device).model for seed in (0, 1))
+    rollouts = random_rollouts(4, 16, 48, SMALL.width)
+    traces = [opd_probe.replay(student, teacher, rollouts, k=16, compiled=compiled) for compiled in (False, True)]
+    said = [trace.provenance["ways"]["compiled"] for trace in traces]
+    yield Check("how a trace was made is written in it", 0.0 if said == [False, True] else float("inf"))
+    for column in ("reverse_kl", "forward_kl", "student_entropy", "teacher_entropy"):
+        plain, compiled = (trace.column(column).astype(np.float64) for trace in traces)
+        yield Check(f"compiled against plain, {column}", float(np.abs(compiled / plain - 1).max()) / 1e-5)
+
+
+def check_sampling(device: str) -> Iterator[Check]:
+    """Responses that are drawn side by side, where one that ends makes room for the next, are those drawn in batches
+    that wait; and what the sampler says of its tokens is what a replay says of them."""
+    model = build(SMALL, torch.float32, 0, device)
+    prompts = [Prompt(str(n), ids=tuple(range(3 + n, 9 + n))) for n in range(4)]
+    model = replace(model, eos_ids=tuple(range(0, SMALL.width, 16)))  # so that lengths differ
+    together = sample_rollouts(model, prompts, num_rollouts=4, max_new_tokens=48, batch_tokens=400)
+    known = model.paths.verdicts.get("joined", None)
+    model.paths.verdicts["joined"] = None
+    waiting = sample_rollouts(model, prompts, num_rollouts=4, max_new_tokens=48, batch_tokens=400)
+    model.paths.verdicts["joined"] = known
+    alike = sum(one.response_ids == other.response_ids for one, other in zip(together, waiting, strict=True))
+    allowed = 0 if device == "cpu" else 1  # kernels of other batches round otherwise, and a draw may lie on the edge
+    yield Check("sampling with refilling, against batches that wait", 0.0 if len(waiting) - alike <= allowed else 2.0)
+    trace = opd_probe.replay(model.model, model.model, together, k=16)
+    apart = np.abs(trace.column("student_logprob") - trace.column("sampler_logprob")).max()
+    yield Check("log-probabilities of the sampler, against a replay", float(apart) / 1e-3)
+
+
 def operations(work: Workload) -> float:
     """Floating-point operations of the floor's matrix products: two per weight and token, attention left out."""
     tokens = sum(len(r.prompt_ids) + len(r.response_ids) - 1 for r in work.rollouts)
@@ -195,7 +229,9 @@ def measure(device: str, small: bool, k: int, repeats: int) -> tuple[list[Row], 
     work = Workload(models[0], models[1], rollouts, k)
     paths: dict[str, Callable[[], object]] = {
         "floor": lambda: batch_floor(work, 128 if small else 2_048),
+        "opd-probe, first call": lambda: first_call(work),
         "opd-probe": lambda: ours(work),
+        "its engine alone": lambda: engine(work),
         "opd-probe, compiled": lambda: ours(work, compiled=True),
         "opd-probe with JSD": lambda: ours(work, jsd=True),
         "naive": lambda: naive(work),
@@ -224,6 +260,8 @@ def main() -> None:
         *check_statistics(given.device, width, states, given.k),
         check_replay(given.device),
         *check_ways(given.device),
+        *check_decision(given.device),
+        *check_sampling(given.device),
     ]
     checks.append(check_product(build(SMALL, torch.bfloat16, 0, given.device), given.device))
     for check in checks:

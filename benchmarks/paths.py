@@ -1,19 +1,22 @@
 """The ways of getting a trace's statistics that the benchmark compares, each from token ids on.
 
-``floor`` does what none can avoid: both backbones, and both output layers on response positions. ``ours`` is the
-replay engine. ``naive`` is the script that people write by hand. ``thunlp`` and ``verl`` are the sequences of
+``floor`` does what none can avoid: both backbones, and both output layers on response positions. ``ours`` is the public
+call, ``first_call`` the same with model objects that it has not seen, ``engine`` what it comes to once all is known.
+``naive`` is the script that people write by hand. ``thunlp`` and ``verl`` are the sequences of
 operations by which those trainers log overlap, in our own words, on response positions only; neither computes the full
 divergences, and verl's no entropy either.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import opd_probe
 from opd_probe.engine.replay import Replay
 from opd_probe.engine.settings import ReplaySettings
 from opd_probe.models.loading import LoadedModel
@@ -60,11 +63,31 @@ def batch_floor(work: Workload, chunk: int) -> float:
 
 
 def ours(work: Workload, *, jsd: bool = False, compiled: bool = False) -> float:
-    """The replay engine with every statistic of a trace."""
+    """``opd_probe.replay`` of models at hand, with every statistic of a trace."""
+    return _called(work.student.model, work.teacher.model, work, jsd=jsd, compiled=compiled)
+
+
+def first_call(work: Workload) -> float:
+    """The same of model objects that were not called before: the same weights in new modules."""
+    return _called(_fresh(work.student.model), _fresh(work.teacher.model), work)
+
+
+def _called(student: nn.Module, teacher: nn.Module, work: Workload, **how: bool) -> float:
+    options = {"jsd": False, "compiled": False, **how}
+    trace = opd_probe.replay(student, teacher, work.rollouts, k=work.k, **options)
+    return float(trace.column("reverse_kl").sum(dtype=np.float64))
+
+
+def _fresh(model: nn.Module) -> nn.Module:
+    memo: dict[int, object] = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()}
+    return copy.deepcopy(model, memo)
+
+
+def engine(work: Workload) -> float:
+    """The replay engine alone, with models that are loaded, checked and known."""
     shared = np.arange(min(work.student.width, work.teacher.width))
-    settings = ReplaySettings(work.k, jsd=jsd, compiled=compiled)
-    engine = Replay(work.student, work.teacher, work.rollouts, shared, settings)
-    return float(sum(values["reverse_kl"].sum() for _, values in engine.states()))
+    replay = Replay(work.student, work.teacher, work.rollouts, shared, ReplaySettings(work.k, compiled=False))
+    return float(sum(values["reverse_kl"].sum(dtype=np.float64) for _, values in replay.states()))
 
 
 @torch.inference_mode()

@@ -16,13 +16,15 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.measuring import Row, paired
-from benchmarks.paths import Workload, floor, naive, ours, thunlp, verl
+from benchmarks.paths import Workload, engine, first_call, floor, naive, ours, thunlp, verl
 from opd_probe.models.loading import LoadedModel, load_model
 from opd_probe.types import Rollout
 
 PATHS: dict[str, Callable[[Workload], float]] = {
     "floor": floor,
+    "opd-probe, first call": first_call,
     "opd-probe": ours,
+    "its engine alone": engine,
     "opd-probe, compiled": lambda work: ours(work, compiled=True),
     "opd-probe with JSD": lambda work: ours(work, jsd=True),
     "naive": naive,

@@ -91,6 +91,11 @@ def warn_in_passing(message: str) -> None:
     warnings.warn(message, PassingWarning, stacklevel=2)
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust met what it cannot go on with, which Python does not count among exceptions."""
+    return type(error).__name__ == "PanicException"
+
+
 def is_refused_allocation(error: BaseException) -> bool:
     """torch says it by type on accelerators, and by text alone on the CPU."""
     text = str(error)

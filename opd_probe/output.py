@@ -66,8 +66,9 @@ def claimed(directory: Path) -> Iterator[None]:
     """
     made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        handle = os.open(directory, os.O_RDONLY)
+        handle = os.open(make_folder(directory), os.O_RDONLY)
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(
             f"output {directory}: cannot be written ({error.strerror}); choose another place with --out"
@@ -94,6 +95,35 @@ def _lock(directory: Path, handle: int) -> None:
         ) from None
     except (ImportError, OSError):
         return
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file that is to be written anew, if it is there.
+
+    Raises:
+        OutputError: it cannot be removed, as a directory of that name.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"output {path}: cannot be replaced ({error.strerror}); remove it, or choose another place with --out"
+        ) from None
+
+
+def make_folder(path: Path) -> Path:
+    """Make a directory and those above it, if they are not there.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"output {path}: cannot be written ({error.strerror}); choose another place with --out"
+        ) from None
+    return path
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

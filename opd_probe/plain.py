@@ -9,8 +9,8 @@ _CONTROL = re.compile(
     "\u200e\u200f\u2028-\u202e\u2066-\u2069"  # what turns the order of letters round, or breaks lines
     "\ud800-\udfff]"  # halves of characters, as in file names that are not UTF-8
 )
-_LOGIN = re.compile(r"(?i)(\bhttps?:/{0,2}|\w://?)[^/\s@]*@")
-"""User and password in an address."""
+_LOGIN = re.compile(r"(?i)(\bhttps?:(?:[^/\s@]*/){0,2}|\w:/|//)[^/\s@]*@")
+"""User and password in an address, which may be mistyped: ``http:-/user:password@host``."""
 
 _LONGEST = 2_000
 """Characters of a message; a whole file may be quoted as a name."""

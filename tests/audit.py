@@ -29,7 +29,8 @@ def main() -> int:
     refused = list(licence_problems("opd-probe"))
     for line in refused:
         print(f"licence: {line}")
-    print(f"licences: {'each allowed' if not refused else f'{len(refused)} to look at'}")
+    verdict = "each allowed" if not refused else f"{len(refused)} to look at"
+    print(f"licences: {verdict}")
     holes = _holes(sys.argv[1:] or [sys.executable, "-m", "pip_audit"])
     return 1 if refused or holes else 0
 
@@ -98,7 +99,8 @@ def _holes(pip_audit: Sequence[str]) -> bool:
     if not known:
         print(f"holes: not looked for, the service of pip-audit knows none of the {len(packages)} packages from here")
         return True
-    print(f"holes: {found} in {len(known)} packages; {len(packages) - len(known)} are not known to the service")
+    unknown = ", ".join(one["name"] for one in packages if "skip_reason" in one) or "none"
+    print(f"holes: {found} in {len(known)} packages; not looked for in those that the service does not know: {unknown}")
     return found > 0
 
 

@@ -19,7 +19,13 @@ def left_out_interval(
 
 
 def from_changes(
-    value: float, changes: Sequence[float], units: float, low: float, high: float, clusters: int | None = None
+    value: float,
+    changes: Sequence[float],
+    units: float,
+    low: float,
+    high: float,
+    clusters: int | None = None,
+    level: float = 0.95,
 ) -> tuple[float, float]:
     """The ends, from what the value changes by with each prompt; ``clusters`` of them define it (None: all)."""
     n = clusters or len(changes)
@@ -29,10 +35,10 @@ def from_changes(
     if math.sqrt(variance) <= 1e-11 * abs(value):
         if not bounded:
             return math.nan, math.nan
-        variance, tail = 0.0, 0.025
+        variance, tail = 0.0, (1 - level) / 2
     else:
         excess = max(n * fourths / squares**2 - 3, 0)
-        tail = float(stats.norm.sf(stats.t.ppf(0.975, max(2 / (2 / (n - 1) + excess / n), 1))))
+        tail = float(stats.norm.sf(stats.t.ppf((1 + level) / 2, max(2 / (2 / (n - 1) + excess / n), 1))))
     if not bounded and n < 4:
         return math.nan, math.nan
     if not math.isfinite(low) and not math.isfinite(high):

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from scipy.special import ndtr
 
 import opd_probe
 from benchmarks import __main__ as suite
-from benchmarks import after_trace, coverage, gpu, lengths, noise, replay
+from benchmarks import after_trace, coverage, gpu, lengths, noise, replay, stopping
 from benchmarks.measuring import FIGURES
 from benchmarks.table import BEGIN, DOCS, END, as_markdown
 
@@ -93,11 +94,34 @@ class TestCoverage:
             coverage.show_in(page, {"coverage": ""})
 
 
+class TestStopping:
+    """The simulation of replays that stop."""
+
+    def test_the_documentation_shows_what_was_found_last(self) -> None:
+        found = json.loads(stopping.RESULTS.read_text())
+        assert {row["case"] for row in found["stopping"]} == {case.name for case in stopping.cases()}
+        text = stopping.DOCS.read_text()
+        for name, table in stopping.as_markdown(found).items():
+            begin, end = stopping.MARKS[name]
+            assert text.partition(begin)[2].partition(end)[0].strip() == table
+
+    def test_what_was_found_last_is_what_is_found_and_holds(self) -> None:
+        found = json.loads(stopping.RESULTS.read_text())["stopping"]
+        case = stopping.of_demo("overlap_ratio", 100)
+        assert stopping.measure(case, 64, 1_000) == [
+            row for row in found if (row["case"], row["prompts"]) == (case.name, 64)
+        ]
+        assert min(row["coverage"] for row in found if row["method"] == stopping.OURS) > 0.93
+        assert stopping.pocock_level(range(1, 6)) == pytest.approx(2 * ndtr(2.413) - 1, abs=1e-4)  # his table
+
+
+@pytest.mark.filterwarnings("ignore:.*outside the shared vocabulary")
 def test_all_paths_see_the_same_divergence() -> None:
     work = replay.workload(replay.torch.float32, True, 8)
     expected = replay.naive(work)
     for compiled in (False, True):
         assert replay.ours(work, compiled=compiled) == pytest.approx(expected, rel=1e-4)
+    assert replay.ours(work) == replay.first_call(work) == replay.engine(work)
     assert replay.thunlp(work) == pytest.approx(replay.verl(work) / (work.n_states * work.k), rel=1e-3)
 
 
@@ -129,6 +153,7 @@ def test_noise(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+@pytest.mark.filterwarnings("ignore:.*outside the shared vocabulary")
 class TestGpu:
     """What is measured on a GPU runs on a CPU too."""
 
@@ -138,6 +163,9 @@ class TestGpu:
         gpu.main()
         report = json.loads(kept.read_text())
         assert all(check["worst"] <= 1 for check in report["checks"])
+        names = " ".join(check["name"] for check in report["checks"])
+        assert all(what in names for what in ("compiled against plain", "sampling with refilling", "the sampler"))
+        assert {"opd-probe", "opd-probe, first call", "its engine alone"} <= {row["path"] for row in report["rows"]}
         assert report["throughput_share"] > 0
 
     def test_wrong_numbers_are_not_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,9 @@ LAYERS = {
     "atomic": 0,
     "plain": 0,
     "progress": 0,
+    "versions": 0,
     "digits": 0,
+    "imports": 0,
 }
 """The height of every package. A module imports from below, or from its own package."""
 

@@ -1,20 +1,27 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 import opd_probe
 from opd_probe.errors import OutputError
 from opd_probe.integrations.probe import make_probe
-from opd_probe.output import check_file_writable, check_writable, claimed, write_bytes
+from opd_probe.jobs.sampling import store_samples
+from opd_probe.models.served.dialects import Drawn
+from opd_probe.models.served.drafts import Drafts
+from opd_probe.output import check_file_writable, check_writable, claimed, make_folder, write_bytes
 from opd_probe.results.files import save_figure
 from opd_probe.rollouts.files import write_rollouts
+from opd_probe.trace import TraceSpool
+from opd_probe.trace.schema import STATE_COLUMN
 from opd_probe.types import Rollout
 from tests.trace.test_files import small_trace
 
@@ -25,6 +32,36 @@ def test_a_file_in_the_way_is_found_before_anything_is_made(tmp_path: Path) -> N
         check_writable(tmp_path / "file" / "below")
     check_writable(tmp_path / "new" / "deep")
     assert not (tmp_path / "new").exists()
+
+
+def test_what_stands_in_the_place_of_an_output(tmp_path: Path) -> None:
+    """A directory, a file or a link that leads nowhere: a line, or it is replaced where it is ours."""
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "at" / "all")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "r" / "step-5.json").mkdir(parents=True)
+    for name in ("link", "file"):
+        with pytest.raises(OutputError, match="not a directory"):
+            check_writable(tmp_path / name / "traces")
+        with pytest.raises(OutputError, match="cannot be written"):
+            make_folder(tmp_path / name / "traces")
+    with pytest.raises(OutputError, match=r"cannot be replaced .*directory"):
+        store_samples(tmp_path / "r" / "step-5.parquet", [Rollout("a", (3,), (4,))], {})
+    columns = [STATE_COLUMN["position"]]
+    for name in ("link", "file"):
+        spool = TraceSpool([1], columns, 1, tmp_path / name, "key")
+        spool.put(0, {"position": np.zeros(1, np.int32)})
+        assert TraceSpool([1], columns, 1, tmp_path / name, "key").done.tolist() == [True]
+
+
+def test_drafts_for_which_there_is_no_room_leave_nothing(tmp_path: Path) -> None:
+    drafts, limit = Drafts(tmp_path / "d.partial", "key"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limit[1]))
+    try:
+        with pytest.raises(OutputError, match="cannot be written"):
+            drafts.keep("a", Drawn([3], [0.0], "stop"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -10,6 +10,7 @@ import typer
 from opd_probe.cli.options import VariantOption
 from opd_probe.cli.request import takes_request
 from opd_probe.cli.session import finish, progress, quieten_libraries
+from opd_probe.imports import uncollected
 from opd_probe.options.request import Request
 
 
@@ -41,7 +42,8 @@ def align(
     Example: opd-probe align --traces opd-probe-out --x position
     """
     quieten_libraries()
-    from opd_probe.commands.align import align as run
+    with uncollected():
+        from opd_probe.commands.align import align as run
 
     finish(run(request, progress, x=x.value, bins=bins, variant=variant))
 

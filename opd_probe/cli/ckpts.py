@@ -8,6 +8,7 @@ import typer
 
 from opd_probe.cli import options, printing
 from opd_probe.cli.session import progress, quieten_libraries
+from opd_probe.imports import uncollected
 from opd_probe.plain import visible
 
 COLUMNS = ("run", "step", "format", "dtype", "parameters", "size", "base", "tokenizer")
@@ -26,12 +27,14 @@ def ckpts(
 ) -> None:
     """List the checkpoints below a path, and what a trainer left there that cannot be used, and why.
 
-    Only names, headers and small JSON files are read. The exit code is 2 when no checkpoint can be used.
+    Only names, headers and small JSON files are read: whether each weight has a place in the model shows when it is
+    loaded. The exit code is 2 when no checkpoint can be used.
 
     Example: opd-probe ckpts runs
     """
     quieten_libraries()
-    from opd_probe.runs.inventory import check_usable, inventory
+    with uncollected():
+        from opd_probe.runs.inventory import check_usable, inventory
 
     rows = inventory(paths, base=base, step_pattern=step_pattern)
     progress.close()

@@ -10,6 +10,7 @@ import typer
 from opd_probe.cli import options
 from opd_probe.cli.printing import print_document
 from opd_probe.cli.session import progress, quieten_libraries
+from opd_probe.imports import uncollected
 
 
 class Layout(StrEnum):
@@ -53,7 +54,8 @@ def coldstart(
     Example: opd-probe coldstart teacher-rollouts.jsonl -o coldstart.jsonl --correct
     """
     quieten_libraries()
-    from opd_probe.commands.coldstart import coldstart as run
+    with uncollected():
+        from opd_probe.commands.coldstart import coldstart as run
 
     shown = run(
         rollouts, out, progress, layout=layout.value, correct_only=correct, per_prompt=per_prompt, tokenizer=tokenizer

@@ -8,6 +8,7 @@ import typer
 
 from opd_probe.cli import options
 from opd_probe.cli.session import finish, progress, quieten_libraries
+from opd_probe.imports import uncollected
 
 _PLACE = "a trace, a directory with the traces of one run, or a run whose traces are in --out"
 
@@ -28,7 +29,8 @@ def compare(
     Example: opd-probe compare out/traces/a/teacher/step-0.parquet out/traces/a/teacher/step-100.parquet
     """
     quieten_libraries()
-    from opd_probe.commands.compare import compare as run
+    with uncollected():
+        from opd_probe.commands.compare import compare as run
 
     given = {"k": k, "average": str(average) if average else None, "seed": seed}
     finish(run(a, b, progress, options=given, out=out, format=str(format) if format else "table"))

@@ -9,6 +9,7 @@ import typer
 from opd_probe.cli import options
 from opd_probe.cli.request import build_request
 from opd_probe.cli.session import finish, progress, quieten_libraries
+from opd_probe.imports import uncollected
 
 FAILED = 1
 """The exit code when a check fails."""
@@ -100,7 +101,8 @@ def doctor(
     Example: opd-probe doctor --student runs/a/checkpoint-100 --teacher big-model --rollouts rollouts.jsonl
     """
     quieten_libraries()
-    from opd_probe.commands.doctor import check_runs
+    with uncollected():
+        from opd_probe.commands.doctor import check_runs
 
     request = build_request(
         ckpts=ckpts,

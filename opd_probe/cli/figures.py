@@ -8,6 +8,7 @@ import typer
 
 from opd_probe.cli import options
 from opd_probe.cli.session import finish, progress, quieten_libraries
+from opd_probe.imports import uncollected
 from opd_probe.options.request import Request
 
 
@@ -59,7 +60,8 @@ def figures(
     Example: opd-probe figures --traces opd-probe-out --only dynamics entropy
     """
     quieten_libraries()
-    from opd_probe.commands.figures import figures as run
+    with uncollected():
+        from opd_probe.commands.figures import figures as run
 
     request = Request(
         traces=tuple(traces),

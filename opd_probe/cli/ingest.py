@@ -8,6 +8,7 @@ import typer
 
 from opd_probe.cli import options, printing
 from opd_probe.cli.session import progress, quieten_libraries
+from opd_probe.imports import uncollected
 
 
 def ingest(
@@ -50,7 +51,8 @@ def ingest(
     Example: opd-probe ingest rollout_data/ -o rollouts.parquet
     """
     quieten_libraries()
-    from opd_probe.commands.ingest import ingest as run
+    with uncollected():
+        from opd_probe.commands.ingest import ingest as run
 
     shown = run(paths, out, progress, kind=kind, score=score, regrade=grade, step_pattern=step_pattern)
     progress.close()

@@ -9,6 +9,7 @@ import typer
 
 from opd_probe.cli import options, printing
 from opd_probe.cli.session import progress, quieten_libraries
+from opd_probe.imports import uncollected
 from opd_probe.output import output_path
 
 lab = typer.Typer(no_args_is_help=True, help="Small real distillation runs: the paper's experiments in miniature.")
@@ -36,7 +37,8 @@ _OUT = Path("figures")
 def list_experiments(format: options.FormatOption = None) -> None:
     """Print the experiments: what each compares, over which runs."""
     quieten_libraries()
-    from opd_probe.lab.summary import list_rows
+    with uncollected():
+        from opd_probe.lab.summary import list_rows
 
     printing.print_rows(list_rows(), ("experiment", "figures", "runs", "question"), str(format or "table"))
 
@@ -51,7 +53,8 @@ def run(
 ) -> None:
     """Train and measure what the cache lacks, then write the tables and the verdicts on the claims."""
     quieten_libraries()
-    from opd_probe.lab.summary import run_experiments
+    with uncollected():
+        from opd_probe.lab.summary import run_experiments
 
     _say_written(run_experiments(names or [], seeds, cache, out, processes))
 
@@ -60,7 +63,8 @@ def run(
 def tables(seeds: Seeds = _SEEDS, cache: Cache = _CACHE, out: Out = _OUT) -> None:
     """Write the tables and the verdicts from what the cache holds; nothing is trained."""
     quieten_libraries()
-    from opd_probe.lab.summary import write_results
+    with uncollected():
+        from opd_probe.lab.summary import write_results
 
     _say_written(write_results(seeds, cache, out))
 
@@ -71,7 +75,8 @@ def status(
 ) -> None:
     """Print how much of each experiment is in the cache."""
     quieten_libraries()
-    from opd_probe.lab.summary import status_rows
+    with uncollected():
+        from opd_probe.lab.summary import status_rows
 
     rows = status_rows(names or [], seeds, cache)
     printing.print_rows(rows, ("experiment", "seed", "done", "of", "missing"), str(format or "table"))
@@ -88,7 +93,8 @@ def demo(
 ) -> None:
     """Distil one student from a compatible and from an incompatible teacher, side by side."""
     quieten_libraries()
-    from opd_probe.lab.demo import run_demo
+    with uncollected():
+        from opd_probe.lab.demo import run_demo
 
     for path in run_demo(out, seed, steps, prompts):
         typer.echo(path)
@@ -98,7 +104,8 @@ def demo(
 def bases(cache: Cache = _CACHE) -> None:
     """Retrain the base models that the demo ships, from their seed."""
     quieten_libraries()
-    from opd_probe.lab.demo import build_bases
+    with uncollected():
+        from opd_probe.lab.demo import build_bases
 
     for path in build_bases(cache=cache):
         typer.echo(path)
@@ -116,7 +123,8 @@ def signatures(
 ) -> None:
     """Train, distil and measure the demo's runs for every seed, and write the table with each rule's verdict."""
     quieten_libraries()
-    from opd_probe.lab import signatures as module
+    with uncollected():
+        from opd_probe.lab import signatures as module
 
     table = module.signatures(out or module.PUBLISHED, seeds, cache, rollouts)
     typer.echo(module.render(table))

@@ -37,16 +37,24 @@ from opd_probe.cli import (
 )
 from opd_probe.cli.arguments import spread
 from opd_probe.cli.help import App, Group
+from opd_probe.cli.printing import careful_stdout
 from opd_probe.cli.repeats import Repeats
 from opd_probe.cli.session import progress
 from opd_probe.cli.signals import stopped_by_signals
-from opd_probe.errors import OpdProbeError, OpdProbeWarning
+from opd_probe.errors import OpdProbeError, OpdProbeWarning, is_panic
+from opd_probe.imports import let_imports_last
 
 _STRAY = re.compile(r"unexpected extra argument(?:s|\(s\))? \((.*)\)")
 """What click says of words that no option takes."""
 
 INTERRUPTED = 130
 BAD_INPUT = 2
+
+_REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE,
+    errno.EIO,
+)  # fmt: skip
+"""What the system refuses wherever it is asked, such as a library that cannot write its cache."""
 
 app = App(
     name="opd-probe",
@@ -100,10 +108,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     What ends a process in the ordinary way, SIGTERM and SIGHUP, interrupts like Ctrl-C, with exit code 143 or 129.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    with warnings.catch_warnings(), stopped_by_signals() as received:
-        repeats = _show_warnings_as_lines()
+    if argv is None:
+        let_imports_last()
+    received: list[int] = []
+    try:
+        return _run(words, received)
+    except KeyboardInterrupt:  # while it begins or ends, or while something else is said
+        return _interrupted(received)
+
+
+def _run(words: Sequence[str], received: list[int]) -> int:
+    with warnings.catch_warnings(), stopped_by_signals(received):
         try:
-            with closing(repeats):
+            with closing(_show_warnings_as_lines()), careful_stdout():
                 code = typer.main.get_command(app).main(spread(words), prog_name="opd-probe", standalone_mode=False)
             if code == INTERRUPTED:  # typer keeps the interrupt to itself and hands on this code
                 return _interrupted(received)
@@ -113,13 +130,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as error:
             if error.errno == errno.ENOENT and error.filename is None:  # of the system's word for where we are
                 return _fail("the working directory is no longer there; change to one that is")
-            if error.errno != errno.ENAMETOOLONG:
+            if error.errno == errno.ENAMETOOLONG:
+                return _fail(f"{error.filename}: no such path; the name is too long for one")
+            if error.errno not in _REFUSED:
                 raise
-            return _fail(f"{error.filename}: no such path; the name is too long for one")
+            return _fail(f"{error.filename or 'a file'}: cannot be written or read ({error.strerror})")
         except _usage_error() as error:
             return _usage(error)
         except (KeyboardInterrupt, typer.Abort):
             return _interrupted(received)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            return _fail(f"a tokenizer or a file among what was given stops the library that reads it ({error})")
         finally:
             progress.close()
 

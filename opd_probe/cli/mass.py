@@ -7,6 +7,7 @@ import typer
 from opd_probe.cli.options import VariantOption
 from opd_probe.cli.request import takes_request
 from opd_probe.cli.session import finish, progress, quieten_libraries
+from opd_probe.imports import uncollected
 from opd_probe.options.request import Request
 
 
@@ -19,7 +20,8 @@ def mass(request: Request, *, variant: VariantOption = None) -> None:
     Example: opd-probe mass --traces opd-probe-out
     """
     quieten_libraries()
-    from opd_probe.commands.mass import mass as run
+    with uncollected():
+        from opd_probe.commands.mass import mass as run
 
     finish(run(request, progress, variant=variant))
 

@@ -257,6 +257,27 @@ MaxStates = Annotated[
         help="Replay a seeded sample of whole rollouts, drawn until they hold so many states (default: all).",
     ),
 ]
+PrecisionOption = Annotated[
+    list[str] | None,
+    _option(
+        "--precision",
+        panel=_REPLAY,
+        metavar="[METRIC=]WIDTH",
+        help="Replay prompts in a seeded random order, and stop once no end of the metric's interval lies farther from "
+        "it than WIDTH (METRIC: overlap_ratio unless named); the interval is wide enough for stopping so to be right. "
+        "Repeat it for several metrics. Without it, or with a smaller WIDTH, the same command goes on from there.",
+    ),
+]
+WidthOption = Annotated[
+    list[str] | None,
+    _option(
+        "--precision",
+        panel=_RESULT,
+        metavar="[METRIC=]WIDTH",
+        help="Half-widths of intervals for which the prompts are told that they take (default: some of the main "
+        "metrics); repeat it for several.",
+    ),
+]
 Seed = Annotated[
     int | None,
     _option("--seed", panel=_SAMPLING, metavar="N", help="Of sampling and intervals (default: 0)."),

@@ -7,6 +7,7 @@ import typer
 from opd_probe.cli.options import TrainingLog, VariantOption
 from opd_probe.cli.request import takes_request
 from opd_probe.cli.session import finish, progress, quieten_libraries
+from opd_probe.imports import uncollected
 from opd_probe.options.request import Request
 
 
@@ -20,7 +21,8 @@ def overlap(request: Request, *, training_log: TrainingLog = None, variant: Vari
     Example: opd-probe overlap --ckpts runs/* --teacher big-model --prompts problems.jsonl
     """
     quieten_libraries()
-    from opd_probe.commands.overlap import overlap as run
+    with uncollected():
+        from opd_probe.commands.overlap import overlap as run
 
     finish(run(request, progress, training_logs=tuple(training_log or ()), variant=variant))
 

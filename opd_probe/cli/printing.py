@@ -10,8 +10,9 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from opd_probe.digits import with_interval
 from opd_probe.errors import OutputError
@@ -56,19 +57,82 @@ def write(text: str) -> None:
     """
     if sys.stdout is None:  # closed by whoever started this process
         return
-    try:
+    with _written():
         sys.stdout.write(text)
         sys.stdout.flush()
-    except OSError as error:
-        if not isinstance(error, BrokenPipeError):
-            _give_up_stdout()
-            raise OutputError(f"standard output: cannot be written ({error.strerror}); free space") from None
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
         _give_up_stdout()
+    except OutputError:
+        raise
+    except OSError as error:
+        _give_up_stdout()
+        raise OutputError(f"standard output: cannot be written ({error.strerror}); free space") from None
 
 
 def _give_up_stdout() -> None:
     """What Python would flush at exit must not complain either."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Careful:
+    """A stream to which others print, such as help, under the rules of :func:`write`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """The characters of the text."""
+        if not isinstance(text, str):  # which is how some find out what a stream takes
+            raise TypeError(f"expected text, got {type(text).__name__}")
+        if text:
+            with _written():
+                self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        with _written():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def careful_stdout() -> Iterator[None]:
+    """Within the block whatever is printed follows the rules of :func:`write`, and a character that stdout's encoding
+    does not have is spelled out, as on stderr.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    stream: Any = sys.stdout
+    if stream is None:
+        yield
+        return
+    errors = getattr(stream, "errors", None)
+    _take(stream, "backslashreplace")
+    careful: Any = _Careful(stream)
+    sys.stdout = careful
+    try:
+        yield
+        careful.flush()
+    finally:
+        sys.stdout = stream
+        _take(stream, errors)
+
+
+def _take(stream: Any, errors: str | None) -> None:
+    """Have a stream treat what it cannot encode in a way, where it can be told."""
+    if isinstance(stream, io.TextIOWrapper):
+        with suppress(OSError, ValueError):  # it is closed or gone
+            stream.reconfigure(errors=errors)
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

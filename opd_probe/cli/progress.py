@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from opd_probe.plain import visible
@@ -50,7 +51,8 @@ class StderrProgress:
         if self._live is not None:
             self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
         elif sys.stderr is not None:  # closed by whoever started this process
-            print(line, file=sys.stderr, flush=True)
+            with suppress(OSError):  # nobody can be told, and the work goes on
+                print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Remove the live bar."""

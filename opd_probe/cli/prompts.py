@@ -8,6 +8,7 @@ import typer
 
 from opd_probe.cli import options
 from opd_probe.cli.session import finish, progress, quieten_libraries
+from opd_probe.imports import uncollected
 
 
 def prompts(
@@ -43,7 +44,8 @@ def prompts(
     Example: opd-probe prompts out/traces/a/teacher/step-0.parquet --prompts problems.jsonl --count 500 -o best.jsonl
     """
     quieten_libraries()
-    from opd_probe.commands.prompts import prompts as run
+    with uncollected():
+        from opd_probe.commands.prompts import prompts as run
 
     asked = {} if k is None else {"k": k}
     result = run(trace, prompts, out, count=count, floor=entropy_floor, format=str(format or "table"), **asked)

@@ -9,6 +9,7 @@ import typer
 from opd_probe.cli import options
 from opd_probe.cli.request import build_request
 from opd_probe.cli.session import finish, progress, quieten_libraries
+from opd_probe.imports import uncollected
 
 
 def rollout(
@@ -45,7 +46,8 @@ def rollout(
     Example: opd-probe rollout --ckpts runs/a/checkpoint-100 --prompts problems.jsonl --out rollouts.jsonl
     """
     quieten_libraries()
-    from opd_probe.commands.rollout import rollout as run
+    with uncollected():
+        from opd_probe.commands.rollout import rollout as run
 
     request = build_request(
         ckpts=ckpts,

@@ -10,10 +10,13 @@ from typing import Any
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[list[int]]:
+def stopped_by_signals(received: list[int]) -> Iterator[None]:
     """Within the block a signal that ends the process raises :class:`KeyboardInterrupt`, so that what is half-written
-    is removed; yields the list of those that came. One that is ignored, as ``nohup`` has it, stays ignored."""
-    received: list[int] = []
+    is removed. One that is ignored, as ``nohup`` has it, stays ignored.
+
+    Args:
+        received: grows by each that comes.
+    """
 
     def interrupt(number: int, _: Any) -> None:
         received.append(number)
@@ -21,13 +24,14 @@ def stopped_by_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
 
     before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                before[number] = signal.signal(number, interrupt)
     try:
-        yield received
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)
+                if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                    before[number] = signal.SIG_DFL
+                    signal.signal(number, interrupt)
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -8,6 +8,7 @@ import typer
 
 from opd_probe.cli import options, printing
 from opd_probe.cli.session import progress, quieten_libraries
+from opd_probe.imports import uncollected
 
 COLUMNS = ("rank", "token", "token_id", "contribution", "share", "mean", "per_1000_states", "net", "n_states")
 
@@ -60,8 +61,9 @@ def tokens(
     Example: opd-probe tokens out/traces/a/teacher/step-100.parquet --against out/traces/a/teacher/step-0.parquet
     """
     quieten_libraries()
-    from opd_probe.commands.tokens import table_rows
-    from opd_probe.commands.tokens import tokens as run
+    with uncollected():
+        from opd_probe.commands.tokens import table_rows
+        from opd_probe.commands.tokens import tokens as run
 
     report = run(
         trace,

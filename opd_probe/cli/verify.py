@@ -8,6 +8,7 @@ import typer
 
 from opd_probe.cli import options, printing
 from opd_probe.cli.session import progress, quieten_libraries
+from opd_probe.imports import uncollected
 
 DIFFERS = 1
 """The exit code when a state differs."""
@@ -43,7 +44,8 @@ def verify(
     Example: opd-probe verify out/traces/a/teacher/step-100.parquet --rollouts rollouts.jsonl
     """
     quieten_libraries()
-    from opd_probe.commands.verify import verify as run
+    with uncollected():
+        from opd_probe.commands.verify import verify as run
 
     said = run(
         trace,

@@ -26,14 +26,15 @@ POSITION_COLUMNS = (
     "token_source",
     "sampling",
     "quantised",
+    "stopped",
     "position_lo",
     "position_hi",
     "n_states",
     *ALIGN_COLUMNS[len(NAMES) :],
 )
 DEPTH_COLUMNS = (
-    "run", "step", "teacher", "token_source", "sampling", "quantised", "position_lo", "position_hi", "n_states",
-    "sampled_reward",
+    "run", "step", "teacher", "token_source", "sampling", "quantised", "stopped", "position_lo", "position_hi",
+    "n_states", "sampled_reward",
     *(f"sampled_reward_q{end}" for end in ("05", "25", "50", "75", "95")),
 )  # fmt: skip
 

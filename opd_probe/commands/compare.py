@@ -18,7 +18,7 @@ from opd_probe.output import check_writable, output_path
 from opd_probe.progress import Progress
 from opd_probe.results.files import draw_figure, write_csv
 from opd_probe.results.tables import as_table, json_row, present
-from opd_probe.runs.stored import Measured, find_traces
+from opd_probe.runs.stored import Measured, find_traces, stopped_columns
 
 COLUMNS = ("step_a", "step_b", "metric", "unit", "a", "b", "difference", "n_prompts")
 
@@ -120,7 +120,7 @@ def _rows(a: Measured, b: Measured) -> list[dict[str, Any]]:
     except OpdProbeError as error:
         where = " and ".join(str(side.trace.path) for side in (a, b))
         raise InputError(f"{where}: {error}") from None
-    keys = [{**one.key, "sampling": sampling_label(one.trace)} for one in (a, b)]
+    keys = [{**one.key, "sampling": sampling_label(one.trace), **stopped_columns(one.trace)} for one in (a, b)]
     names = {f"{name}_{side}": value for side, key in zip("ab", keys, strict=True) for name, value in key.items()}
     return [{**names, **row} for row in table.to_dict("records")]  # type: ignore[dict-item]
 

@@ -57,7 +57,7 @@ def figures(
     logs = log_files(training_logs)
     shares = {teacher: _share(teacher, text) for teacher, text in map(_pair, teacher_accuracies)}
     out = output_path(request.out or DEFAULT_OUT)
-    check_writable(out)
+    check_writable(out / "figures")
     measured = in_order(find_traces(request.traces, parse_options(request.options)))
     warn_of_states(measured)
     _refuse_unknown_teachers(shares, [one.teacher for one in measured])

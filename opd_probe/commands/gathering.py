@@ -9,14 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from opd_probe.commands.result import Result
 from opd_probe.curves.sampling import AS_SCORED
 from opd_probe.errors import InputError
-from opd_probe.jobs.finished import job_key, noted, stored_job
-from opd_probe.jobs.plan import make_plan
-from opd_probe.models.remembered import remembering
 from opd_probe.options.request import DEFAULT_OUT, Request
 from opd_probe.options.settings import parse_options
 from opd_probe.output import check_writable, claimed, output_path
@@ -27,12 +22,13 @@ from opd_probe.results.tables import as_table, json_row, present
 from opd_probe.runs.stored import find_traces, warn_of_prompts, warn_of_states
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 Drawing = tuple[str, Callable[[], "Figure"]]
 """What is added to a table's name for a figure of it, and what draws it, once the table is written."""
 
-NAMES = ("run", "step", "teacher", "k", "states", "token_source", "sampling", "quantised")
+NAMES = ("run", "step", "teacher", "k", "states", "token_source", "sampling", "quantised", "stopped")
 DRY_RUN_COLUMNS = (
     "run", "step", "teacher", "states", "states_are", "tokens", "bytes", "seconds",
 )  # fmt: skip
@@ -56,8 +52,12 @@ def gather(request: Request, progress: Progress) -> Iterator[Gathered | Result]:
         warn_of_prompts(measured)
         yield Gathered(in_order(measured), out, request.format or "table", progress)
         return
+    # What looks at checkpoints is not waited for where traces are given, and torch not where they are there already.
+    from opd_probe.jobs.finished import job_key, noted, stored_job
+    from opd_probe.jobs.plan import make_plan
+    from opd_probe.models.remembered import remembering
+
     plan = make_plan(request)
-    # These import torch, which nobody should wait for whose traces are there.
     if plan.dry_run:
         from opd_probe.jobs.estimate import estimate
 

@@ -11,7 +11,7 @@ from typing import Any
 from opd_probe.engine.nemo_rl import Dump, dump_traces, find_dumps
 from opd_probe.errors import InputError, warn
 from opd_probe.options.naming import file_names
-from opd_probe.output import check_file_writable, output_path
+from opd_probe.output import check_file_writable, check_writable, make_folder, output_path
 from opd_probe.progress import Progress
 from opd_probe.rollouts.files import prompt_key, write_rollouts
 from opd_probe.rollouts.grading import grade_rollout
@@ -70,9 +70,10 @@ def ingest(
 
 def _ingest_dumps(dumps: Sequence[Dump], out: Path, progress: Progress) -> dict[str, Any]:
     """Write a trace for each step that a trainer dumped both models' log-probabilities of."""
+    check_writable(out / "traces")
     run = real_path(dumps[0].path).parent.name or "run"
     traces = dump_traces(dumps, run)
-    (folder := out / "traces").mkdir(parents=True, exist_ok=True)
+    folder = make_folder(out / "traces")
     progress.begin("write")
     for done, trace in enumerate(traces):
         progress.update(done, len(traces))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from opd_probe.commands.result import Result
 from opd_probe.jobs.files import Files
 from opd_probe.jobs.plan import make_sampling_plan
@@ -51,5 +53,6 @@ def rollout(request: Request, progress: Progress) -> Result:
         everything += named_by_step(rollouts, checkpoint) if len(run.run.checkpoints) > 1 else rollouts
     write_rollouts(plan.out, everything)
     for checkpoint in run.run.checkpoints:
-        drafts_path(plan.out, checkpoint).unlink(missing_ok=True)
+        with suppress(OSError):  # what is left there is of no harm
+            drafts_path(plan.out, checkpoint).unlink(missing_ok=True)
     return Result(rows, COLUMNS, plan.format, (plan.out,))

@@ -11,6 +11,7 @@ from opd_probe.curves.accumulate import RolloutSums, clusters_of
 from opd_probe.curves.bootstrap import RESAMPLES
 from opd_probe.curves.clusters import gather, units_of
 from opd_probe.curves.intervals import Floats, ends, estimate
+from opd_probe.curves.looks import level_of
 from opd_probe.errors import InputError
 from opd_probe.metrics.divergence import sampled_reward
 from opd_probe.metrics.registry import UNIT_RANGES
@@ -130,7 +131,7 @@ def signal_by_depth(
     units = np.full(bins, units_of(sums.count.reshape(n_rollouts, bins).sum(1), codes, n_clusters))
     units[-1] = np.inf  # all of it is all of it
     shares = estimate((signal,), cumulative, clusters, units, [UNIT_RANGES["share"]] * bins)
-    value, lo, hi = ends(shares, resamples > 0)
+    value, lo, hi = ends(shares, level_of(trace, resamples))
     return pd.DataFrame(
         {
             "relative": np.arange(1, bins + 1) / bins,

@@ -112,27 +112,26 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
         )
 
 
-def ends(of: Estimate, intervals: bool) -> tuple[Floats, Floats, Floats]:
-    """The values with both ends of their intervals, [m] each; NaN for ends that are not asked for."""
+def ends(of: Estimate, level: float | None) -> tuple[Floats, Floats, Floats]:
+    """The values with both ends of their intervals, [m] each; NaN for ends that are not asked for (no level)."""
     none = np.full_like(of.value, np.nan)
-    return of.value, *(interval(of) if intervals else (none, none))
+    return of.value, *((none, none) if level is None else interval(of, level=level))
 
 
-def interval(of: Estimate, *, exact: bool = False) -> tuple[Floats, Floats]:
-    """The 95 % interval of each quantity: its two ends [m], within its range.
+def interval(of: Estimate, *, exact: bool = False, level: float = LEVEL) -> tuple[Floats, Floats]:
+    """The interval of each quantity: its two ends [m], within its range.
 
     NaN where nothing holds: below two clusters; below :data:`FEW_UNBOUNDED` of a quantity without two bounds, or where
     it is the same in all of them; where a cluster alone defines it. An infinite value makes one end infinite.
 
     Args:
         exact: what does not vary at all is known: both ends are its value.
+        level: how often such an interval holds what it is of.
     """
-    clusters = np.maximum(of.clusters, 2).astype(np.float64)
-    change = (clusters - 1) / clusters * (of.finite - of.left_out)
-    variance = clusters / (clusters - 1) * (change**2).sum(0)
+    change, variance, freedom = _changes(of)
     still = np.sqrt(variance) <= _NOISE * of.scale
-    tail = np.where(still, (1 - LEVEL) / 2, _tail(change, clusters))
-    variance = np.where(still, 0.0, variance)
+    tail = np.where(still, (1 - level) / 2, _tail(freedom, level))
+    variance = np.asarray(np.where(still, 0.0, variance))
     bounded = np.isfinite(of.low) & np.isfinite(of.high)
     none = (of.clusters < 2) | np.isnan(of.value) | np.isnan(variance)
     none |= ~bounded & (still | (of.clusters < FEW_UNBOUNDED)) & ~(exact & still)
@@ -145,20 +144,32 @@ def interval(of: Estimate, *, exact: bool = False) -> tuple[Floats, Floats]:
     return ends[0], ends[1]
 
 
-def _tail(change: Floats, clusters: Floats) -> Floats:
-    """[m], the normal tail probability beyond the quantile of Student's t.
+def spread(of: Estimate) -> tuple[Floats, Floats]:
+    """The variance of each quantity, [m], and the degrees of freedom that it is known with."""
+    return _changes(of)[1:]
+
+
+def _changes(of: Estimate) -> tuple[Floats, Floats, Floats]:
+    """What each cluster changes, [c, m]; the variance that follows, [m], and its degrees of freedom.
 
     The variance of a variance is (2 / (c − 1) + excess kurtosis / c) times its square, and 2 / degrees of freedom times
     its square where it is a multiple of χ² (Satterthwaite).
     """
-    from scipy.special import ndtr, stdtrit
-
+    clusters = np.maximum(of.clusters, 2).astype(np.float64)
+    change = (clusters - 1) / clusters * (of.finite - of.left_out)
+    variance = np.asarray(clusters / (clusters - 1) * (change**2).sum(0), dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         relative = (change / np.abs(change).max(0, initial=0.0)) ** 2
         excess = np.maximum(clusters * (relative**2).sum(0) / relative.sum(0) ** 2 - 3.0, 0.0)
     freedom = np.maximum(2.0 / (2.0 / (clusters - 1) + excess / clusters), 1.0)
-    tail: Floats = ndtr(-stdtrit(freedom, (1 + LEVEL) / 2))
-    return tail
+    return change, variance, np.asarray(freedom, dtype=np.float64)
+
+
+def _tail(freedom: Floats, level: float) -> Floats:
+    """[m], the normal tail probability beyond the quantile of Student's t."""
+    from scipy.special import ndtr, stdtrit
+
+    return np.asarray(ndtr(-stdtrit(freedom, (1 + level) / 2)), dtype=np.float64)
 
 
 def _end(of: Estimate, change: Floats, variance: Floats, tail: Floats, side: int) -> Floats:

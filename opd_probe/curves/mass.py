@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of, prompts_with_states
 from opd_probe.curves.bootstrap import RESAMPLES
 from opd_probe.curves.intervals import Floats, ends, warn_few_prompts
+from opd_probe.curves.looks import level_of
 from opd_probe.metrics import METRICS
 from opd_probe.metrics.overlap import STUDENT, TEACHER, overlap_advantage
 from opd_probe.metrics.states import BLOCK_STATES, keep_freed_memory
@@ -75,7 +76,7 @@ def mass_curve(
     if resamples:
         warn_few_prompts(prompts_with_states(trace))
     ranges = [METRICS[name].range for name in QUANTITIES for _ in range(depth)]
-    mean, lo, hi = ends(sums.clustered(codes, n_clusters, average)[0].estimate(ranges), resamples > 0)
+    mean, lo, hi = ends(sums.clustered(codes, n_clusters, average)[0].estimate(ranges), level_of(trace, resamples))
     defined = sums.count[:, 0].sum(0)
     table: dict[str, Any] = {"k": np.arange(1, depth + 1)}
     for index, name in enumerate(QUANTITIES):

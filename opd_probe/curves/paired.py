@@ -11,11 +11,12 @@ import numpy as np
 
 from opd_probe.curves.accumulate import RolloutSums, check_average
 from opd_probe.curves.bootstrap import RESAMPLES, Resampling, percentile_interval
-from opd_probe.curves.intervals import Estimate, Floats, Ints, difference, interval, warn_few_prompts
+from opd_probe.curves.intervals import LEVEL, Estimate, Floats, Ints, difference, interval, warn_few_prompts
+from opd_probe.curves.looks import level_of
 from opd_probe.curves.remarks import difference_remark
 from opd_probe.curves.rollouts import ROLLOUT_QUANTITIES, Auroc, rollout_sums, rollout_values
 from opd_probe.curves.sampling import sampling_label, sampling_remark
-from opd_probe.curves.tokens import same_states
+from opd_probe.curves.timeline import same_states
 from opd_probe.curves.whole import whole_sums
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.metrics import METRICS, TRACE_METRICS
@@ -78,7 +79,7 @@ def compare(
         warn_few_prompts(len(common))
     same_rollouts = same_states(a, b)
     same = same_rollouts and np.array_equal(sides[0].reward, sides[1].reward, equal_nan=True)
-    resampling = Resampling(resamples, seed)
+    resampling = Resampling(resamples, seed, max(level_of(trace) or LEVEL for trace in (a, b)))
     rows: list[dict[str, Any]] = []
     for first, second in zip(*(side.parts for side in sides), strict=True):
         found = _differ(first, second, resampling, exact=same_rollouts if first.of_rollouts else same)
@@ -101,6 +102,14 @@ def _warn_of_mixture(a: Trace, b: Trace) -> None:
         warnings.warn(
             f"compare: {of_text} is of re-tokenised text, {other} of sampled ids; a difference may come from that "
             "alone",
+            OpdProbeWarning,
+            stacklevel=3,
+        )
+    stopped = [name for name, trace in (("A", a), ("B", b)) if trace.stopped is not None]
+    if stopped:
+        warnings.warn(
+            f"compare: the replay of {' and of '.join(stopped)} stopped when it was precise; differences are over the "
+            "prompts that both have, with intervals that are wide enough for it",
             OpdProbeWarning,
             stacklevel=3,
         )
@@ -162,7 +171,7 @@ def _differ(first: _Part, second: _Part, resampling: Resampling, *, exact: bool)
     """
     if isinstance(first.source, Estimate) and isinstance(second.source, Estimate):
         both = difference(first.source, second.source)
-        lo, hi = interval(both, exact=exact)
+        lo, hi = interval(both, exact=exact, level=resampling.level)
         if not resampling.resamples:
             lo, hi = np.full_like(lo, np.nan), np.full_like(hi, np.nan)
         return first.source.value, second.source.value, both.value, lo, hi

@@ -10,6 +10,7 @@ import numpy as np
 from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of, prompts_with_states
 from opd_probe.curves.bootstrap import RESAMPLES
 from opd_probe.curves.intervals import ends, warn_few_prompts
+from opd_probe.curves.looks import level_of
 from opd_probe.errors import InputError
 from opd_probe.metrics import METRICS
 from opd_probe.metrics.states import check_k, metric_blocks, metric_names
@@ -67,7 +68,7 @@ def position_curve(
         n_states = places.count[:, index, 0].sum()
         if n_states == 0:
             continue
-        mean, lo, hi = ends(group.estimate([METRICS[name].range for name in names]), resamples > 0)
+        mean, lo, hi = ends(group.estimate([METRICS[name].range for name in names]), level_of(trace, resamples))
         row: dict[str, float] = {
             "position_lo": index * width,
             "position_hi": min((index + 1) * width - 1, last),

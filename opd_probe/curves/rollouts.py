@@ -42,19 +42,19 @@ def rollout_values(trace: Trace, mean_reward: Floats) -> Floats:
 
 
 def summarise_rollouts(
-    values: Floats, used: NDArray[np.bool_], codes: Ints, n_clusters: int, *, intervals: bool
+    values: Floats, used: NDArray[np.bool_], codes: Ints, n_clusters: int, *, level: float | None
 ) -> dict[str, float]:
     """Means over rollouts that have states, with intervals over prompts, and the AUROC of the mean reward."""
     values, codes = values[used], codes[used]
     means = rollout_sums(values, codes, n_clusters).estimate([of for _, of in ROLLOUT_QUANTITIES.values()])
     row: dict[str, float] = {}
-    for index, (name, value, lo, hi) in enumerate(zip(ROLLOUT_QUANTITIES, *ends(means, intervals), strict=True)):
+    for index, (name, value, lo, hi) in enumerate(zip(ROLLOUT_QUANTITIES, *ends(means, level), strict=True)):
         row |= {name: value, f"{name}_lo": lo, f"{name}_hi": hi}
         row[f"{name}_n"] = int((~np.isnan(values[:, index])).sum())
     auroc = Auroc.of(values[:, 0], values[:, 3], codes, n_clusters)
-    if intervals:
+    if level is not None:
         auroc.warn_few()
-    value, lo, hi = (float(end[0]) for end in ends(auroc.estimate, intervals))
+    value, lo, hi = (float(end[0]) for end in ends(auroc.estimate, level))
     return row | {"reward_auroc": value, "reward_auroc_lo": lo, "reward_auroc_hi": hi, "reward_auroc_n": auroc.known}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of, prompts_with_states
 from opd_probe.curves.bootstrap import RESAMPLES
 from opd_probe.curves.intervals import Floats, Ints, ends, warn_few_prompts
+from opd_probe.curves.looks import level_of
 from opd_probe.curves.remarks import list_remarks
 from opd_probe.curves.rollouts import rollout_values, summarise_rollouts
 from opd_probe.errors import OpdProbeWarning
@@ -93,7 +94,7 @@ def summary_row(
     if resamples:
         warn_few_prompts(n_prompts)
     ranges = [METRICS[name].range for name in (*means, *internal)]
-    mean, lo, hi = ends(sums.clustered(codes, n_clusters, average)[0].estimate(ranges), resamples > 0)
+    mean, lo, hi = ends(sums.clustered(codes, n_clusters, average)[0].estimate(ranges), level_of(trace, resamples))
     reward_at = [*means, *internal].index("sampled_reward")
     row: dict[str, Any] = {
         "k": k,
@@ -113,7 +114,7 @@ def summary_row(
     for name in counted:
         row |= _quantiles(name, histograms[name])
     by_rollout = rollout_values(trace, sums.rollout_means(reward_at))
-    return row | summarise_rollouts(by_rollout, used, codes, n_clusters, intervals=resamples > 0)
+    return row | summarise_rollouts(by_rollout, used, codes, n_clusters, level=level_of(trace, resamples))
 
 
 def _histogram(values: Floats, depth: int) -> Ints:

@@ -13,6 +13,7 @@ from opd_probe.curves.accumulate import RolloutSums, check_average, clusters_of,
 from opd_probe.curves.bootstrap import RESAMPLES
 from opd_probe.curves.clusters import Sums, gather, units_of
 from opd_probe.curves.intervals import Floats, ends, warn_few_prompts
+from opd_probe.curves.looks import level_of
 from opd_probe.metrics.states import BLOCK_STATES, check_k, keep_freed_memory
 from opd_probe.metrics.variants import CHUNK, Variant, parse_variant
 from opd_probe.metrics.view import TopView
@@ -53,6 +54,7 @@ def summarize_variant(
     n_prompts = prompts_with_states(trace)
     if resamples:
         warn_few_prompts(n_prompts)
+    level = level_of(trace, resamples)
     row: dict[str, Any] = {
         "variant": chosen.name,
         "k": k,
@@ -60,11 +62,11 @@ def summarize_variant(
         "n_rollouts": int((np.diff(trace.rollout_offsets) > 0).sum()),
         "n_states": trace.n_states,
     }
-    row |= sums.row("", slice(None), average, resamples > 0)
+    row |= sums.row("", slice(None), average, level)
     if chosen.chunked:
         for chunk in range(sums.n_chunks):
             name = f"_chunk_{chunk * CHUNK}_{min((chunk + 1) * CHUNK, sums.length)}"
-            row |= sums.row(name, slice(chunk, chunk + 1), average, resamples > 0)
+            row |= sums.row(name, slice(chunk, chunk + 1), average, level)
     return row
 
 
@@ -114,7 +116,7 @@ class _Weighted:
         before = self.extremes.get(name, new)
         self.extremes[name] = before if math.isnan(before) else pick(before, new)
 
-    def row(self, suffix: str, chunks: slice, average: str, intervals: bool) -> dict[str, float]:
+    def row(self, suffix: str, chunks: slice, average: str, level: float | None) -> dict[str, float]:
         """The quantities over some chunks; those without any state there are left out of a chunk."""
         sums = self.numerators
         total, plus, minus = (array[:, chunks].sum(1) for array in (sums.total, sums.plus, sums.minus))
@@ -128,7 +130,7 @@ class _Weighted:
             weight, plus, minus = ((array > 0).astype(np.float64) for array in (weight, plus, minus))
         total, weight, plus, minus = (gather(array, codes, n_clusters) for array in (total, weight, plus, minus))
         gathered = Sums(total, weight, plus, minus, units)
-        mean, lo, hi = ends(gathered.estimate([one.range for one in self.variant.quantities]), intervals)
+        mean, lo, hi = ends(gathered.estimate([one.range for one in self.variant.quantities]), level)
         row: dict[str, float] = {}
         for column, one in enumerate(self.variant.quantities):
             name = f"{one.name}{suffix}"

@@ -13,6 +13,7 @@ from opd_probe.curves.accumulate import RolloutSums, clusters_of, stack
 from opd_probe.curves.bootstrap import RESAMPLES
 from opd_probe.curves.clusters import gather, units_of
 from opd_probe.curves.intervals import Estimate, Floats, Ints, ends, estimate
+from opd_probe.curves.looks import level_of
 from opd_probe.metrics import METRICS
 from opd_probe.metrics.context import context_columns, correctness
 from opd_probe.metrics.states import BLOCK_STATES
@@ -45,7 +46,7 @@ def diagnose(
     used = np.diff(trace.rollout_offsets) > 0
     sums = whole_sums(trace, used)
     codes, n_clusters = clusters_of(trace)
-    mean, lo, hi = ends(sums.estimate(codes, n_clusters), resamples > 0)
+    mean, lo, hi = ends(sums.estimate(codes, n_clusters), level_of(trace, resamples))
     row: dict[str, Any] = {"forking_entropy": sums.cuts[Cut("student_entropy", FORKING)]}
     for index, metric in enumerate(sums.metrics):
         name = metric.name

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from opd_probe.engine.provenance import software
 from opd_probe.engine.scoring import Columns, VocabularyMap, default_chunk, score_logits
 from opd_probe.engine.settings import check_temperature
 from opd_probe.errors import InputError, LogitError, OpdProbeWarning
 from opd_probe.stats.rounding import is_narrow, rounding_words
 from opd_probe.trace import Trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION, array_columns
+from opd_probe.versions import software
 
 
 def trace_logits(

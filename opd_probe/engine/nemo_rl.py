@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from opd_probe.engine.lists import Side, completed, state_arrays
-from opd_probe.engine.provenance import software
 from opd_probe.errors import InputError
 from opd_probe.rollouts.torch_rows import load_data
 from opd_probe.stats.rounding import rounding
 from opd_probe.stats.topk import NO_ID
 from opd_probe.trace import Trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION
+from opd_probe.versions import software
 
 _WHAT = "NeMo-RL's statistics"
 _LISTS = ("student_topk_token_ids", "student_topk_logits", "student_V_logsumexp",

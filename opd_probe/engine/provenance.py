@@ -1,11 +1,9 @@
-"""What a trace says about the software that made it, and about how that software was told to multiply."""
+"""What a trace says about the command that made it, and about how torch was told to multiply."""
 
 from __future__ import annotations
 
-import platform
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
 from pathlib import Path
 
@@ -13,24 +11,11 @@ import torch
 
 from opd_probe.plain import told
 
-PACKAGES = ("opd-probe", "torch", "transformers", "peft", "numpy", "pyarrow")
-
 
 def command_line() -> list[str]:
     """The words that started this process, without logins that stand in addresses among them."""
     program, *words = sys.argv or [""]
     return [Path(program).name, *(told(word) for word in words)]
-
-
-def software() -> dict[str, str]:
-    """Versions of what shapes the numbers, by package name."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 FP32_SETTINGS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")

@@ -18,14 +18,14 @@ from opd_probe.engine.sequences import (
     StateSequence,
     build_sequences,
     check_sampled,
-    sequence_batches,
+    pending_batches,
     state_counts,
     with_prompts,
 )
 from opd_probe.engine.settings import ReplaySettings
 from opd_probe.engine.stored import StoredModel, state_hidden
 from opd_probe.errors import LogitError, OutOfMemoryError, is_refused_allocation
-from opd_probe.stats.compiled import CompiledReduction, compiling_pays
+from opd_probe.stats.compiled import CompiledReduction, compiling_pays, whole_tiles
 from opd_probe.stats.native import building_pays
 from opd_probe.stats.projection import OutputProjection
 from opd_probe.stats.threads import fitting_threads
@@ -138,55 +138,77 @@ class Replay:
         """The number of states of every rollout, 0 for a skipped one."""
         return state_counts(self.rollouts, self.sequences)
 
+    @property
+    def ways(self) -> dict[str, bool]:
+        """What was decided for the whole job: whether the passes over the logits are ``compiled``, and whether a
+        ``native`` product is used where the weights are bf16 on a CPU. The same for the same settings, whatever is
+        left to do."""
+        settings = self.settings
+        states = sum(self.state_counts) if settings.job_states is None else settings.job_states
+        job = states, len(self.shared_ids)
+        compiled, native = settings.compiled, settings.native
+        native = compiled if native is None else native
+        return {
+            "compiled": compiling_pays(*job, self._device) if compiled is None else compiled,
+            "native": building_pays(*job) if native is None else native,
+        }
+
+    @property
+    def _device(self) -> torch.device:
+        """Where both models' logits meet; a model that is spread over devices takes its inputs elsewhere."""
+        return self.student.output_layer.weight.device
+
     def states(
-        self, done: NDArray[np.bool_] | None = None, progress: Progress | None = None
+        self,
+        done: NDArray[np.bool_] | None = None,
+        progress: Progress | None = None,
+        units: Sequence[Sequence[int]] | None = None,
     ) -> Iterator[tuple[int, Columns]]:
-        """Yield (rollout index, columns of its states), longest sequences first.
+        """Yield (rollout index, columns of its states), longest sequences of a unit first.
 
         The values depend on neither the batch, its padding nor the chunk, beyond the rounding of the models'
         own matrix products.
 
         Args:
-            done: bool [n_rollouts], rollouts to leave out. The batches are those of all rollouts, so that the others
-                come out to the same bits.
+            done: bool [n_rollouts], rollouts to leave out; one that goes through with others is yielded again. The
+                batches are those of all rollouts, so that what is left comes out to the same bits.
             progress: called after each batch.
+            units: the rollouts of each unit: one after another, none together with those of another. None: all are one.
 
         Raises:
             LogitError: a model returned a logit that is NaN or +inf; names the rollout and the position.
             OutOfMemoryError: names the option that lowers the need.
         """
         total = sum(len(sequence.positions) for sequence in self.sequences)
-        finished = 0 if done is None else sum(len(one.positions) for one in self.sequences if done[one.rollout])
+        pending = pending_batches(self.sides, self.settings.batch_tokens, done, units)
+        left = [s for s in self.sequences if done is None or not done[s.rollout]]
+        finished = total - sum(len(sequence.positions) for sequence in left)
         if progress is not None:
             progress(finished, total)
-        if finished == total:
+        if not pending:
             return
         scorer = self._scorer()
-        for batch in sequence_batches(self.sides, self.settings.batch_tokens):
-            left = left_of(batch[0][0], done)
-            if not left:
-                continue
+        for batch in pending:
+            new = sum(len(s.positions) for s in batch[0][0] if done is None or not done[s.rollout])
             with memory_advice(), fitting_threads(self.teacher.output_layer.weight):
                 columns = self._score(scorer, batch)
-            yield from (pair for pair in by_rollout(batch[0][0], columns) if pair[0] in left)
-            finished += sum(left.values())
+            yield from by_rollout(batch[0][0], columns)
+            finished += new
             if progress is not None:
                 progress(finished, total)
 
     def _scorer(self) -> StateScorer:
         settings = self.settings
         ids = torch.from_numpy(self.shared_ids)
-        # Where both models' logits meet; a model that is spread over devices takes its inputs elsewhere.
-        device = self.student.output_layer.weight.device
-        job = sum(self.state_counts), len(self.shared_ids)
-        native = building_pays(*job) if settings.compiled is None else settings.compiled
-        compiles = compiling_pays(*job, device) if settings.compiled is None else settings.compiled
+        device, ways = self._device, self.ways
 
         def projection(layer: Layer) -> OutputProjection:
-            return OutputProjection(layer.weight, layer.bias, ids, layer.scale, layer.softcap, native=native)
+            return OutputProjection(layer.weight, layer.bias, ids, layer.scale, layer.softcap, native=ways["native"])
 
         vocabulary = VocabularyMap(self.shared_ids, max(self.student.width, self.teacher.width), device)
         chunk = settings.chunk or default_chunk(max(self.student.width, self.teacher.width), device)
+        if ways["compiled"] and settings.chunk is None:
+            chunk = whole_tiles(chunk)
         return StateScorer(
             projection(self.student.output_layer),
             projection(self.teacher.output_layer),
@@ -195,7 +217,7 @@ class Replay:
             temperature=settings.temperature,
             jsd=settings.jsd,
             chunk=chunk,
-            reduction=CompiledReduction(chunk, device) if compiles else None,
+            reduction=CompiledReduction(chunk, device) if ways["compiled"] else None,
         )
 
     @torch.inference_mode()
@@ -208,11 +230,6 @@ class Replay:
             return scorer.score(student, teacher, tokens)
         except LogitError as error:
             raise located(error, members, self.rollouts) from None
-
-
-def left_of(members: Sequence[StateSequence], done: NDArray[np.bool_] | None) -> dict[int, int]:
-    """The rollouts of a batch that are not done yet, and how many states each has."""
-    return {one.rollout: len(one.positions) for one in members if done is None or not done[one.rollout]}
 
 
 def by_rollout(members: Sequence[StateSequence], columns: Columns) -> Iterator[tuple[int, Columns]]:

@@ -126,6 +126,28 @@ def sequence_batches(sides: Sequence[Sequence[StateSequence]], batch_tokens: int
     ]
 
 
+def pending_batches(
+    sides: Sequence[Sequence[StateSequence]],
+    batch_tokens: int,
+    done: NDArray[np.bool_] | None = None,
+    units: Sequence[Sequence[int]] | None = None,
+) -> list[list[Members]]:
+    """The batches of which something is to be done, in order.
+
+    They are planned over everything, done or not: what goes through a model together rounds alike, so that work that
+    goes on has the bytes of work that was never interrupted.
+
+    Args:
+        sides: as for :func:`sequence_batches`. done: bool [n_rollouts].
+        units: the rollouts that go through together, one unit after another; None: all are one.
+    """
+    planned: list[list[Members]] = []
+    for unit in [None] if units is None else [frozenset(one) for one in units]:
+        inside = [[s for s in side if unit is None or s.rollout in unit] for side in sides]
+        planned += sequence_batches(inside, batch_tokens) if inside[0] else []
+    return [batch for batch in planned if done is None or not all(done[s.rollout] for s in batch[0][0])]
+
+
 def with_prompts(rollouts: Sequence[Rollout], prompts: Sequence[Sequence[int]]) -> list[Rollout]:
     """The rollouts as a model reads them that is given other prompts; states stay aligned by response position.
 
@@ -146,7 +168,7 @@ def build_sequences(rollouts: Sequence[Rollout], models: Sequence[Any], whose: s
     """The sequences of all rollouts that have states, refused where one of the models cannot read them.
 
     Args:
-        models: loaded models, with ``name``, ``width``, ``max_positions`` and ``placeholder_ids``.
+        models: loaded models, with ``name``, ``readable``, ``max_positions`` and ``placeholder_ids``.
         whose: for messages, such as ``"the teacher's "`` prompt.
 
     Raises:
@@ -162,7 +184,7 @@ def build_sequences(rollouts: Sequence[Rollout], models: Sequence[Any], whose: s
     for sequence in sequences:
         rollout = rollouts[sequence.rollout]
         for model in models:
-            _check_ids(rollout, sequence.input_ids, model.name, model.width)
+            _check_ids(rollout, sequence.input_ids, model.name, model.readable)
             _check_text(rollout, model)
             length = len(sequence.input_ids)
             if model.max_positions is not None and length > model.max_positions:

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from opd_probe.engine.replay import Progress, ReplayModel, by_rollout, left_of, located, memory_advice
+from opd_probe.engine.replay import Progress, ReplayModel, by_rollout, located, memory_advice
 from opd_probe.engine.scoring import Columns, VocabularyMap, check_rest, default_chunk, rows_of
 from opd_probe.engine.sequences import (
     StateSequence,
     build_sequences,
     check_sampled,
-    sequence_batches,
+    pending_batches,
     state_counts,
     with_prompts,
 )
@@ -127,25 +127,35 @@ class ServedReplay:
         """The number of states of every rollout, 0 for a skipped one."""
         return state_counts(self.rollouts, self.sequences)
 
-    def answers(self, answered: NDArray[np.bool_], progress: Progress | None = None) -> Iterator[tuple[int, Columns]]:
+    def answers(
+        self,
+        answered: NDArray[np.bool_],
+        progress: Progress | None = None,
+        unit: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, Columns]]:
         """Yield (rollout index, the columns :data:`TOLD` of its states) as the server answers.
 
         Args:
             answered: bool [n_rollouts], rollouts to leave out.
             progress: called with (states that the server told, states in all).
+            unit: the rollouts to ask for; None: all.
 
         Raises:
             ServerError: no usable answer, with the rollout that it was asked for; numbers that are no
                 log-probabilities; or no list of most states. What came before has been yielded.
         """
-        todo = [sequence for sequence in self._asked.values() if not answered[sequence.rollout]]
+        wanted = self._asked if unit is None else {index: self._asked[index] for index in unit if index in self._asked}
+        todo = [sequence for sequence in wanted.values() if not answered[sequence.rollout]]
         todo.sort(key=lambda sequence: -len(sequence.input_ids))
         total = sum(len(sequence.positions) for sequence in self.sequences)
-        told = total - sum(len(sequence.positions) for sequence in todo)
+        most = FAULTY * sum(len(sequence.positions) for sequence in wanted.values())
+        told = sum(len(sequence.positions) for sequence in self.sequences if answered[sequence.rollout])
         if progress is not None:
             progress(told, total)
         held = []
-        self.faults.clear()
+        faulty = 0
+        if unit is None:
+            self.faults.clear()
         try:
             for number, answer in self.teacher.scores(_Asked(todo), self.settings.k):
                 sequence = todo[number]
@@ -154,7 +164,8 @@ class ServedReplay:
                 if answer.faults:  # kept by nobody until it is clear that the server is one that tells lists
                     held.append((sequence, columns))
                     self.faults |= {(sequence.rollout, state): what for state, what in answer.faults.items()}
-                    if len(self.faults) > total * FAULTY:
+                    faulty += len(answer.faults)
+                    if faulty > most:
                         break
                     continue
                 yield sequence.rollout, columns
@@ -165,15 +176,15 @@ class ServedReplay:
             if error.index is None:
                 raise
             raise ServerError(f"{self._named(todo[error.index])}: {error}") from None
-        if len(self.faults) > total * FAULTY:
+        if faulty > most:
             where, came = next(iter(self.unreadable().items()))
             raise ServerError(
-                f"{self.teacher.name}: told no list of log-probabilities of {len(self.faults):,} states, of "
+                f"{self.teacher.name}: told no list of log-probabilities of {faulty:,} states, of "
                 f"{total:,} in all; of {where}, it told {came}; expected the layout of vLLM or SGLang"
             )
         yield from ((sequence.rollout, columns) for sequence, columns in held)
         if progress is not None:
-            progress(total, total)
+            progress(told + sum(len(sequence.positions) for sequence, _ in held), total)
 
     def _named(self, sequence: StateSequence) -> str:
         """A rollout and how long what is asked of it is."""
@@ -230,7 +241,11 @@ class ServedReplay:
         }
 
     def states(
-        self, done: NDArray[np.bool_], told: Callable[[int], Mapping[str, NDArray[np.generic]]], progress: Progress
+        self,
+        done: NDArray[np.bool_],
+        told: Callable[[int], Mapping[str, NDArray[np.generic]]],
+        progress: Progress,
+        unit: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, Columns]]:
         """Yield (rollout index, columns of its states), longest sequences first.
 
@@ -238,26 +253,27 @@ class ServedReplay:
             done: bool [n_rollouts], rollouts to leave out; the batches are those of all.
             told: for a rollout, its columns :data:`TOLD`.
             progress: called with (states done, states in all).
+            unit: the rollouts to look at; None: all.
 
         Raises:
             LogitError, OutOfMemoryError: as :meth:`opd_probe.engine.replay.Replay.states`.
         """
         total = sum(len(sequence.positions) for sequence in self.sequences)
+        units = None if unit is None else [unit]
+        pending = pending_batches([self.sequences], self.settings.batch_tokens, done, units)
         finished = sum(len(sequence.positions) for sequence in self.sequences if done[sequence.rollout])
         progress(finished, total)
-        if finished == total:
+        if not pending:
             return
         scorer = _StudentScorer(self.student, self.shared_ids, self.settings)
-        for ((members, shared),) in sequence_batches([self.sequences], self.settings.batch_tokens):
-            left = left_of(members, done)
-            if not left:
-                continue
+        for ((members, shared),) in pending:
+            new = sum(len(sequence.positions) for sequence in members if not done[sequence.rollout])
             parts = [told(sequence.rollout) for sequence in members]
             teacher = {name: np.concatenate([part[name] for part in parts]) for name in TOLD}
             with memory_advice(), fitting_threads(self.student.output_layer.weight):
                 columns = self._score(scorer, members, shared, teacher)
-            yield from (pair for pair in by_rollout(members, columns) if pair[0] in left)
-            finished += sum(left.values())
+            yield from by_rollout(members, columns)
+            finished += new
             progress(finished, total)
 
     @torch.inference_mode()

@@ -27,9 +27,11 @@ class ReplaySettings:
             :data:`opd_probe.types.LENGTH_RULES`.
         dtype, tokenizer, allow_special_mismatch: shape them through the models: the type of the weights, the tokenizer
             in place of both models' own, and which ids the two share.
-        batch_tokens, chunk, compiled: shape only the work. ``chunk`` is the number of states whose logits are held at
-            a time; ``compiled`` whether the passes over the logits are compiled, and on a CPU the product of bf16
-            weights. None: as fits the job.
+        batch_tokens, chunk, compiled, native: shape only the work. ``chunk`` is the number of states whose logits are
+            held at a time; ``compiled`` whether the passes over the logits are compiled; ``native`` whether, on a CPU,
+            the product of bf16 weights is: as ``compiled`` says where that is given. None: as fits the job.
+        job_states: states of all traces that were asked for together, stored or not, from which it is decided whether
+            compiling pays; None: those of this trace.
         student_states: where the student's states of its own responses come from, None: from sampling where that is
             exact, see :func:`opd_probe.jobs.own_states.are_exact`.
     """
@@ -45,6 +47,8 @@ class ReplaySettings:
     compiled: bool | None = None
     length_factors: LengthRule = "prefix"
     student_states: StudentStates | None = None
+    native: bool | None = None
+    job_states: int | None = None
 
     def check(self) -> None:
         """Refuse values that cannot be used.

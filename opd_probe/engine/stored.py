@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from opd_probe.atomic import reserve
-from opd_probe.engine.sequences import Members, StateSequence, build_sequences, sequence_batches
+from opd_probe.engine.sequences import Members, StateSequence, build_sequences, pending_batches
 from opd_probe.errors import OutputError, warn_in_passing
 from opd_probe.stats.threads import fitting_threads
 from opd_probe.types import Rollout
@@ -60,6 +60,7 @@ class StoredModel:
         self.name, self.tokenizer, self.identity = model.name, model.tokenizer, model.identity
         self.width, self.max_positions, self.output_layer = model.width, model.max_positions, model.output_layer
         self.length_factors, self.placeholder_ids = model.length_factors, model.placeholder_ids
+        self.readable = model.readable
         self._model, self._place, self._rule = model, place, rule
         self._batches, self._optional = batches, optional
         self.refused = False
@@ -76,17 +77,26 @@ class StoredModel:
         self._ends = np.cumsum(self._counts)
         self._left = len(sequences)
 
-    def fill(self, batch_tokens: int, progress: Callable[[int, int], None] | None = None) -> None:
+    def fill(
+        self,
+        batch_tokens: int,
+        progress: Callable[[int, int], None] | None = None,
+        units: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         """Compute what is not there yet, in the batches of a replay, and let the model go.
 
         Args:
             progress: called with (states done, states in all).
+            units: as for :meth:`opd_probe.engine.replay.Replay.states`.
 
         Raises:
             OutputError: the disk has no room for the states.
         """
-        batches = self._batches or [members for (members,) in sequence_batches([self._todo()], batch_tokens)]
-        self._fill(batches, progress)
+        if self._batches is not None:
+            self._fill(self._batches, progress)
+            return
+        pending = pending_batches([self._sequences], batch_tokens, self._known, units)
+        self._fill([members for (members,) in pending], progress)
 
     def fill_alone(self, apart: Mapping[int, int], progress: Callable[[int, int], None] | None = None) -> None:
         """As :meth:`fill`, each rollout by itself.
@@ -95,10 +105,8 @@ class StoredModel:
             apart: by rollout, how many tokens at its start go through the layers before the others; none where it is
                 not named.
         """
-        self._fill([([sequence], apart.get(sequence.rollout, 0)) for sequence in self._todo()], progress)
-
-    def _todo(self) -> list[StateSequence]:
-        return [sequence for sequence in self._sequences if not self._known[sequence.rollout]]
+        todo = [sequence for sequence in self._sequences if not self._known[sequence.rollout]]
+        self._fill([([sequence], apart.get(sequence.rollout, 0)) for sequence in todo], progress)
 
     @torch.inference_mode()
     def _fill(self, batches: Sequence[Members], progress: Callable[[int, int], None] | None) -> None:

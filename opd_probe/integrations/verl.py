@@ -16,7 +16,6 @@ from torch import Tensor
 
 from opd_probe.curves import summarize, summarize_variant
 from opd_probe.engine.lists import Side, completed, state_arrays
-from opd_probe.engine.provenance import software
 from opd_probe.engine.scoring import default_chunk
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.metrics import METRICS
@@ -27,6 +26,7 @@ from opd_probe.stats.topk import NO_ID, NO_PROBABILITY
 from opd_probe.trace import Trace, rollout_table
 from opd_probe.trace.schema import FORMAT_VERSION
 from opd_probe.types import StateOrigin
+from opd_probe.versions import software
 
 Array = NDArray[Any]
 

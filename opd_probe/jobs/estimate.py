@@ -87,7 +87,7 @@ def estimate(plan: Plan) -> list[dict[str, Any]]:
                         "step": checkpoint.step,
                         "teacher": teacher.name,
                         "states": work.states,
-                        "states_are": work.states_are,
+                        "states_are": "at most" if run.settings.precision is not None else work.states_are,
                         "tokens": read,
                         "bytes": trace_bytes(work.states, run.settings.trace_k),
                         "seconds": seconds(work, 0 if again else read, *sizes, speed, first=first),

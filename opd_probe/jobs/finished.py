@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from opd_probe.errors import OpdProbeError, OpdProbeWarning, OutputError, PassingWarning, warn
+from opd_probe.errors import OpdProbeError, OpdProbeWarning, PassingWarning, warn
 from opd_probe.jobs.plan import Plan, RunPlan, Teacher
 from opd_probe.models.checkpoints import is_checkpoint, resolve_checkpoint
 from opd_probe.models.digests import content_digest, weights_digest, weights_files
@@ -24,6 +23,7 @@ from opd_probe.models.samplers import sampler_version
 from opd_probe.models.served.endpoint import is_url
 from opd_probe.models.served.model import ServedModel
 from opd_probe.options.naming import user_path
+from opd_probe.options.settings import Settings
 from opd_probe.output import write_bytes
 from opd_probe.plain import visible
 from opd_probe.rollouts.teacher_prompts import OWN, STUDENT
@@ -32,17 +32,19 @@ from opd_probe.texts import read_json
 from opd_probe.trace import read_trace
 from opd_probe.trace.digest import kept_digest
 from opd_probe.types import Checkpoint
+from opd_probe.versions import software
 
 RECORDS = ".finished"
 """The folder of the records, below ``--out``."""
 
 _VERSION = 2
-_PACKAGES = ("opd-probe", "torch", "transformers", "tokenizers", "peft", "numpy", "pyarrow", "gguf")
 _ENVIRONMENT = ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE")
 """Variables that change how torch multiplies."""
 
 _NO_TRACE = frozenset({"k", "average", "device", "device_map", "batch_tokens", "sequential"})
 """Settings that no trace depends on."""
+
+_OF_METRICS = frozenset({"k", "average"})
 
 _SMALL_FILES = (".json", ".jinja", ".model", ".txt")
 _BESIDE = (".json", ".jsonl")
@@ -100,13 +102,25 @@ def noted(plan: Plan, key: JobKey | None) -> Iterator[list[Measured]]:
     name = None if key is None else key.value
     if name is None:
         return
+    with suppress(OSError):  # a record saves time the next time, and is not what was asked for
+        record = _record(plan, measured, said)
+        if record is not None:
+            write_bytes(_path(plan, name), json.dumps(record, indent=1).encode())
+
+
+def _record(plan: Plan, measured: Sequence[Measured], said: Sequence[str]) -> dict[str, Any] | None:
+    """What :func:`stored_job` reads; None where a trace is of an early release.
+
+    Raises:
+        OSError: a file is no longer there.
+    """
     traces = []
     names = {visible(run.run.name): run.run.name for run in plan.runs}
     for one in measured:
         path = one.trace.path
         digest = None if path is None else kept_digest(path)
-        if path is None or digest is None:  # of an early release
-            return
+        if path is None or digest is None:
+            return None
         traces.append(
             {
                 "path": path.relative_to(plan.out).as_posix(),
@@ -124,9 +138,7 @@ def noted(plan: Plan, key: JobKey | None) -> Iterator[list[Measured]]:
         for file in sorted((plan.out / "rollouts" / run.folder).glob("*"))
         if file.is_file() and not file.name.startswith(".")
     }
-    record = {"samples": samples, "traces": traces, "said": said}
-    with suppress(OutputError):  # it saves time the next time, and is not what was asked for
-        write_bytes(_path(plan, name), json.dumps(record, indent=1).encode())
+    return {"samples": samples, "traces": traces, "said": list(said)}
 
 
 @contextmanager
@@ -216,11 +228,8 @@ def _served(run: RunPlan) -> bool:
     return own or any(isinstance(teacher.checkpoint, ServedModel) for teacher in run.teachers)
 
 
-def _software(runs: Sequence[RunPlan]) -> dict[str, str | None]:
-    found: dict[str, str | None] = dict.fromkeys(_PACKAGES)
-    for name in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
+def _software(runs: Sequence[RunPlan]) -> dict[str, str]:
+    found = software()
     for run in runs:
         if run.settings.sampler == "vllm" and run.source.kind == "prompts":
             found["sampler"] = sampler_version("vllm")
@@ -233,13 +242,19 @@ def _run(run: RunPlan) -> dict[str, Any]:
         "name": run.run.name,
         "unit": run.run.unit,
         "folder": run.folder,
-        "settings": {n: v for n, v in run.settings.model_dump(mode="json").items() if n not in _NO_TRACE},
+        "settings": _settings(run.settings),
         "template": None if template is None else _named(template),
         "tokenizer": None if run.tokenizer is None else _named(run.tokenizer),
         "source": [run.source.kind, run.source.path, _source(Path(run.source.path))],
         "checkpoints": [_model(checkpoint) for checkpoint in run.run.checkpoints],
         "teachers": [_teacher(teacher, run.teacher_folders[teacher.name]) for teacher in run.teachers],
     }
+
+
+def _settings(settings: Settings) -> dict[str, Any]:
+    """What decides a trace. Where it says how precise a trace is to be, the metrics' own settings do too."""
+    without = _NO_TRACE if settings.precision is None else _NO_TRACE - _OF_METRICS
+    return {name: value for name, value in settings.model_dump(mode="json").items() if name not in without}
 
 
 def _teacher(teacher: Teacher, folder: str) -> dict[str, Any]:

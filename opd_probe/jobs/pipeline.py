@@ -23,6 +23,8 @@ from opd_probe.jobs.prompting import Prompter
 from opd_probe.jobs.rendering import template_source
 from opd_probe.jobs.sampling import Sampler, check_pair, each_once, step_name
 from opd_probe.jobs.served import settings_for
+from opd_probe.jobs.size import states_asked
+from opd_probe.jobs.stopping import Order
 from opd_probe.jobs.tracing import TraceRequest, shared_student
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.sampled_states import SampledStates
@@ -49,6 +51,7 @@ def measure(plan: Plan, progress: Progress) -> list[Measured]:
     runs = [
         replace(run, settings=run.settings.model_copy(update={"sequential": sequential(run)})) for run in files.plans
     ]
+    asked = states_asked(runs, files)
     pool, prompter = ModelPool(progress), Prompter()
     prompter.check(runs, files)
     sampler = Sampler(plan.out / "rollouts", pool, files, prompter, progress)
@@ -64,7 +67,7 @@ def measure(plan: Plan, progress: Progress) -> list[Measured]:
     for number, (run, checkpoint) in enumerate(pairs):
         with ahead.during(number):
             rollouts, states, own = _rollouts(run, checkpoint, files, sampler)
-            station = _Station(traces, run, checkpoint, rollouts, states, own, pool, kept, prompter, progress)
+            station = _Station(traces, run, checkpoint, rollouts, states, own, pool, kept, prompter, progress, asked)
             measured += station.measured()
         kept.passed(run, checkpoint)
         pool.passed(run, checkpoint)
@@ -125,6 +128,7 @@ class _Station:
     kept: KeptTeachers
     prompter: Prompter
     progress: Progress
+    job_states: int
 
     def measured(self) -> list[Measured]:
         wanted = [self._request(teacher) for teacher in self.run.teachers]
@@ -132,10 +136,11 @@ class _Station:
         traces = {number: request.stored(fingerprints[number]) for number, request in enumerate(wanted)}
         lacking = [number for number, trace in traces.items() if trace is None]
         if lacking:
-            student = self._student(wanted, lacking)
+            orders = {n: wanted[n].begun(self.rollouts, fingerprints[n]).order for n in lacking}
+            student = self._student(wanted, lacking, orders[lacking[0]])
         for number in lacking:
-            teacher = self.run.teachers[number]
-            traces[number] = self._made(student, teacher, wanted[number], fingerprints[number])
+            given = self.run.teachers[number], wanted[number], fingerprints[number]
+            traces[number] = self._made(student, *given, ordered=orders[number] is not None)
         name, step = visible(self.run.run.name), self.checkpoint.step
         return [
             Measured(name, step, visible(teacher.name), self.states, trace, self.run.settings)
@@ -144,7 +149,7 @@ class _Station:
         ]
 
     def _request(self, teacher: Teacher) -> TraceRequest:
-        settings = self.run.settings.for_replay(self.run.tokenizer)
+        settings = replace(self.run.settings.for_replay(self.run.tokenizer), job_states=self.job_states)
         if isinstance(teacher.checkpoint, ServedModel):
             settings = settings_for(teacher.checkpoint, settings, least=self.run.settings.k)
         labels = {
@@ -158,9 +163,13 @@ class _Station:
         named = self.run.settings.template
         source = str(Path(self.run.source.path).absolute()) if self.run.source.kind == "rollouts" else None
         template = None if named is None else template_source(named)
-        return TraceRequest(self.checkpoint, teacher.checkpoint, path, settings, labels, prompts, template, source)
+        precision = self.run.settings.wanted
+        given = self.checkpoint, teacher.checkpoint, path, settings, labels, prompts, template, source
+        return TraceRequest(*given, precision=precision)
 
-    def _student(self, wanted: Sequence[TraceRequest], lacking: Sequence[int]) -> LoadedModel | StoredModel:
+    def _student(
+        self, wanted: Sequence[TraceRequest], lacking: Sequence[int], order: Order | None
+    ) -> LoadedModel | StoredModel:
         """The student, once every teacher is known to fit it; in a sequential run it has run then and may go."""
         teachers = self.pool.teachers(self.run)
         student = self.pool.student(self.run, self.checkpoint)
@@ -178,6 +187,7 @@ class _Station:
             sampled=self.own,
             alone=alone,
             progress=self.progress.update,
+            order=order,
         )
 
     def _made(
@@ -186,8 +196,10 @@ class _Station:
         teacher: Teacher,
         request: TraceRequest,
         fingerprint: Mapping[str, Any],
+        *,
+        ordered: bool,
     ) -> Trace:
-        other = self._teacher(teacher, request)
+        other = self._teacher(teacher, request, ordered=ordered)
         assert request.path is not None
         self.progress.begin(f"replay {self.run.run.name} {request.path.stem} against {request.labels['teacher']}")
         with memory_advice("replaying"), _nothing_half_written(request.path):
@@ -196,7 +208,10 @@ class _Station:
             self.kept.settle(other, self.progress.update)
         return trace
 
-    def _teacher(self, teacher: Teacher, request: TraceRequest) -> LoadedModel | StoredModel | ServedModel:
+    def _teacher(
+        self, teacher: Teacher, request: TraceRequest, *, ordered: bool
+    ) -> LoadedModel | StoredModel | ServedModel:
+        """A teacher, or what is kept of it: nothing where a replay has an order of its own, and so other batches."""
         checkpoint = teacher.checkpoint
         if isinstance(checkpoint, ServedModel):
             return checkpoint
@@ -204,6 +219,8 @@ class _Station:
         def load() -> LoadedModel:
             return self.pool.weights(self.run, checkpoint)
 
+        if ordered:
+            return load()
         return self.kept.teacher(self.run, self.checkpoint, teacher, request, self.rollouts, load)
 
 

@@ -93,7 +93,8 @@ def make_plan(request: Request) -> Plan:
     plans = plan_runs(request)
     runs = [plan.run for plan in plans]
     out = output_path(request.out or _agreed("out", runs) or DEFAULT_OUT)
-    check_writable(out)
+    for folder in ("traces", "rollouts"):
+        check_writable(out / folder)
     dry_run = request.dry_run if request.dry_run is not None else bool(_agreed("dry_run", runs))
     return Plan(plans, out, result_format(request, plans), dry_run)
 
@@ -125,6 +126,7 @@ def plan_runs(request: Request) -> tuple[RunPlan, ...]:
     )
     for plan in plans:
         _check_sampler(plan)
+        _check_precision(plan)
     return plans
 
 
@@ -314,6 +316,19 @@ def _check_sampler(plan: RunPlan) -> None:
     if settings.sampler == "vllm" and plan.source.kind == "prompts":
         for checkpoint in plan.run.checkpoints:
             check_vllm(checkpoint, dtype=settings.dtype, temperature=settings.sample_temperature)
+
+
+def _check_precision(plan: RunPlan) -> None:
+    """Refuse to wait for what will not be measured."""
+    wanted = plan.settings.wanted
+    if wanted is None:
+        return
+    if "jsd" in wanted.widths and not plan.settings.jsd:
+        raise InputError("--precision of jsd: it is measured only with --jsd; add it")
+    if any(isinstance(teacher.checkpoint, ServedModel) for teacher in plan.teachers):
+        from opd_probe.jobs.stopping import check_told
+
+        check_told(wanted)
 
 
 def _check_file(option: str, value: str, *, folders: bool = False) -> None:

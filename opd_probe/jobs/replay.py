@@ -14,6 +14,7 @@ from opd_probe.errors import InputError
 from opd_probe.jobs.files import special_ids_near, tokenizer_of
 from opd_probe.jobs.memory import is_large, too_large_together
 from opd_probe.jobs.served import served_model, settings_for
+from opd_probe.jobs.size import states_of
 from opd_probe.jobs.tracing import TraceRequest, shared_student
 from opd_probe.models.checkpoints import resolve_checkpoint
 from opd_probe.models.loading import LoadedModel, load_model
@@ -21,6 +22,7 @@ from opd_probe.models.placement import DeviceMap
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import load_tokenizer
 from opd_probe.options.naming import file_names, user_path
+from opd_probe.options.precision import METRICS_K, Precision, parse_widths
 from opd_probe.output import check_file_writable, existing_directory, output_path
 from opd_probe.rollouts.encoding import encode_rollouts, warn_of_text
 from opd_probe.rollouts.files import read_rollouts, rollouts_from_dicts
@@ -46,12 +48,14 @@ class ReplayOptions(TypedDict, total=False):
     device_map: DeviceMap | None
     batch_tokens: int
     chunk: int | None
+    compiled: bool | None
     tokenizer: Any
     teacher_tokenizer: Any
     allow_special_mismatch: bool
     trust_remote_code: bool
     reuse: bool
     sequential: bool | None
+    precision: float | Mapping[str, float] | None
     progress: Progress | None
 
 
@@ -69,6 +73,7 @@ def replay(
     device_map: DeviceMap | None = None,
     batch_tokens: int = BATCH_TOKENS,
     chunk: int | None = None,
+    compiled: bool | None = None,
     tokenizer: Any = None,
     teacher_tokenizer: Any = None,
     allow_special_mismatch: bool = False,
@@ -78,6 +83,7 @@ def replay(
     labels: Mapping[str, Any] | None = None,
     reuse: bool = True,
     sequential: bool | None = None,
+    precision: float | Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> Trace:
     """Run student and teacher over the same student-visited states and keep what every metric needs.
@@ -98,6 +104,9 @@ def replay(
             main memory, as transformers names it (``"auto"``, ``"balanced"``, …). Needs accelerate.
         batch_tokens: tokens per batch, padding included. Does not change the numbers.
         chunk: positions whose logits are held at a time; None: chosen by the width of the output layer.
+        compiled: whether the passes over the logits, and on a CPU the product of bf16 weights, are compiled, which
+            takes 10 to 30 s once and halves the time of the statistics. None: when this call alone has states enough
+            for it (33,000 of 152,000 ids on a CPU); a program that calls in a loop knows better.
         tokenizer: for both models, in place of those beside the weights.
         teacher_tokenizer: of a served teacher, which is not asked for it; None: the one beside its weights when these
             are on this machine, else it is assumed to be the student's.
@@ -113,6 +122,9 @@ def replay(
         reuse: whether a fitting trace at ``out`` is used again.
         sequential: load the student, run it, let it go, and only then load the teacher; the student's hidden states
             wait on disk and the numbers are the same. None: when both are read from disk and do not fit together.
+        precision: replay prompts in a random order, and stop once no end of the interval of ``overlap_ratio`` (at
+            k = 16), or of each metric that a mapping names, lies farther from it than this. The trace says so
+            (:attr:`Trace.stopped`), and the same call without it, or with a smaller one, goes on from ``out``.
         progress: called with (states done, states in all); with a served teacher every state counts twice, once told
             and once replayed.
 
@@ -123,8 +135,10 @@ def replay(
         OpdProbeError: bad input, in one line.
     """
     settings = ReplaySettings(k, temperature, jsd, dtype, tokenizer, allow_special_mismatch, batch_tokens, chunk)
-    settings = replace(settings, length_factors=length_factors)
-    request = TraceRequest(student, teacher, None if out is None else output_path(out), settings, labels or {})
+    settings = replace(settings, length_factors=length_factors, compiled=compiled)
+    path = None if out is None else output_path(out)
+    wanted = _precision(precision, settings)
+    request = TraceRequest(student, teacher, path, settings, labels or {}, precision=wanted)
     place: dict[str, Any] = {"device": device, "device_map": device_map, "trust_remote_code": trust_remote_code}
     how: dict[str, Any] = {"reuse": reuse, "sequential": sequential, "progress": progress}
     (trace,) = _traces([request], rollouts, place, [teacher_prompts], teacher_tokenizer=teacher_tokenizer, **how)
@@ -173,7 +187,9 @@ def replay_teachers(
     place: dict[str, Any] = {
         name: given.pop(name) for name in ("device", "device_map", "trust_remote_code") if name in given
     }
+    precision = given.pop("precision", None)
     settings, files = ReplaySettings(**given), file_names(list(teachers))
+    wanted = _precision(precision, settings)
     requests = [
         TraceRequest(
             student,
@@ -181,6 +197,7 @@ def replay_teachers(
             None if out is None else output_path(out) / f"{files[name]}.parquet",
             settings,
             {**(labels or {}), "teacher": name},
+            precision=wanted,
         )
         for name, teacher in teachers.items()
     ]
@@ -208,11 +225,14 @@ def _traces(
     settings.check()
     given = read_source(rollouts)
     origin = str(Path(rollouts).absolute()) if isinstance(rollouts, (str, Path)) else None
-    requests = [replace(one, rollouts_from=origin) for one in requests]
+    requests = [replace(one, rollouts_from=origin, reuse=reuse) for one in requests]
     requests = [_ready(*pair, given, teacher_tokenizer) for pair in zip(requests, prompts, strict=True)]
     given = without_padding(given, special_ids_near(student, settings.tokenizer))
+    if len(requests) > 1:
+        states = len(requests) * states_of(given)
+        requests = [replace(one, settings=replace(one.settings, job_states=states)) for one in requests]
     fingerprints = [request.fingerprint(given) for request in requests]
-    traces = {n: one.stored(fingerprints[n]) if reuse else None for n, one in enumerate(requests)}
+    traces = {n: one.stored(fingerprints[n]) for n, one in enumerate(requests)}
     lacking = [number for number, trace in traces.items() if trace is None]
     if not lacking:
         return [trace for trace in traces.values() if trace is not None]
@@ -224,9 +244,11 @@ def _traces(
     given = encode_rollouts(given, loaded.tokenizer)
     warn_of_text(given, "rollouts")
     disk = existing_directory(requests[0].path.parent) if requests[0].path is not None else None
-    first = shared_student(loaded, given, requests, lacking, disk, alone=sequential, progress=progress)
+    order = requests[lacking[0]].begun(given, fingerprints[lacking[0]]).order
+    how: dict[str, Any] = {"alone": sequential, "progress": progress, "order": order}
+    first = shared_student(loaded, given, requests, lacking, disk, **how)
     kept = None if sequential else loaded
-    gone = sequential and is_large(loaded)
+    gone = sequential and _let_go(student, loaded)
     del loaded  # when it has run alone, nothing holds it any more
     for number in lacking:
         if gone:
@@ -237,7 +259,7 @@ def _traces(
         itself = kept if _same(student, request.teacher) else None
         teacher = request.teacher if served else itself or load_model(request.teacher, **load)
         traces[number] = request.make(first, teacher, given, fingerprints[number], progress)
-        gone = not served and teacher is not itself and is_large(teacher)
+        gone = not served and teacher is not itself and _let_go(request.teacher, teacher)
         del teacher
     return [trace for trace in traces.values() if trace is not None]
 
@@ -255,6 +277,28 @@ def _ready(
         return request
     read = prompts_as_given(request.teacher, request.settings.tokenizer, prompts, rollouts)
     return replace(request, teacher_prompts=read)
+
+
+def _precision(given: float | Mapping[str, float] | None, settings: ReplaySettings) -> Precision | None:
+    """What a program asks for.
+
+    Raises:
+        InputError: it names no such metric, or no width.
+    """
+    if given is None:
+        return None
+    try:
+        widths = parse_widths(given)
+    except ValueError as error:
+        raise InputError(f"precision: {error}") from None
+    if "jsd" in widths and not settings.jsd:
+        raise InputError("precision of jsd: it is measured only with jsd=True")
+    return Precision(widths, k=METRICS_K)
+
+
+def _let_go(source: Any, loaded: Any) -> bool:
+    """Whether a model that is done with leaves much memory behind: not when it was at hand, and stays so."""
+    return isinstance(source, (str, Path, Checkpoint)) and is_large(loaded)
 
 
 def _same(student: Any, teacher: Any) -> bool:

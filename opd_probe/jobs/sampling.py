@@ -21,7 +21,7 @@ from opd_probe.jobs.plan import RunPlan
 from opd_probe.jobs.pool import ModelPool
 from opd_probe.jobs.prompting import Prompter
 from opd_probe.jobs.rendering import student_tokenizer
-from opd_probe.models.digests import tokenizer_files_digest, weights_digest
+from opd_probe.models.digests import check_unchanged, tokenizer_files_digest, weights_digest
 from opd_probe.models.generation import sample_rollouts
 from opd_probe.models.hub import home_of
 from opd_probe.models.loading import LoadedModel
@@ -34,7 +34,7 @@ from opd_probe.models.served.sampling import sample_from_server, served_checkpoi
 from opd_probe.models.vllm_sampling import sample_with_vllm
 from opd_probe.models.vocabulary import shared_vocabulary, template_digest, tokenizer_digest
 from opd_probe.options.settings import Settings
-from opd_probe.output import existing_directory, write_bytes
+from opd_probe.output import existing_directory, remove_file, write_bytes
 from opd_probe.progress import Progress
 from opd_probe.rollouts.chat import chat_variables
 from opd_probe.rollouts.files import read_rollouts, rollouts_digest, write_rollouts
@@ -82,11 +82,13 @@ class Sampler:
                 if read is not None:
                     _check_positions(max(read), model, plan.settings.max_new_tokens)
             student = self.pool.sampled_student(plan, checkpoint)
+            check_unchanged(checkpoint, key["weights"])
             drafts = drafts_path(path, checkpoint)
             states = states_to_keep(student, plan.settings, existing_directory(self.directory))
             rollouts = draw(student, others, checkpoint, prompts, plan.settings, self.progress, drafts, key, states)
             store_samples(path, rollouts, key)
-            drafts.unlink(missing_ok=True)
+            with suppress(OSError):  # what is left there is of no harm
+                drafts.unlink(missing_ok=True)
         # What rollouts carry along decides no draw: it is as the prompts say today, whenever they were drawn.
         carried = {prompt.id: prompt.carried for prompt in prompts}
         rollouts = [replace(rollout, extra=carried[rollout.prompt_id or ""]) for rollout in rollouts]
@@ -120,14 +122,15 @@ def allowed_ids(
     """int64, ascending: what may be sampled, the ids that the student shares with every teacher.
 
     Without a teacher they are those that the student's own tokenizer knows. Ids that stand for pieces of an image, a
-    video or a sound are not among them.
+    video or a sound are not among them, nor are those of an output layer that the embeddings do not have.
     """
     allow = settings.allow_special_mismatch
     shared = [shared_vocabulary(student, other, allow_special_mismatch=allow).ids for other in teachers or [student]]
     no_text = [one.placeholder_ids for one in (student, *teachers) if not isinstance(one, ServedModel)]
-    return np.setdiff1d(
+    ids = np.setdiff1d(
         reduce(np.intersect1d, shared), np.concatenate([np.array(ids, dtype=np.int64) for ids in no_text])
     )
+    return ids[ids < min((one.readable for one in (student, *teachers) if isinstance(one, LoadedModel)), default=2**62)]
 
 
 def each_once(models: Iterable[Described]) -> list[Described]:
@@ -201,8 +204,8 @@ def _no_drafts_of_bad_input(drafts: Path | None) -> Iterator[None]:
         yield
     except OpdProbeError as error:
         if drafts is not None and not isinstance(error, (OutOfMemoryError, OutputError, ServerError)):
-            drafts.unlink(missing_ok=True)
             with suppress(OSError):  # not empty: it stays
+                drafts.unlink(missing_ok=True)
                 for folder in made:
                     folder.rmdir()
         raise
@@ -314,7 +317,7 @@ def stored_samples(path: Path, key: dict[str, Any]) -> list[Rollout] | None:
 def store_samples(path: Path, rollouts: Sequence[Rollout], key: dict[str, Any]) -> None:
     """Write samples and, last, the record that makes them usable again."""
     record = {"key": key, "rollouts_sha256": rollouts_digest(rollouts)}
-    _record_path(path).unlink(missing_ok=True)
+    remove_file(_record_path(path))
     write_rollouts(path, rollouts)
     write_bytes(_record_path(path), json.dumps(record, indent=2, sort_keys=True).encode())
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from opd_probe.engine.replay import Progress
 from opd_probe.engine.scoring import Columns
@@ -24,6 +25,8 @@ from opd_probe.trace import Trace, TraceSpool, read_trace
 
 ANSWERS = "teacher's answers"
 """The part of a trace's fingerprint that holds what the server answered to a fixed sequence."""
+
+Rows = slice | NDArray[np.int64]
 
 FOREIGN_WARNING = 0.01
 """Share of the told top tokens that the student does not share above which a replay warns."""
@@ -112,56 +115,75 @@ def answers_path(path: Path) -> Path:
 
 
 def told_beside(path: Path | None, fingerprint: Mapping[str, Any], k: int, size: int) -> Trace | None:
-    """A finished trace of the same folder for which the teacher was asked the same: that of another checkpoint.
+    """A finished trace of the same folder for which the teacher was asked the same: that of another checkpoint; the one
+    with the most states, where some are of replays that stopped.
 
     Args:
         path, fingerprint: of the trace that is to be made.
         size: of the shared vocabulary, on which the teacher's lists are kept.
     """
+    held: Trace | None = None
     for file in sorted(path.parent.glob("*.parquet")) if path is not None else []:
         with suppress(TraceError):
             found = read_trace(file)
             before = found.provenance.get("fingerprint", {})
             same = all(before.get(name) == value for name, value in fingerprint.items() if name != "student weights")
             if file != path and same and k <= found.K and found.vocabulary_size == size:
-                return found
-    return None
+                held = found if held is None or found.n_states > held.n_states else held
+    return held
 
 
 def served_states(
-    engine: ServedReplay, spool: TraceSpool, progress: Progress | None, told: Trace | None = None
+    engine: ServedReplay,
+    spool: TraceSpool,
+    progress: Progress | None,
+    told: Trace | None = None,
+    units: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[tuple[int, Columns]]:
     """Both passes: the server's answers, kept in the spool as they come, then the student's.
 
     Args:
+        units: as for :meth:`opd_probe.engine.replay.Replay.states`; both passes over one, then over the next.
         progress: called with (done, in all), every state counted once for each pass.
         told: a trace that holds the answers already, see :func:`told_beside`.
     """
     total = sum(engine.state_counts)
 
-    def answered(done: int, _: int) -> None:
-        if progress is not None:
-            progress(done, 2 * total)
+    passed = [0, 0]
 
-    def replayed(done: int, _: int) -> None:
-        answered(total + done, total)
+    def count(which: int) -> Progress:
+        def counted(done: int, _: int) -> None:
+            passed[which] = done
+            if progress is not None:
+                progress(sum(passed), 2 * total)
 
-    if told is not None and np.array_equal(told.rollout_offsets, spool.offsets):
-        spool.put_answers(told.blocks(TOLD))
-    for index, values in engine.answers(spool.answered, answered):
-        spool.put_answer(index, values)
-    yield from engine.states(spool.done, lambda rollout: spool.answer(rollout, TOLD), replayed)
+        return counted
+
+    if told is not None:
+        place = {rollout.id: index for index, rollout in enumerate(engine.rollouts)}
+        held = [place.get(name, -1) for name in told.rollouts.column("rollout_id").to_pylist()]
+        counts = np.diff(spool.offsets)
+        if min(held, default=-1) >= 0 and np.array_equal(np.diff(told.rollout_offsets), counts[held]):
+            spool.put_answers(held, told.blocks(TOLD))
+    for unit in [None] if units is None else units:
+        for index, values in engine.answers(spool.answered, count(0), unit):
+            spool.put_answer(index, values)
+        yield from engine.states(spool.done, lambda rollout: spool.answer(rollout, TOLD), count(1), unit)
 
 
-def told_warnings(spool: TraceSpool, engine: ServedReplay) -> list[str]:
+def told_warnings(spool: TraceSpool, engine: ServedReplay, rows: Rows = slice(None)) -> list[str]:
     """What is to be said of states that the server told no list of, and of ids that the student does not share: its
-    tokenizer may be another."""
-    told, name = spool.arrays["teacher_top_logprobs"], engine.teacher.name
-    shared = np.isin(spool.arrays["token_id"], engine.shared_ids)  # of another token nothing was told in any case
-    unknown = shared & np.isnan(told).all(1) & np.isnan(spool.arrays["teacher_logprob"])
+    tokenizer may be another.
+
+    Args:
+        rows: of the states that were replayed.
+    """
+    told, name = spool.arrays["teacher_top_logprobs"][rows], engine.teacher.name
+    shared = np.isin(spool.arrays["token_id"][rows], engine.shared_ids)  # of another token nothing was told in any case
+    unknown = shared & np.isnan(told).all(1) & np.isnan(spool.arrays["teacher_logprob"][rows])
     found = []
     if unknown.any():
-        state = int(np.flatnonzero(unknown)[0])
+        state = int(np.arange(len(spool.arrays["token_id"]))[rows][np.flatnonzero(unknown)[0]])
         found.append(
             f"{int(unknown.sum()):,} of {len(told):,} states are unknown: {name} told no list of log-probabilities of "
             f"them, asked twice; the first is {engine.place_of(state)}"

@@ -224,12 +224,15 @@ def _untold(done: int, total: int) -> None: ...
 def _settings(trace: Trace) -> ReplaySettings:
     prints = trace.provenance.get("fingerprint") or {}
     factors = trace.provenance.get("length_factors") or {}
+    ways = trace.provenance.get("ways") or {}
     return ReplaySettings(
         k=trace.K,
         temperature=float(trace.provenance.get("temperature", 1.0)),
         jsd="jsd" in trace.columns,
         allow_special_mismatch=bool(prints.get("allow_special_mismatch")),
         length_factors=factors.get("rule") or "prefix",
+        compiled=bool(ways.get("compiled")),
+        native=bool(ways.get("native")),
     )
 
 

@@ -7,7 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from opd_probe.models.checkpoints import TOKENIZER_FILES, format_of, resolve_checkpoint, tokenizer_home
+from opd_probe.errors import InputError, OpdProbeError
+from opd_probe.models.checkpoints import TOKENIZER_FILES, format_of, is_checkpoint, resolve_checkpoint, tokenizer_home
 from opd_probe.models.formats import gguf
 from opd_probe.models.hub import home_of, localized
 from opd_probe.models.remembered import file_digest
@@ -19,21 +20,44 @@ def weights_digest(source: Any) -> str:
     """sha256 over everything that shapes a model's numbers: weights, config, and for an adapter its base.
 
     Args:
-        source: a directory, a hub id, a :class:`Checkpoint`, a model in memory (its parameters are hashed), or a served
-            model (what its server says it is).
+        source: a directory, a hub id, a :class:`Checkpoint`, a model in memory (its parameters are hashed, and so are
+            those of a loaded checkpoint that were changed since), or a served model (what its server says it is).
     """
     if isinstance(source, (str, Path)):
         source = resolve_checkpoint(source)
     if isinstance(source, Checkpoint):
         return _checkpoint_digest(source)
-    from opd_probe.models.loading import LoadedModel, state_digest
+    from opd_probe.models.in_memory import state_digest
+    from opd_probe.models.loading import LoadedModel
     from opd_probe.models.served.model import ServedModel
 
     if isinstance(source, ServedModel):
         return source.digest
     if isinstance(source, LoadedModel):
-        return weights_digest(source.checkpoint) if source.checkpoint is not None else state_digest(source.model)
+        return weights_digest(source.checkpoint) if source.is_as_loaded else state_digest(source.model)
     return state_digest(source)
+
+
+def check_unchanged(source: Any, digest: object) -> None:
+    """Refuse weights on disk that are others than those whose digest was taken, as of a checkpoint that is written over
+    while it is read. Files that are gone meanwhile are no reason.
+
+    Args:
+        source: as for :func:`weights_digest`.
+        digest: of before; None: it is not known.
+
+    Raises:
+        InputError: they changed.
+    """
+    if digest is None or not isinstance(source, (str, Path, Checkpoint)):
+        return
+    try:
+        now = weights_digest(source)
+        place = source.path if isinstance(source, Checkpoint) else str(source)
+    except (OpdProbeError, OSError):
+        return
+    if now != digest and is_checkpoint(Path(place)):
+        raise InputError(f"checkpoint {place}: its files changed while they were read; run the command again")
 
 
 def _checkpoint_digest(checkpoint: Checkpoint) -> str:

@@ -175,11 +175,11 @@ def check_sampling(
     for prompt in prompts:
         if not prompt.ids:
             raise InputError(f"prompt {prompt.id!r}: has no token ids")
-        outside = [token for token in prompt.ids if not 0 <= token < student.width]
+        outside = [token for token in prompt.ids if not 0 <= token < student.readable]
         if outside:
             raise InputError(
                 f"prompt {prompt.id!r}: token id {outside[0]} is outside the vocabulary of {student.name} "
-                f"({student.width} ids)"
+                f"({student.readable} ids)"
             )
         foreign = [token for token in prompt.ids if token in student.placeholder_ids]
         if foreign:
@@ -220,7 +220,7 @@ class _Sampler:
     ) -> None:
         self.student, self.prompts, self.rule, self.states = student, prompts, rule, states
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
-        ids = np.arange(student.width) if allowed_ids is None else np.asarray(allowed_ids, dtype=np.int64)
+        ids = np.arange(student.readable) if allowed_ids is None else np.asarray(allowed_ids, dtype=np.int64)
         ids = np.setdiff1d(ids, student.placeholder_ids)
         layer = student.output_layer
         self.allowed = torch.from_numpy(ids).to(layer.weight.device)

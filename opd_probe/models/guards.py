@@ -11,7 +11,7 @@ import torch
 from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
-from opd_probe.errors import InputError, OpdProbeError, OutOfMemoryError
+from opd_probe.errors import InputError, OpdProbeError, OutOfMemoryError, is_panic
 
 _LONGEST = 240
 
@@ -35,7 +35,9 @@ def one_line(what: str, failed: str = "cannot be loaded") -> Iterator[None]:
         raise OutOfMemoryError(
             f"{what}: out of memory while loading; try --dtype bfloat16 or another --device"
         ) from None
-    except Exception as error:  # the loaders' errors have no common root
+    except BaseException as error:  # the loaders' errors have no common root
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise InputError(f"{what}: {failed} ({type(error).__name__}: {brief(error)})") from None
 
 

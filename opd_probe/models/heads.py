@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from opd_probe.errors import is_refused_allocation
 from opd_probe.models.placement import weights_at_hand
+
+_VIEWS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 _ROWS = 256
 """Unit vectors that go through a layer at once."""
@@ -31,7 +34,7 @@ def head_matrix(head: Any, width: int | None) -> tuple[Tensor, Tensor | None] | 
     if _is_plain(getattr(head, "weight", None)) and not any(True for _ in head.children()):
         with weights_at_hand(head):
             weight, bias = head.weight, getattr(head, "bias", None)
-            return weight.detach(), None if bias is None else bias.detach()
+            return _view(weight), None if bias is None else bias.detach()
     if width is None or not values or not all(_is_plain(value) for value in head.parameters()):
         return None
     try:
@@ -40,6 +43,20 @@ def head_matrix(head: Any, width: int | None) -> tuple[Tensor, Tensor | None] | 
         if is_refused_allocation(error):
             raise
         return None
+
+
+def _view(weight: Tensor) -> Tensor:
+    """A weight without its gradient, the same object each time: what is made of it once, such as a copy in another
+    type, is then found by it again."""
+    now, known = weight.detach(), _VIEWS.get(weight)
+    if known is None or _place(known) != _place(now):  # its data was replaced by other data
+        known = _VIEWS[weight] = now
+    view: Tensor = known
+    return view
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def _chosen(head: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from opd_probe.models.checkpoints import format_of, headers_of, resolve_checkpoi
 from opd_probe.models.formats.headers import stored_dtype
 from opd_probe.models.guards import brief
 from opd_probe.models.hub import localized, tokenizer_place
+from opd_probe.models.in_memory import config_json, written
 from opd_probe.models.lengths import LengthFactors
 from opd_probe.models.paths import paths_of
 from opd_probe.models.placeholders import placeholder_ids
@@ -61,6 +61,7 @@ class LoadedModel:
         identity: JSON values that say what was loaded, for provenance.
         output_layer: what turns hidden states into logits.
         paths: which ways of calling it are exact.
+        written: how often torch had seen its parameters change when it was loaded.
         checkpoint: where it came from; None for a model in memory.
         eos_ids: end-of-sequence ids of generation_config and tokenizer together.
     """
@@ -73,11 +74,23 @@ class LoadedModel:
     checkpoint: Checkpoint | None = None
     eos_ids: tuple[int, ...] = ()
     paths: Paths = field(default_factory=Paths, repr=False)
+    written: int = field(default=0, repr=False)
+
+    @property
+    def is_as_loaded(self) -> bool:
+        """Whether its weights are those of its checkpoint still, as far as torch has seen."""
+        return self.checkpoint is not None and written(self.model) == self.written
 
     @property
     def width(self) -> int:
         """The width W of the output layer."""
         return int(self.output_layer.weight.shape[0])
+
+    @cached_property
+    def readable(self) -> int:
+        """Below it ids can be read as well as predicted: an output layer may be wider than the embeddings."""
+        weight = getattr(input_embeddings(self.model), "weight", None)
+        return self.width if weight is None or weight.dim() != 2 else min(self.width, int(weight.shape[0]))
 
     @property
     def max_positions(self) -> int | None:
@@ -275,6 +288,7 @@ def _wrap(
         checkpoint,
         eos_ids_of(getattr(model, "generation_config", None), tokenizer),
         paths,
+        written(model),
     )
 
 
@@ -285,14 +299,8 @@ def computing_type(model: Any, layer: OutputLayer) -> torch.dtype:
     return weight.dtype if plain else layer.weight.dtype
 
 
-def _config_json(config: Any) -> str:
-    """The configuration without where it came from."""
-    values = {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
-    return json.dumps(values, sort_keys=True, default=str)
-
-
 def _identity(model: PreTrainedModel, checkpoint: Checkpoint | None, layer: OutputLayer) -> dict[str, Any]:
-    config, inner = _config_json(model.config), getattr(model, "get_base_model", None)  # what peft wrapped
+    config, inner = config_json(model.config), getattr(model, "get_base_model", None)  # what peft wrapped
     identity: dict[str, Any] = {
         "architecture": type(inner() if callable(inner) else model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -326,21 +334,3 @@ def eos_ids_of(generation_config: Any, tokenizer: PreTrainedTokenizerBase | None
     if tokenizer is not None:
         ids.append(tokenizer.eos_token_id)
     return tuple(sorted({int(token) for token in ids if token is not None}))
-
-
-def state_digest(model: PreTrainedModel) -> str:
-    """sha256 over the configuration, and names, shapes, types and bytes of the parameters, of a model in memory."""
-    digest = hashlib.sha256(_config_json(model.config).encode())
-    for name, adapter in sorted((getattr(model, "peft_config", None) or {}).items()):
-        stated = {key: sorted(value) if isinstance(value, set) else value for key, value in adapter.to_dict().items()}
-        digest.update((name + json.dumps(stated, sort_keys=True, default=str)).encode())  # its scale is no parameter
-    for name, tensor in sorted(model.state_dict().items()):
-        if tensor.is_meta:
-            raise InputError(
-                f"model {type(model).__name__}: {name} is offloaded, so that it cannot be compared with that of a "
-                "stored trace; give the model's path, or keep the trace in memory with out=None"
-            )
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(flat.numpy().data)
-    return digest.hexdigest()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed.tensor  # makes sharded tensors known to torch.load
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Placement, Shard
 
 from opd_probe.errors import InputError
 from opd_probe.models.guards import brief
@@ -69,7 +69,26 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise InputError(f"{file}: {name} is a {type(value).__name__}; expected tensors by name")
+        if not _has_values(value):
+            raise InputError(f"{file}: {name} is a tensor of another kind; expected one with values of its own, or a "
+                             "whole shard")  # fmt: skip
     return found
+
+
+def _has_values(value: Tensor) -> bool:
+    """Whether a tensor is dense, and a sharded one has its parts: what is unpickled has the attributes that it says."""
+    if isinstance(value, DTensor):
+        spec, local = getattr(value, "_spec", None), getattr(value, "_local_tensor", None)
+        placements = getattr(spec, "placements", None)
+        whole = isinstance(placements, tuple) and all(_is_placement(one, value.ndim) for one in placements)
+        return whole and isinstance(local, Tensor) and local.ndim in (value.ndim, 1) and _has_values(local)
+    return value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+
+
+def _is_placement(value: object, ndim: int) -> bool:
+    """Whether it is one, of a dimension that is there."""
+    dim = getattr(value, "dim", 0)
+    return isinstance(value, Placement) and isinstance(dim, int) and 0 <= dim < max(ndim, 1)
 
 
 @contextmanager
@@ -145,9 +164,9 @@ def _one_group(first: Any, split: Sequence[int], dim: int, values: Sequence[Tens
         mesh = first.device_mesh.mesh
         ranks = mesh[tuple(slice(None) if axis in split else 0 for axis in range(mesh.ndim))].reshape(-1).tolist()
     except (AttributeError, TypeError, RuntimeError, ValueError, IndexError):
-        lengths = [_local(value).shape[dim] for value in values]
+        lengths = [_length(_local(value), dim) for value in values]
         ranks = [rank for rank in range(len(values)) if sum(lengths[:rank]) < first.shape[dim]]
-    if max(ranks) >= len(values):
+    if not ranks or not all(0 <= rank < len(values) for rank in ranks):
         raise ValueError(f"lies on ranks {ranks} of the mesh, which are not the ranks of the files")
     return [int(rank) for rank in ranks]
 
@@ -165,10 +184,15 @@ def _pieces(parts: Sequence[Tensor], dim: int, shape: tuple[int, ...]) -> Pieces
     if any(part.dtype != parts[0].dtype for part in parts):
         raise ValueError("has several types")
     across = [[*part.shape[:dim], *part.shape[dim + 1 :]] for part in parts if part.numel()]
-    length = sum(part.shape[dim] for part in parts) if shape else 0
+    length = sum(_length(part, dim) for part in parts) if shape else 0
     if any(one != [*shape[:dim], *shape[dim + 1 :]] for one in across) or (shape and length != shape[dim]):
         raise ValueError(
             f"has pieces of shapes {[list(part.shape) for part in parts]}, which do not make {list(shape)}"
         )
     whole = [part for part in parts if part.numel()] or parts[:1]
     return Pieces(whole, dim, shape, str(parts[0].dtype).removeprefix("torch."))
+
+
+def _length(part: Tensor, dim: int) -> int:
+    """Along a dimension; a rank that holds nothing of a weight may keep an empty vector in place of a piece."""
+    return part.shape[dim] if part.ndim > dim else 0

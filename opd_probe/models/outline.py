@@ -33,6 +33,11 @@ class Outline:
     eos_ids: tuple[int, ...]
     placeholder_ids: tuple[int, ...] = ()
 
+    @property
+    def readable(self) -> int:
+        """Every id of the output layer, as far as is known of a model that is not loaded."""
+        return self.width
+
 
 def read_outline(checkpoint: Checkpoint, *, tokenizer: Any = None) -> Outline:
     """The outline of a checkpoint; of its weights only the files' headers are read.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +101,27 @@ def shared_vocabulary(
     if first is None or second is None:
         hashes = tuple(None if tokenizer is None else tokenizer_digest(tokenizer) for tokenizer in (first, second))
         return SharedVocabulary(np.arange(narrow), *widths, assumed=True, tokenizer_sha256=(hashes[0], hashes[1]))
+    known = _agreed(first, second)
+    whole = _compared_ids(student, teacher, first, second, allow_special_mismatch) if known is None else known
+    ids = whole[whole < narrow].astype(np.int64)
+    if len(ids) == 0:
+        raise VocabularyError(f"tokenizers of {student.name} and {teacher.name} share no token id")
+    hashes = tokenizer_digest(first), tokenizer_digest(second)
+    return SharedVocabulary(ids, *widths, assumed=False, tokenizer_sha256=hashes)
+
+
+def _compared_ids(
+    student: _HasVocabulary,
+    teacher: _HasVocabulary,
+    first: PreTrainedTokenizerBase,
+    second: PreTrainedTokenizerBase,
+    allow_special_mismatch: bool,
+) -> NDArray[np.int64]:
+    """The ids that both tokenizers map to the same string, ascending.
+
+    Raises:
+        VocabularyError: see :func:`shared_vocabulary`.
+    """
     left, right = _strings(first), _strings(second)
     known, equal = _compared(left, right)
     differing = np.flatnonzero(known & ~equal)
@@ -112,10 +134,61 @@ def shared_vocabulary(
                 "needs one vocabulary"
             )
     ids = np.flatnonzero(known & equal)
-    ids = ids[ids < narrow].astype(np.int64)
-    if len(ids) == 0:
-        raise VocabularyError(f"tokenizers of {student.name} and {teacher.name} share no token id")
-    return SharedVocabulary(ids, *widths, assumed=False, tokenizer_sha256=(_digest(left), _digest(right)))
+    if len(differing) == 0:
+        _known(first).agreed[second] = _state(second), ids
+    return ids
+
+
+@dataclass
+class _Known:
+    """What was found out of a tokenizer object, for as long as it is what it was.
+
+    Attributes:
+        state: what it was, see :func:`_state`.
+        digest: of its strings, None before it is asked for.
+        agreed: by other tokenizers, with their states, the ids that both mean the same by, where no id differs.
+    """
+
+    state: _State
+    digest: str | None = None
+    agreed: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[_State, NDArray[np.int64]]] = field(
+        default_factory=WeakKeyDictionary
+    )
+
+
+_State = tuple[Any, ...]
+
+_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, _Known] = WeakKeyDictionary()
+
+_SAMPLES = 64
+"""Ids, spread over a vocabulary, whose strings tell it from another one."""
+
+
+def _state(tokenizer: PreTrainedTokenizerBase) -> _State:
+    """What tells whether a tokenizer object has other strings than before, in a fraction of the time of listing them:
+    how many there are, the added ones, and some of the others. Of one that does not tell them, never the same."""
+    try:
+        own = tokenizer.vocab_size
+        some = sorted({number * max(0, own - 1) // (_SAMPLES - 1) for number in range(_SAMPLES)}) if own else []
+        added = tuple(sorted((token, entry.content) for token, entry in tokenizer.added_tokens_decoder.items()))
+        backend = id(getattr(tokenizer, "_tokenizer", None))
+        return backend, len(tokenizer), own, added, tuple(tokenizer.convert_ids_to_tokens(some))
+    except Exception:  # tokenizers that bring their own code raise what they like, as of an id that no token has
+        return (object(),)
+
+
+def _known(tokenizer: PreTrainedTokenizerBase) -> _Known:
+    state = _state(tokenizer)
+    known = _KNOWN.get(tokenizer)
+    if known is None or known.state != state:
+        known = _KNOWN[tokenizer] = _Known(state)
+    return known
+
+
+def _agreed(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> NDArray[np.int64] | None:
+    """The ids that two tokenizers were found to mean the same by, None where that is not known of them as they are."""
+    found = _known(first).agreed.get(second)
+    return found[1] if found is not None and found[0] == _state(second) else None
 
 
 def differing_ids(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> list[tuple[int, str, str]]:
@@ -156,7 +229,10 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 over the token strings in the order of their ids, added tokens included."""
-    return _digest(_strings(tokenizer))
+    known = _known(tokenizer)
+    if known.digest is None:
+        known.digest = _digest(_strings(tokenizer))
+    return known.digest
 
 
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -263,8 +263,16 @@ def read_config(path: Path, trust_remote_code: bool = False) -> Any:
     if gguf.recognises(path):
         return gguf_config(path)
     with one_line(f"{path / 'config.json'}"), quiet():
-        check_depth(path, read_json(path / "config.json"))
+        stated = read_json(path / "config.json")
+        check_depth(path, stated)
+        _check_architectures(path, stated)
         return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=trust_remote_code)
+
+
+def _check_architectures(path: Path, stated: Any) -> None:
+    named = stated.get("architectures") if isinstance(stated, dict) else None
+    if named is not None and not (isinstance(named, list) and all(isinstance(one, str) for one in named)):
+        raise InputError(f"{path / 'config.json'}: architectures is {named!r}; expected a list of names")
 
 
 def read_generation_config(home: Path, config: Any) -> Any:

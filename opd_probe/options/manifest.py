@@ -164,7 +164,7 @@ def resolve_model(manifest: Path, key: str, value: str) -> str:
     is_path = value.startswith(("/", "./", "../", "~")) or value in (".", "..")
     if not is_path and looks_like_hub_id(value):
         return value
-    where = "" if is_url(value) else f" ({local})"
+    where = "" if "//" in value else f" ({local})"  # as of an address, in which a password may stand
     kind = "" if is_path else ", and not a hub id (org/name)"
     raise MissingError(f"manifest {manifest}: key {key!r}: {shown(value)}: no such path{where}{kind}")
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from opd_probe.engine.settings import TRACE_K, ReplaySettings
 from opd_probe.errors import InputError
+from opd_probe.options.precision import METRICS_K, Precision, parse_widths
 from opd_probe.texts import parse_json
 from opd_probe.types import LengthRule, StudentStates
 
@@ -34,6 +35,7 @@ def _as_object(value: Any) -> Any:
         return value
 
 
+Widths = Annotated[dict[str, float], BeforeValidator(parse_widths)]
 Mode = Annotated[Literal["on", "off"], BeforeValidator(_as_mode)]
 Variables = Annotated[dict[str, Any], BeforeValidator(_as_object)]
 
@@ -53,6 +55,7 @@ class Options(_Strict):
     max_new_tokens: Count | None = None
     num_rollouts: Count | None = None
     max_states: Count | None = None
+    precision: Widths | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
     device: Annotated[str, Field(min_length=1)] | None = None
@@ -83,7 +86,7 @@ class CommandOptions(_Strict):
 class Settings(_Strict):
     """The options of one run with every default filled in."""
 
-    k: int = 16
+    k: int = METRICS_K
     trace_k: int = TRACE_K
     temperature: float = 1.0
     sampler: Literal["transformers", "vllm"] | Url = "transformers"
@@ -91,6 +94,7 @@ class Settings(_Strict):
     max_new_tokens: int = 1024
     num_rollouts: int = 4
     max_states: int | None = None
+    precision: dict[str, float] | None = None
     seed: int = 0
     dtype: str | None = None
     device: str | None = None
@@ -106,6 +110,11 @@ class Settings(_Strict):
     allow_special_mismatch: bool = False
     thinking: Mode | None = None
     template_kwargs: Variables | None = None
+
+    @property
+    def wanted(self) -> Precision | None:
+        """When a replay may stop; None: once it is through."""
+        return None if self.precision is None else Precision(self.precision, self.k, self.average, self.seed)
 
     def for_replay(self, tokenizer: str | None = None) -> ReplaySettings:
         """What of them a trace is made with; ``k`` there is the K of the trace."""
@@ -130,7 +139,7 @@ def settle(given: Options, manifest: Options | None, *, where: str) -> Settings:
     fields = set(Options.model_fields)
     chosen: dict[str, Any] = manifest.model_dump(include=fields, exclude_none=True) if manifest else {}
     chosen |= given.model_dump(include=fields, exclude_none=True)
-    k = chosen.get("k", 16)
+    k = chosen.get("k", METRICS_K)
     if "trace_k" in chosen and chosen["trace_k"] < k:
         raise InputError(
             f"{where}: k = {k} is beyond the trace's K = {chosen['trace_k']}; raise --trace-k or lower --k"
@@ -177,7 +186,7 @@ def first_problem(error: ValidationError) -> tuple[str, str, str]:
     """The key, what was expected and what was given, of the first problem that pydantic found."""
     problem = error.errors(include_url=False)[0]
     location = [str(part) for part in problem["loc"] if not str(part).startswith(("constrained", "list["))]
-    message = str(problem["msg"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
     expected = message.replace("Input should be ", "expected ", 1)
     expected = expected.replace("greater than or equal to", "at least").replace("greater than", "more than")
     return location[0] if location else "", expected, repr(problem.get("input"))

@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from opd_probe.imports import uncollected
+
 if TYPE_CHECKING:
     from opd_probe.plots.alignment import plot_alignment
     from opd_probe.plots.bars import plot_bars
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from opd_probe.plots.overview import plot_overview
     from opd_probe.plots.reference import plot_reference
     from opd_probe.plots.rewards import plot_rewards
-    from opd_probe.plots.style import render
+    from opd_probe.plots.style import render, render_all
 
 # A new kind of figure is one new file and one new line here.
 _HOME = {
@@ -39,6 +41,7 @@ _HOME = {
     "plot_mass": "mass",
     "plot_overlap": "overlap",
     "render": "style",
+    "render_all": "style",
 }
 
 __all__ = [
@@ -54,13 +57,16 @@ __all__ = [
     "plot_reference",
     "plot_rewards",
     "render",
+    "render_all",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    with uncollected():
+        module = import_module(f"{__name__}.{_HOME[name]}")
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

@@ -103,9 +103,9 @@ def finish(
         room = 17 / (72 * (row_height - 0.65))  # a name's height over the panel's, in points
         ax.set_ylim(low, high + room * (high - low))
         _frame(figure, title, note, body, fixed)
-        engine: Any = figure.get_layout_engine()
-        engine.execute(figure)
+        figure.lay_out()
         if label_directly(ax, named):
+            figure.stale = False  # names in the panels move none of them
             return
         ax.set_ylim(low, high)
         for old in [*figure.legends, *figure.texts]:

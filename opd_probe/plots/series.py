@@ -94,7 +94,7 @@ def mean_over_seeds(seeds: Mapping[str, pd.DataFrame], keys: Sequence[str]) -> p
     values = [c for c in numeric if c not in (*keys, "seed") and not (c.endswith(("_lo", "_hi")))]
     grouped = table.groupby(list(keys), dropna=False)[values]
     means = grouped.mean().where(grouped.count() == len(seeds))[grouped.size() == len(seeds)].reset_index()
-    carried = ("run", "teacher", "states", "token_source", "sampling", "quantised")
+    carried = ("run", "teacher", "states", "token_source", "sampling", "quantised", "stopped")
     return means.assign(**{c: table[c].iloc[0] for c in carried if c in table.columns})
 
 

@@ -98,13 +98,15 @@ def states_phrase(table: pd.DataFrame) -> str:
 
     Where a column ``token_source`` says that ids were made from text afterwards, or ``sampling`` that responses were
     sampled otherwise than they are scored, so do the words; states of such responses are not on-policy. Likewise where
-    a column ``quantised`` names a model that is.
+    a column ``quantised`` names a model that is, or ``stopped`` that a replay stopped before its last prompt.
     """
     sampling = sampling_phrase(table)
     words = " and ".join(STATES[kind] for kind in kinds_of_states(table))
     if sampling and not sampling.startswith("some"):
         words = words.replace(" (on-policy)", "")
-    notes = ", ".join(note for note in (text_phrase(table), sampling, quantised_phrase(table)) if note)
+    notes = ", ".join(
+        note for note in (text_phrase(table), sampling, quantised_phrase(table), stopped_phrase(table)) if note
+    )
     if not notes:
         return words
     return f"{words[:-1]}, {notes})" if words.endswith(")") else f"{words} ({notes})"
@@ -136,6 +138,16 @@ def quantised_phrase(table: pd.DataFrame) -> str:
     found = list(dict.fromkeys(table["quantised"].dropna()))
     some = "" if table["quantised"].notna().all() else "some with "
     return f"{some}{' or '.join(map(str, found))}" if found else ""
+
+
+def stopped_phrase(table: pd.DataFrame) -> str:
+    """That replays stopped once they were precise enough, in words; "" where none did."""
+    if "stopped" not in table.columns:
+        return ""
+    if "n_states" in table.columns:
+        table = table[table["n_states"].notna()]  # rows of traces; those of a training log know nothing of it
+    stopped = table["stopped"].notna()
+    return "" if not stopped.any() else "stopped when precise" if stopped.all() else "some stopped when precise"
 
 
 def text_phrase(table: pd.DataFrame) -> str:
@@ -178,4 +190,6 @@ def interval_note(table: pd.DataFrame, metrics: Iterable[str], mark: str = "Band
     counts = sorted({int(count) for count in known})
     span = f" ({counts[0]}{f'-{counts[-1]}' if len(counts) > 1 else ''} prompts)" if counts else ""
     where = " No band where there are fewer than 2 prompts." if few else ""
+    if "stopped" in table.columns and table["stopped"].notna().any():
+        where = f" Wider where a replay stopped, so as to be right there.{where}"
     return f"{mark}: 95 % interval over prompts{span}.{where}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
@@ -43,9 +43,8 @@ def draw_figure(draw: Callable[[], Figure | None], stem: Path) -> list[Path]:
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write ``stem.pdf`` and ``stem.png``."""
-    from opd_probe.plots import render
+    from opd_probe.plots import render_all
 
-    return [
-        write_bytes(stem.with_name(f"{stem.name}.pdf"), render(figure, "pdf")),
-        write_bytes(stem.with_name(f"{stem.name}.png"), render(figure, "png")),
-    ]
+    kinds: tuple[Literal["pdf"], Literal["png"]] = ("pdf", "png")
+    files = zip(kinds, render_all(figure, kinds), strict=True)
+    return [write_bytes(stem.with_name(f"{stem.name}.{kind}"), content) for kind, content in files]

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from opd_probe.curves import diagnose, mass_curve, position_curve
+from opd_probe.curves.bounds import bounds_row, is_served
 from opd_probe.curves.remarks import list_remarks
 from opd_probe.curves.summary import summary_row
 from opd_probe.errors import warn
@@ -53,6 +54,8 @@ def summaries(gathered: Gathered, *, whole: bool = False) -> list[dict[str, Any]
         row = summary_row(measured.trace, measured.settings.k, average=measured.settings.average)
         if whole:
             row |= diagnose(measured.trace, seed=measured.settings.seed)
+            if is_served(measured.trace):
+                row |= bounds_row(measured.trace, average=measured.settings.average)
         k = row.pop("k")
         # The teacher's own accuracy is not part of a trace: null here, see opd_probe.gap_recovery.
         recovery = {"gap_recovery": NAN, "gap_recovery_lo": NAN, "gap_recovery_hi": NAN, "gap_recovery_n": 0}

@@ -16,7 +16,19 @@ from opd_probe.runs.log_files import Names
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMES = ("run", "step", "teacher", "variant", "k", "states", "token_source", "sampling", "quantised", "n_states")
+NAMES = (
+    "run",
+    "step",
+    "teacher",
+    "variant",
+    "k",
+    "states",
+    "token_source",
+    "sampling",
+    "quantised",
+    "stopped",
+    "n_states",
+)
 
 _ABOUT: dict[str, tuple[str, Callable[[Quantity], bool]]] = {
     "overlap": ("Top-k overlap", lambda _: True),

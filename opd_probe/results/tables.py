@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 INFINITE = "infinite"
 """The key under which a JSON row maps its infinite fields, if any, to ``"inf"`` or ``"-inf"``."""
@@ -45,6 +46,8 @@ def _plain(value: Any) -> Any:
 
 def as_table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
     """A data frame whose steps stay whole numbers where some are unknown."""
+    import pandas as pd
+
     table = pd.DataFrame(rows)
     if "step" in table:
         table["step"] = pd.array([None if pd.isna(step) else int(step) for step in table["step"]], dtype="Int64")
@@ -53,6 +56,8 @@ def as_table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table as mappings; a missing step is None."""
+    import pandas as pd
+
     return [
         {str(name): None if value is pd.NA else value for name, value in row.items()}
         for row in table.to_dict("records")

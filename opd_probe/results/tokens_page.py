@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from opd_probe.curves.intervals import Floats
-from opd_probe.curves.tokens import OverlapChange, Survey
+from opd_probe.curves.timeline import OverlapChange
+from opd_probe.curves.tokens import Survey
 from opd_probe.digits import digits, true_minus
 from opd_probe.metrics.context import CORRECT_FROM
 from opd_probe.models.decoding import Decoder
@@ -87,6 +88,7 @@ def _facts(document: Mapping[str, Any], responses: Responses) -> list[tuple[str,
         ("Step", "unknown" if trace["step"] is None else str(trace["step"])),
         ("Teacher", str(trace["teacher"])),
         ("States", f"{trace['n_states']:,} in {len(responses.table):,} responses"),
+        *([("Replay", f"stopped {trace['stopped']}")] if trace.get("stopped") else []),
         ("Sampled by", states.get(trace["states"], "unknown")),
         ("Token ids", "as sampled" if trace["token_source"] == "sampled_ids" else "re-tokenised text, not as sampled"),
         ("Sampling", str(trace["sampling"] or "unknown")),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opd_probe.errors import InputError, warn
+from opd_probe.errors import InputError, is_panic, warn
 from opd_probe.rollouts.chat import chat_variables, fitted, lost_words
 from opd_probe.rollouts.fields import reference_answers, several
 from opd_probe.rollouts.padding import prompts_without_padding, special_ids_of
@@ -160,7 +160,9 @@ def ids_of(text: str, tokenizer: Any, *, specials: bool = False) -> list[int]:
     """
     try:
         ids: list[int] = tokenizer(text, add_special_tokens=specials)["input_ids"]
-    except Exception as error:  # of tokenizers of many kinds
+    except BaseException as error:  # of tokenizers of many kinds
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         shown = text if len(text) <= 40 else text[:39] + "…"
         raise InputError(
             f"tokenizer {getattr(tokenizer, 'name_or_path', '')}: cannot encode {shown!r} "

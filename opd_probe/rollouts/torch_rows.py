@@ -92,15 +92,20 @@ def _holds_itself(value: Any, above: tuple[int, ...]) -> bool:
 
 
 def _listed(place: str, sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A sample with tensors and arrays as lists."""
+    """A sample with tensors and arrays as lists, those inside its lists and dictionaries too."""
     if _holds_itself(sample, ()):
         raise InputError(f"{place}: holds itself; expected plain values")
-    listed = {}
-    for name, value in sample.items():
-        if type(value).__name__ in ("Tensor", "ndarray"):
-            try:
-                value = value.tolist()
-            except (RuntimeError, TypeError, ValueError) as error:  # sparse ones, and those without values
-                raise InputError(f"{place}: {name} is a tensor of another kind ({error}); save its values") from None
-        listed[name] = value
-    return listed
+    return {name: _as_lists(f"{place}: {name}", value) for name, value in sample.items()}
+
+
+def _as_lists(what: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _as_lists(what, one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_lists(what, one) for one in value]
+    if not hasattr(value, "tolist"):
+        return value
+    try:
+        return value.tolist()
+    except (RuntimeError, TypeError, ValueError) as error:  # sparse ones, and those without values
+        raise InputError(f"{what} is a tensor of another kind ({error}); save its values") from None

@@ -40,15 +40,31 @@ class Measured:
 
     @property
     def labels(self) -> dict[str, Any]:
-        """The columns that say what a row's states are: whose, of what ids, and how they were sampled; and which model
-        is quantised, where one is."""
+        """The columns that say what a row's states are: whose, of what ids, and how they were sampled; which model is
+        quantised, where one is; and of a replay that stopped, where."""
         quantised = quantised_models(self.trace)
         return {
             "states": self.states,
             "token_source": self.token_source,
             "sampling": sampling_label(self.trace),
             **({"quantised": quantised} if quantised else {}),
+            **stopped_columns(self.trace),
         }
+
+
+def stopped_columns(trace: Trace) -> dict[str, Any]:
+    """Of a replay that stopped: where, in words (``"at 40 of 128 prompts, 5,120 of 16,210 states"``), how much there
+    was, and the level at each look of the intervals beside it. Nothing of a whole trace."""
+    said = trace.stopped
+    if said is None:
+        return {}
+    prompts, states = (f"{said[name]:,} of {said[f'of_{name}']:,} {name}" for name in ("prompts", "states"))
+    return {
+        "stopped": f"at {prompts}, {states}",
+        "n_prompts_in_all": said["of_prompts"],
+        "n_states_in_all": said["of_states"],
+        "interval_level": said["level"],
+    }
 
 
 def token_source_of(trace: Trace) -> str:
@@ -87,6 +103,20 @@ def warn_of_states(measured: Sequence[Measured]) -> None:
         warn(
             f"{len(text)} of {len(measured)} traces are of re-tokenised text (of {names}), the others of sampled ids; "
             "they stand side by side, but a difference between them may come from that alone"
+        )
+    _warn_of_stops(measured)
+
+
+def _warn_of_stops(measured: Sequence[Measured]) -> None:
+    """Say when traces of replays that stopped stand beside whole ones, or beside others that stopped elsewhere."""
+    held = {None if one.trace.stopped is None else one.trace.stopped["prompts"] for one in measured}
+    stopped = [one for one in measured if one.trace.stopped is not None]
+    if len(held) > 1:
+        names = ", ".join(dict.fromkeys(one.run for one in stopped))
+        warn(
+            f"{len(stopped)} of {len(measured)} traces (of {names}) are of replays that stopped, not all after the "
+            "same prompts: their intervals are wider, so as to be valid wherever they stop; opd-probe compare takes "
+            "the prompts that both have, and the command without --precision makes them whole"
         )
 
 

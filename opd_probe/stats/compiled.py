@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from opd_probe.errors import OpdProbeWarning
+from opd_probe.stats.exponential import exp_of_nonpositive
 from opd_probe.stats.pair import reduce_in_tiles, reduce_pair
 
 PAYS_FROM = {"cpu": 5e9, "cuda": 3e11}
@@ -24,18 +25,36 @@ def compiling_pays(states: int, width: int, device: torch.device) -> bool:
     return states * width >= PAYS_FROM.get(device.type, float("inf"))
 
 
+TILE = 32
+"""States that a compiled pass on a CPU takes at a time: their logits lie in its caches between the two passes."""
+
+
+def whole_tiles(states: int) -> int:
+    """The largest number of states up to ``states`` that tiles cover without overlap."""
+    return states // TILE * TILE or states
+
+
 @functools.cache
-def _definition() -> Callable[..., Any]:
+def _definition(device: str) -> Callable[..., Any]:
     """The compiled definition; one for the whole process, since another one would be traced and looked up anew."""
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
-    return torch.compile(reduce_pair, dynamic=False, fullgraph=True)
+    if device != "cpu":
+        return torch.compile(reduce_pair, dynamic=False, fullgraph=True)
+    # A product and a sum in one instruction, rounded once.
+    options: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
+    return torch.compile(_reduce_on_cpu, dynamic=False, fullgraph=True, options=options)
+
+
+def _reduce_on_cpu(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    return reduce_pair(student, teacher, temperature, exp_of_nonpositive)
 
 
 class CompiledReduction:
     """:func:`reduce_pair` lowered by torch.compile: C++ on a CPU, Triton on a GPU.
 
-    Whole chunks run compiled; a shorter one runs as it stands, since another shape would cost a compilation of its own.
-    Where nothing can be compiled everything runs as it stands.
+    Another number of states would be another shape, and cost a compilation of its own. On a CPU all states run
+    compiled, in tiles of one size, of which the last overlaps the one before; on a GPU whole chunks do, and a shorter
+    one runs as it stands. Where nothing can be compiled everything runs as it stands.
 
     Args:
         rows: states of a whole chunk.
@@ -43,20 +62,21 @@ class CompiledReduction:
     """
 
     def __init__(self, rows: int, device: torch.device) -> None:
-        self.rows = rows
-        self._compiled: Callable[..., Any] | None = _definition() if device.type in PAYS_FROM else None
+        self.rows = min(rows, TILE) if device.type == "cpu" else rows
+        self._compiled: Callable[..., Any] | None = _definition(device.type) if device.type in PAYS_FROM else None
 
     @property
     def is_compiled(self) -> bool:
-        """Whether whole chunks run compiled, as far as is known."""
+        """Whether compiled passes are used, as far as is known."""
         return self._compiled is not None
 
     def __call__(self, student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         """Block maxima of both and float64 moments, as :func:`reduce_in_tiles`."""
-        if self._compiled is None or len(student) != self.rows:
+        whole = len(student) == self.rows or student.device.type == "cpu"
+        if self._compiled is None or not whole or not len(student):
             return reduce_in_tiles(student, teacher, temperature)
         try:
-            student_maxima, teacher_maxima, moments = self._compiled(student, teacher, temperature)
+            return self._in_tiles(self._compiled, student, teacher, temperature)
         except Exception as error:  # no C++ compiler, no Triton, …: torch has no narrower root for it
             self._compiled = None
             line = (str(error).strip().splitlines() or [""])[0][:160]
@@ -66,4 +86,27 @@ class CompiledReduction:
                 stacklevel=2,
             )
             return reduce_in_tiles(student, teacher, temperature)
-        return student_maxima, teacher_maxima, moments
+
+    def _in_tiles(
+        self, compiled: Callable[..., Any], student: Tensor, teacher: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        states = len(student)
+        if states < self.rows:
+            student, teacher = (_repeated(logits, self.rows) for logits in (student, teacher))
+        last = max(0, states - self.rows)
+        starts = [*range(0, last, self.rows), last]
+        parts = [compiled(student[s : s + self.rows], teacher[s : s + self.rows], temperature) for s in starts]
+        ends = [*starts[1:], states]
+        # Of each tile the rows up to the next one's.
+        maxima = [
+            torch.cat([part[side][: end - s] for part, s, end in zip(parts, starts, ends, strict=True)])
+            for side in (0, 1)
+        ]
+        moments = torch.cat([part[2][:, : end - s] for part, s, end in zip(parts, starts, ends, strict=True)], dim=1)
+        return maxima[0], maxima[1], moments
+
+
+def _repeated(logits: Tensor, rows: int) -> Tensor:
+    """Rows again and again up to a number of them, as far apart in memory as they were, which a compiled pass asks."""
+    made = torch.empty_strided((rows, logits.shape[1]), logits.stride(), dtype=logits.dtype, device=logits.device)
+    return made.copy_(logits[torch.arange(rows, device=logits.device) % len(logits)])

@@ -13,7 +13,7 @@ below that the rest is summed apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -169,17 +169,31 @@ class Side:
         return self.log_z + self.maximum.squeeze(1).double() / self.temperature
 
 
-def shifted(logits: Tensor, maximum: Tensor, temperature: float) -> Tensor:
-    """a = (logit − maximum) / temperature in float64, [T, m], of float32 logits [T, m] and maxima [T, 1]."""
-    a = logits.double() - maximum.double()
-    return a if temperature == 1.0 else a / temperature
+def shifted(logits: Tensor, maximum: Tensor, temperature: float, room: Tensor | None = None) -> Tensor:
+    """a = (logit − maximum) / temperature in float64, [T, m], of float32 logits [T, m] and maxima [T, 1].
+
+    Args:
+        room: float64 [T, m], where a goes; None: into new memory.
+    """
+    a = logits.double() if room is None else room.copy_(logits)
+    a = a.sub_(maximum.double())
+    return a if temperature == 1.0 else a.div_(temperature)
 
 
-def reduce_one(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+Exp = Callable[[Tensor], Tensor]
+"""How e^x is had of x ≤ 0, float64."""
+
+Room = Sequence[Tensor]
+"""float64 tensors [T, V] for what a pass computes on its way; new memory costs a page fault for every 4 KB."""
+
+
+def reduce_one(
+    logits: Tensor, temperature: float, exp: Exp = torch.exp, room: Room = ()
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """The part of :func:`reduce_pair` that looks at one model: block maxima, a, e^a, and [Σ e^a, Σ e^a a]."""
     maxima = block_maxima(logits)
-    a = shifted(logits, maxima.amax(-1, keepdim=True), temperature)
-    p = a.exp()
+    a = shifted(logits, maxima.amax(-1, keepdim=True), temperature, room[0] if room else None)
+    p = torch.exp(a, out=room[1]) if room else exp(a)
     return maxima, a, p, [p.sum(-1), weighted_sum(p, a)]
 
 
@@ -191,19 +205,22 @@ def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     return (weights * values).sum(-1)  # a batch of dot products would leave a GPU to one block of threads each
 
 
-def reduce_pair(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def reduce_pair(
+    student: Tensor, teacher: Tensor, temperature: float, exp: Exp = torch.exp, room: Room = ()
+) -> tuple[Tensor, Tensor, Tensor]:
     """Everything that needs whole rows, as plain tensor code: the one definition of the passes over the logits.
 
     Args:
         student, teacher: float32 [T, V].
+        room: four tensors, or none.
 
     Returns:
         Block maxima of both ([T, ceil(V / 64)] each), and moments, float64 [6, T]: Σ e^a, Σ e^b, Σ e^a a, Σ e^b b,
         Σ e^a (a − b), Σ e^b (a − b), with a and b the logits below their row's maximum, over the temperature.
     """
-    student_maxima, a, p, of_student = reduce_one(student, temperature)
-    teacher_maxima, b, q, of_teacher = reduce_one(teacher, temperature)
-    d = a - b
+    student_maxima, a, p, of_student = reduce_one(student, temperature, exp, room[:2])
+    teacher_maxima, b, q, of_teacher = reduce_one(teacher, temperature, exp, room[2:])
+    d = a.sub_(b)
     moments = [of_student[0], of_teacher[0], of_student[1], of_teacher[1], weighted_sum(p, d), weighted_sum(q, d)]
     return student_maxima, teacher_maxima, torch.stack(moments)
 
@@ -225,7 +242,8 @@ def reduce_in_tiles(student: Tensor, teacher: Tensor, temperature: float) -> tup
     """
     tile = tile_rows(student)
     pieces = zip(student.split(tile), teacher.split(tile), strict=True)
-    parts = [reduce_pair(s, t, temperature) for s, t in pieces]
+    room = torch.empty((4, min(tile, len(student)), student.shape[1]), dtype=torch.float64, device=student.device)
+    parts = [reduce_pair(s, t, temperature, room=list(room[:, : len(s)])) for s, t in pieces]
     student_maxima, teacher_maxima, moments = zip(*parts, strict=True)
     return torch.cat(student_maxima), torch.cat(teacher_maxima), torch.cat(moments, dim=1)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from opd_probe.stats.contents import contents
 from opd_probe.stats.native import bf16_product, packed_weight
 from opd_probe.stats.scratch import Scratch
 
@@ -18,15 +19,18 @@ _PACKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def _kept(copies: WeakTensorKeyDictionary, make: Callable[[Tensor], Tensor | None], weight: Tensor) -> Tensor | None:
-    """A copy of a matrix in another form, kept as long as the matrix lives: for the next replay with the same model."""
-    if weight not in copies:
-        copies[weight] = make(weight)
-    copy: Tensor | None = copies[weight]
+    """A copy of a matrix in another form, kept as long as the matrix lives: for the next replay with the same model,
+    if its weights are then what they were."""
+    now = contents(weight)
+    if weight not in copies or copies[weight][0] != now:
+        copies[weight] = None  # an old copy goes before there is a new one
+        copies[weight] = now, make(weight)
+    copy: Tensor | None = copies[weight][1]
     return copy
 
 
 def as_float32(weight: Tensor) -> Tensor:
-    """A matrix in float32: itself, or a copy that is kept as long as the matrix lives."""
+    """A matrix in float32: itself, or a copy that is kept as long as the matrix lives and is not changed."""
     if weight.dtype == torch.float32:
         return weight
     copy = _kept(_FLOAT32, Tensor.float, weight)
@@ -71,6 +75,7 @@ class OutputProjection:
             bias = None if bias is None else bias[order]
         self.bias = None if bias is None else bias.float()
         self._packed = _kept(_PACKED, packed_weight, weight) if native and weight.shape[1] else None
+        self._float32: Tensor | None = None
         self.weight = weight
 
     @property
@@ -94,8 +99,9 @@ class OutputProjection:
         elif hidden.dtype == self.weight.dtype == torch.float32 or self._on_cpu:
             # torch's CPU product of bf16 matrices comes out in bf16, which ties at rank k. As bf16 factors of a product
             # of float32 matrices they lose nothing.
+            self._float32 = as_float32(self.weight) if self._float32 is None else self._float32
             with _product_precision(hidden.device, "bf16" if narrow else "ieee"):
-                torch.mm(hidden.float(), as_float32(self.weight).t(), out=out)
+                torch.mm(hidden.float(), self._float32.t(), out=out)
         else:
             torch.mm(hidden.to(self.weight.dtype), self.weight.t(), out_dtype=torch.float32, out=out)
         if self.scale != 1.0:

@@ -63,6 +63,17 @@ def top_list(logits: Tensor, k: int, maxima: Tensor) -> Tensor:
     return ids.masked_fill_(below <= -NO_PROBABILITY, NO_ID)
 
 
+def _values_of(logits: Tensor, blocks: Tensor, ids: Tensor) -> Tensor:
+    """The logits of whole blocks [T, m], whose ids are [T, m · BLOCK]."""
+    states, apart = len(logits), logits.stride(0)
+    if apart % BLOCK or logits.stride(1) != 1 or states < 2:
+        return torch.gather(logits, 1, ids)
+    # All rows are one table of blocks, which are copied as they lie.
+    table = logits.as_strided(((states - 1) * (apart // BLOCK) + logits.shape[1] // BLOCK, BLOCK), (BLOCK, 1))
+    first = torch.arange(states, device=logits.device).unsqueeze(1) * (apart // BLOCK)
+    return table.index_select(0, (blocks + first).flatten()).view(ids.shape)
+
+
 def block_maxima(logits: Tensor) -> Tensor:
     """The maximum of each run of :data:`BLOCK` ids: [..., V] -> [..., ceil(V / BLOCK)], NaN where one is NaN."""
     width = logits.shape[-1]
@@ -92,13 +103,12 @@ def exact_topk(logits: Tensor, k: int, maxima: Tensor | None = None) -> Tensor:
     if width <= 2 * k * BLOCK:
         return _top_ids(logits, all_ids, k)
     maxima = block_maxima(logits) if maxima is None else maxima
+    whole = width // BLOCK
     # One block more than needed: of 64 (k + 1) values torch.topk finds k + 1 in a way that takes half the time.
-    blocks = _top_ids(maxima, all_ids[: maxima.shape[-1]], k + 1)
+    blocks = _top_ids(maxima[:, :whole], all_ids[:whole], k + 1)
     candidates = (blocks.unsqueeze(-1) * BLOCK + all_ids[:BLOCK]).flatten(1)
-    if width % BLOCK == 0:
-        return _top_ids(torch.gather(logits, 1, candidates), candidates, k)
-    beyond = candidates >= width  # the last block is a short one
-    values = torch.gather(logits, 1, candidates.clamp(max=width - 1))
-    # An id that does not exist must lose even against -inf, which a masked vocabulary may hold.
-    candidates = torch.where(beyond, width + candidates, candidates)
-    return _top_ids(values.masked_fill(beyond, -torch.inf), candidates, k)
+    values = _values_of(logits, blocks, candidates)
+    if width % BLOCK:  # a short last block is looked into always
+        values = torch.cat([values, logits[:, whole * BLOCK :]], dim=1)
+        candidates = torch.cat([candidates, all_ids[whole * BLOCK :].expand(len(logits), -1)], dim=1)
+    return _top_ids(values, candidates, k)

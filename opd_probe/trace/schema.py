@@ -240,9 +240,23 @@ PROVENANCE: dict[str, tuple[type, ...]] = {
     "labels.teacher": (str,),
     "labels.directory": (str, type(None)),
     "fingerprint": (dict,),
+    "ways": (dict, type(None)),
     "warnings": (list, type(None)),
+    "stopped": (dict, type(None)),
+    "stopped.level": (float,),
+    "stopped.prompts": (int,),
+    "stopped.states": (int,),
+    "stopped.of_prompts": (int,),
+    "stopped.of_states": (int,),
+    "stopped.asked": (dict,),
+    "order": (dict, type(None)),
+    "order.seed": (int,),
+    "order.looks": (list,),
 }
 """What is read of a trace's provenance, as a path of keys, and the types that it may have where it is there."""
+
+STOPPED = tuple(path.partition(".")[2] for path in PROVENANCE if path.startswith("stopped."))
+"""What the provenance of a replay that stopped says of it, all of it."""
 
 STATE_COLUMN: dict[str, Column] = {column.name: column for column in STATE_COLUMNS}
 TOP_COLUMNS: tuple[str, ...] = tuple(c.name for c in STATE_COLUMNS if c.shape == "top")

@@ -6,7 +6,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -113,18 +113,33 @@ class TraceSpool:
         self._answered_digests[rollout] = self._digest(rollout, self._answers)
         self.answered[rollout] = True
 
-    def put_answers(self, blocks: Iterable[Mapping[str, Array]]) -> None:
-        """Store such columns of all rows, given in order, block by block; their top lists may be deeper."""
-        start = 0
+    def put_answers(self, rollouts: Sequence[int], blocks: Iterable[Mapping[str, Array]]) -> None:
+        """Store such columns of some rollouts, whose rows come one after another, block by block; their top lists may
+        be deeper."""
+        self._fill(rollouts, self._answers, blocks)
+        for rollout in rollouts:
+            self._answered_digests[rollout] = self._digest(rollout, self._answers)
+            self.answered[rollout] = True
+
+    def take(self, rollouts: Sequence[int], blocks: Iterable[Mapping[str, Array]]) -> None:
+        """Store all columns of some whole rollouts, as :meth:`put_answers` a part of them."""
+        names = [column.name for column in self.columns]
+        self._fill(rollouts, names, blocks)
+        for rollout in rollouts:
+            self._done_digests[rollout] = self._digest(rollout, names)
+            self.done[rollout] = True
+            if len(self.answered):
+                self._answered_digests[rollout] = self._digest(rollout, self._answers)
+                self.answered[rollout] = True
+
+    def _fill(self, rollouts: Sequence[int], names: Sequence[str], blocks: Iterable[Mapping[str, Array]]) -> None:
+        rows, start = self.rows(rollouts), 0
         for block in blocks:
             stop = start + len(block["rollout"])
-            for name in self._answers:
-                held = self.arrays[name][start:stop]
-                held[:] = block[name][:, : held.shape[1]] if held.ndim == 2 else block[name]
+            for name in names:
+                held = self.arrays[name]
+                held[rows[start:stop]] = block[name][:, : held.shape[1]] if held.ndim == 2 else block[name]
             start = stop
-        for rollout in range(len(self.answered)):
-            self._answered_digests[rollout] = self._digest(rollout, self._answers)
-        self.answered[:] = True
 
     def answer(self, rollout: int, columns: Sequence[str]) -> dict[str, Array]:
         """Columns of one rollout as they were put."""
@@ -133,16 +148,48 @@ class TraceSpool:
     def _rows(self, rollout: int) -> slice:
         return slice(int(self.offsets[rollout]), int(self.offsets[rollout + 1]))
 
-    def finish(self, rollouts: pa.Table, provenance: Mapping[str, Any], path: Path | None) -> Trace:
-        """The finished trace: written to ``path``, or in memory when ``path`` is None. The spool is spent."""
-        if not bool(self.done.all()):
-            raise RuntimeError(f"{int((~self.done).sum())} rollouts were never replayed")
+    def rows(self, rollouts: Sequence[int]) -> Array:
+        """The rows of some rollouts, one after another."""
+        return np.concatenate([np.arange(*self.offsets[[one, one + 1]]) for one in rollouts])
+
+    def part(self, rollouts: Sequence[int], table: pa.Table, provenance: Mapping[str, Any]) -> Trace:
+        """Some rollouts as a trace that reads the spool.
+
+        Args:
+            rollouts: ascending. table: the rollout table of all.
+        """
+        return Trace(table.take(list(rollouts)), provenance, arrays=self.arrays, rows=self.rows(rollouts))
+
+    def finish(
+        self,
+        rollouts: pa.Table,
+        provenance: Mapping[str, Any],
+        path: Path | None,
+        taken: Sequence[int] | None = None,
+    ) -> Trace:
+        """The finished trace: written to ``path``, or in memory when ``path`` is None. The spool is spent.
+
+        Args:
+            rollouts: the rollout table of all.
+            taken: the rollouts that the trace holds, ascending; None: all.
+        """
         names = [column.name for column in self.columns]
+        wanted = slice(None) if taken is None else list(taken)
+        if not bool(self.done[wanted].all()):
+            raise RuntimeError(f"{int((~self.done[wanted]).sum())} rollouts were never replayed")
+        if taken is None:
+            source = Trace(rollouts, provenance, arrays=self.arrays)
+        else:
+            source = self.part(taken, rollouts, provenance)
+        rollouts = source.rollouts
         if path is None:
-            return Trace(rollouts, provenance, arrays=self.arrays)
-        source = Trace(rollouts, provenance, arrays=self.arrays)
+            if taken is None:
+                return source
+            rows = self.rows(taken)
+            return Trace(rollouts, provenance, arrays={name: self.arrays[name][rows] for name in names})
         if self.directory is not None:
-            (self.directory / ROOM).unlink(missing_ok=True)
+            with suppress(OSError):  # then there is less room, which writing may find
+                (self.directory / ROOM).unlink(missing_ok=True)
         trace = write_trace(path, source.blocks(names), names, rollouts, provenance)
         self.discard()
         return trace
@@ -150,7 +197,13 @@ class TraceSpool:
     def discard(self) -> None:
         """Remove what the spool keeps on disk."""
         if self.directory is not None:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            _remove(self.directory)
+
+
+def _remove(directory: Path) -> None:
+    """What is there, a spool or something else in its place; what cannot be removed is found when it is made anew."""
+    with suppress(OSError):
+        shutil.rmtree(directory) if directory.is_dir() and not directory.is_symlink() else directory.unlink()
 
 
 def _held(
@@ -169,7 +222,7 @@ def _held(
             else:
                 _take_room(directory, size)
                 return found, True
-    shutil.rmtree(directory, ignore_errors=True)
+    _remove(directory)
     try:
         with _room_for(directory, size):
             directory.mkdir(parents=True)
@@ -177,7 +230,7 @@ def _held(
             _take_room(directory, size)
             (directory / "key").write_bytes(key.encode())  # last: a spool without it was never whole
     except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
+        _remove(directory)
         raise
     return fresh, False
 

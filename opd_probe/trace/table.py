@@ -30,6 +30,7 @@ from opd_probe.trace.schema import (
     ROLLOUT_ID,
     STATE_COLUMN,
     STATE_COLUMNS,
+    STOPPED,
     Column,
 )
 
@@ -53,6 +54,7 @@ class Trace:
         *,
         arrays: Mapping[str, Array] | None = None,
         path: Path | None = None,
+        rows: Array | None = None,
     ) -> None:
         if (arrays is None) == (path is None):
             raise TypeError("a trace lives either in arrays or in a file")
@@ -60,6 +62,7 @@ class Trace:
         self.provenance = dict(provenance)
         self._arrays = dict(arrays) if arrays is not None else None
         self._path = path
+        self._rows = rows  # of the arrays, where the trace is a part of them
         counts = np.asarray(rollouts.column("n_states").to_numpy(zero_copy_only=False), dtype=np.int64)
         self._offsets = np.concatenate([[0], np.cumsum(counts)])
 
@@ -89,6 +92,13 @@ class Trace:
     def warnings(self) -> tuple[str, ...]:
         """What whoever uses the trace should know, as it was said when the trace was made."""
         return tuple(str(text) for text in self.provenance.get("warnings") or ())
+
+    @property
+    def stopped(self) -> Mapping[str, Any] | None:
+        """Of a replay that stopped once its intervals were narrow enough: how far it came and what was asked, see
+        ``docs/formats.md``; None: the trace is whole."""
+        found: Mapping[str, Any] | None = self.provenance.get("stopped")
+        return found
 
     @property
     def path(self) -> Path | None:
@@ -148,7 +158,9 @@ class Trace:
     def _raw_blocks(self, columns: list[str], size: int) -> Iterator[dict[str, Array]]:
         if self._arrays is not None:
             for start in range(0, self.n_states, size):
-                yield {name: self._arrays[name][start : start + size] for name in columns}
+                block = slice(start, start + size)
+                at = block if self._rows is None else self._rows[block]
+                yield {name: self._arrays[name][at] for name in columns}
             return
         assert self._path is not None
         with _reading(self._path) as file:
@@ -241,18 +253,24 @@ def read_trace(path: str | Path, *, verify: bool = True) -> Trace:
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether a trace holds a digest over its bytes, as all but early ones do."""
-    with path.open("rb") as handle:
-        return agrees(handle) is not None
+    """Whether a trace holds a digest over its bytes, as all but early ones do.
+
+    Raises:
+        TraceError: it cannot be read.
+    """
+    return _agrees(path) is not None
+
+
+def _agrees(path: Path) -> bool | None:
+    try:
+        with path.open("rb") as handle:
+            return agrees(handle)
+    except OSError as error:
+        raise TraceError(f"trace {path}: cannot be read ({error.strerror})") from None
 
 
 def _verify(path: Path) -> None:
-    try:
-        with path.open("rb") as handle:
-            whole = agrees(handle)
-    except OSError as error:
-        raise TraceError(f"trace {path}: cannot be read ({error.strerror})") from None
-    if whole is False:
+    if _agrees(path) is False:
         raise TraceError(
             f"trace {path}: damaged, its bytes do not agree with the digest that was stored with them; "
             "run the replay again"
@@ -324,6 +342,13 @@ def _check_provenance(provenance: Mapping[str, Any]) -> None:
         good = isinstance(value, types) and (bool in types or not isinstance(value, bool))
         if value is not _ABSENT and not good:
             raise ValueError(f"{path} of its provenance is {type(value).__name__}")
+    stopped = provenance.get("stopped")
+    if stopped is not None:
+        lacking = [name for name in STOPPED if name not in stopped]
+        if lacking:
+            raise ValueError(f"stopped of its provenance has no {lacking[0]}")
+        if not 0 < stopped["level"] < 1:
+            raise ValueError(f"stopped.level of its provenance is {stopped['level']}")
     special = (provenance.get("vocabulary") or {}).get("special_ids") or ()
     if not all(isinstance(token, int) for token in special):
         raise ValueError("vocabulary.special_ids of its provenance are no token ids")

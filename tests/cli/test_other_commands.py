@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from opd_probe.curves.bounds import bounds_row
 from opd_probe.rollouts.files import read_rollouts
 from tests.cli.workspace import Caller, files_below, run_command
+from tests.samples import as_served, grouped_trace
 
 REPLAY = ("--teacher", "teacher", "--rollouts", "rollouts.jsonl", "--format", "json")
 
@@ -135,3 +137,14 @@ def test_a_closed_pipe_is_quiet(out: Path, tmp_path: Path) -> None:
     trace = out / "traces" / "good" / "teacher" / "step-5.parquet"
     done = run_command(["show", trace, "--format", "json", "| true"], tmp_path, shell=True)
     assert (done.code, done.errors) == (0, [])
+
+
+def test_rows_of_served_teachers_have_bounds(call: Caller, tmp_path: Path) -> None:
+    rows = [{"prompt_id": f"p{index}", "n_states": 4} for index in range(8)]
+    trace = as_served(grouped_trace(rows, k=16))
+    trace.save(tmp_path / "served.parquet")
+    done = call("overlap", "--traces", tmp_path / "served.parquet", "--out", tmp_path / "o", "--format", "json")
+    assert done.code == 0, done.err
+    (row,) = done.rows
+    assert row["reverse_kl"] is None
+    assert row["teacher_entropy_least"] == pytest.approx(bounds_row(trace)["teacher_entropy_least"])

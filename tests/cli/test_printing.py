@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 
@@ -109,3 +110,20 @@ def test_live_progress_stays_on_stderr(capsys: pytest.CaptureFixture[str], monke
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "warning: something" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("format", "expected"), [("table", r"l\xe4ufe"), ("csv", r"l\xe4ufe"), ("json", r"l\u00e4ufe")]
+)
+def test_an_encoding_without_a_character(format: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = io.BytesIO()
+    stream = io.TextIOWrapper(held, encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with printing.careful_stdout():
+        printing.print_rows([{"run": "läufe"}], ("run",), format)
+        print("Σ")
+    assert sys.stdout is stream
+    assert stream.errors == "strict"
+    said = held.getvalue().decode("ascii")
+    assert expected in said
+    assert said.endswith("\\u03a3\n")

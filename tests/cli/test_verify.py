@@ -11,14 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import opd_probe
 from opd_probe.commands.verify import differences
+from opd_probe.errors import TraceError
 from opd_probe.trace import Trace, read_trace
+from opd_probe.trace.table import is_sealed
+from opd_probe.types import LengthRule
 from tests.cli.workspace import Caller, write_lines
 from tests.models.served import cases
 from tests.models.served.recorded_server import serving
 from tests.models.served.sglang_server import SGLangAnswers
+from tests.models.test_lengths import sharp
 from tests.tiny import CHAT_TEMPLATE, save_checkpoint, tiny_model, tiny_tokenizer
 
 WORDS = ("--teacher", "teacher", "--k", "4", "--trace-k", "8", "--jsd")
@@ -175,6 +180,104 @@ def test_adapters_teacher_prompts_and_several_teachers(call: Caller, tmp_path: P
     assert "teacher_entropy" not in found["largest_difference"]
     shutil.rmtree(base)
     assert said(call, Path(str(given.path)))["verdict"] == "checksums alone"
+
+
+ROWS = [
+    {"id": f"r{i}", "prompt_ids": [3, 4 + i], "response_ids": [(7 * i + j) % 60 + 3 for j in range(30)]}
+    for i in range(3)
+]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``student`` and ``teacher`` on disk, and ``r.jsonl``."""
+    root = tmp_path_factory.mktemp("pair")
+    for seed, name in enumerate(("student", "teacher")):
+        save_checkpoint(root / name, tiny_model(seed=seed), tiny_tokenizer())
+    write_lines(root / "r.jsonl", ROWS)
+    return root
+
+
+@pytest.mark.parametrize("rule", ["prefix", "whole", "server"])
+def test_factors_of_another_length(call: Caller, pair: Path, tmp_path: Path, rule: LengthRule) -> None:
+    """Of a student whose factors change among the states."""
+    student = save_checkpoint(tmp_path / "long", sharp("longrope", 3), tiny_tokenizer())  # type: ignore[arg-type]
+    how: dict[str, Any] = {"k": 8, "temperature": 0.7, "length_factors": rule}
+    opd_probe.replay(student, pair / "teacher", pair / "r.jsonl", out=tmp_path / "t.parquet", **how)
+    found = said(call, tmp_path / "t.parquet", "--states", "1000")
+    assert (found["verdict"], found["states"], found["missing"]) == ("agrees", 90, [])
+    stored = read_trace(tmp_path / "t.parquet")
+    other = {"prefix": "server", "whole": "prefix", "server": "prefix"}[rule]
+    factors = {**stored.provenance["length_factors"], "rule": other}
+    changed = Trace(stored.rollouts, {**stored.provenance, "length_factors": factors}, arrays=arrays_of(stored))
+    changed.save(tmp_path / "u.parquet")
+    assert said(call, tmp_path / "u.parquet", "--states", "1000", code=1)["verdict"] == "differs"
+
+
+def test_a_gguf_student_and_several_teachers_one_after_the_other(call: Caller, pair: Path, tmp_path: Path) -> None:
+    from tests.models.gguf_files import write_gguf
+
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=False, initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    student = write_gguf(tmp_path / "s.gguf", LlamaForCausalLM(config), "llama")
+    how: dict[str, Any] = {
+        "k": 8,
+        "jsd": True,
+        "temperature": 1.3,
+        "sequential": True,
+        "tokenizer": str(pair / "teacher"),
+    }
+    teachers = {"one": pair / "teacher", "other": pair / "student"}
+    opd_probe.replay_teachers(student, teachers, pair / "r.jsonl", tmp_path / "t", **how)
+    for name in teachers:
+        found = said(call, tmp_path / "t" / f"{name}.parquet")
+        assert (found["verdict"], found["states"], found["missing"]) == ("agrees", 64, [])
+
+
+def test_what_was_replaced_since(call: Caller, pair: Path, tmp_path: Path) -> None:
+    for name in ("student", "teacher"):
+        shutil.copytree(pair / name, tmp_path / name)
+    file = write_lines(tmp_path / "r.jsonl", ROWS)
+    trace = tmp_path / "t.parquet"
+    opd_probe.replay(tmp_path / "student", tmp_path / "teacher", file, k=4, out=trace)
+    write_lines(file, [{**row, "prompt_ids": [5, 5]} for row in ROWS])
+    assert said(call, trace, code=1)["verdict"] == "differs"
+    write_lines(file, [{**row, "response_ids": [5] * 30} for row in ROWS])
+    refused = call("verify", trace)
+    assert (refused.code, len(refused.errors)) == (2, 1)
+    assert "is not the one in the trace" in refused.err
+    file.unlink()
+    gone = said(call, trace)
+    assert (gone["verdict"], gone["models"]) == ("checksums alone", {"student": "there", "teacher": "there"})
+    assert "--rollouts FILE" in gone["missing"][0]
+    assert said(call, trace, "--rollouts", pair / "r.jsonl")["verdict"] == "agrees"
+    shutil.move(tmp_path / "teacher", tmp_path / "moved")
+    without = said(call, trace, "--rollouts", pair / "r.jsonl")
+    assert (without["verdict"], without["models"]["teacher"]) == ("agrees", "not there")
+    assert "the teacher's columns: it is not there" in without["missing"]
+    assert not any("teacher" in name for name in without["largest_difference"])
+    again = said(call, trace, "--rollouts", pair / "r.jsonl", "--teacher", tmp_path / "moved")
+    assert (again["verdict"], again["models"]["teacher"]) == ("agrees", "there")
+    save_checkpoint(tmp_path / "student", tiny_model(seed=7), tiny_tokenizer())
+    other = said(call, trace, "--rollouts", pair / "r.jsonl", "--teacher", tmp_path / "moved", code=1)
+    assert (other["verdict"], other["models"]["student"]) == ("differs", "other weights than then")
+
+
+def test_a_trace_that_goes_while_it_is_looked_at(pair: Path, tmp_path: Path) -> None:
+    trace = opd_probe.replay(pair / "student", pair / "teacher", pair / "r.jsonl", k=4, out=tmp_path / "t.parquet")
+    assert is_sealed(tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").unlink()
+    with pytest.raises(TraceError, match="cannot be read"):
+        is_sealed(tmp_path / "t.parquet")
+    with pytest.raises(TraceError, match="no longer there"):
+        trace.column("reverse_kl")
+
+
+def arrays_of(trace: Trace) -> dict[str, Any]:
+    return {name: trace.column(name) for name in trace.columns}
 
 
 def test_ids_of_one_probability_may_change_places() -> None:

@@ -13,13 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from torch import Tensor
 
 from opd_probe.errors import InputError, OpdProbeError, ServerError, TraceError
 from opd_probe.jobs.sampling import stored_samples
 from opd_probe.models.adapters import adapter_ids
 from opd_probe.models.checkpoints import headers_of, resolve_checkpoint
 from opd_probe.models.loading import load_model
-from opd_probe.models.merging import read_tensors
+from opd_probe.models.merging import merge_ranks, read_tensors
 from opd_probe.models.served.drafts import Drafts
 from opd_probe.models.vocabulary import load_tokenizer, tokenizer_digest
 from opd_probe.options.manifest import read_manifest
@@ -31,7 +34,7 @@ from opd_probe.trace.schema import STATE_COLUMN
 from tests.fuzz.checkpoints import MAKERS
 from tests.fuzz.logs import LOGS
 from tests.fuzz.trees import Odd, Tree, lay
-from tests.rollouts.left_behind import slime_sample
+from tests.rollouts.left_behind import lighteval, lighteval_row, slime_sample
 from tests.tiny import save_checkpoint, tiny_model, tiny_tokenizer
 from tests.trace.test_files import small_trace
 
@@ -258,3 +261,77 @@ def test_a_file_of_torch_that_goes_on_on_another_disk(tmp_path: Path) -> None:
     locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2)  # of two disks
     file.write_bytes(bytes(64) + locator + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0, 0, 0, 0, 0))
     refused(lambda: read_tensors(file), "not a whole file")
+
+
+def test_shards_whose_parts_are_not_there(tmp_path: Path) -> None:
+    """What is unpickled has the attributes that the file says, or none."""
+    from torch.distributed.tensor import DeviceMesh, DTensor, Shard
+    from torch.distributed.tensor._dtensor_spec import DTensorSpec
+
+    def shard(local: object = None, spec: object = None) -> Tensor:
+        made: Any = torch.Tensor._make_wrapper_subclass(DTensor, (4, 2))  # type: ignore[attr-defined]
+        for name, part in (("_local_tensor", local), ("_spec", spec)):
+            if part is not None:
+                setattr(made, name, part)
+        return made
+
+    mesh = DeviceMesh("cpu", [0, 1], _init_backend=False, _rank=0)
+    real, far = (DTensorSpec(mesh, (Shard(dim),)) for dim in (0, 7))
+    values = torch.ones(2, 2)
+    odd = [shard(), shard(values), shard(spec=real), shard(values, {"placements": ()}), shard([1.0], real)]
+    odd += [shard(values, far), shard(values.to_sparse(), real), values.to_sparse(), values.to("meta")]
+    for value in odd:
+        torch.save({"weight": value}, tmp_path / "model.pt")
+        refused(lambda: read_tensors(tmp_path / "model.pt"), "weight is a tensor of another kind", InputError)
+    torch.save({"weight": shard(values, real)}, tmp_path / "model.pt")
+    assert merge_ranks([tmp_path / "model.pt"] * 2)["weight"].shape == (4, 2)
+    refused(lambda: merge_ranks([tmp_path / "model.pt"]), "not the ranks of the files", InputError)
+    strange = DeviceMesh("cpu", [-7, 0], _init_backend=False, _rank=0)
+    torch.save({"weight": shard(values, DTensorSpec(strange, (Shard(0),)))}, tmp_path / "model.pt")
+    refused(lambda: merge_ranks([tmp_path / "model.pt"] * 2), "not the ranks of the files", InputError)
+
+
+@pytest.mark.parametrize("named", [5, 1.5, True, "LlamaForCausalLM", [7], {"a": 1}])
+def test_architectures_that_are_no_names(tmp_path: Path, named: object) -> None:
+    path = save_checkpoint(tmp_path, tiny_model(16, hidden=8, layers=1))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "architectures": named}))
+    refused(lambda: load_model(path), "architectures is .*expected a list of names", InputError)
+
+
+def test_tensors_within_lists(tmp_path: Path) -> None:
+    batch = {"input_ids": [torch.tensor([3, 4, 5])], "token_mask": [torch.tensor([0, 1, 1])], "input_length": [3]}
+    torch.save(batch, tmp_path / "1.pt")
+    (rollout,) = read_rollouts(tmp_path / "1.pt")
+    assert (rollout.prompt_ids, rollout.response_ids) == ((3,), (4, 5))
+    for name in batch:
+        torch.save({**batch, name: [torch.empty(3, device="meta")]}, tmp_path / "2.pt")
+        refused(lambda: read_rollouts(tmp_path / "2.pt"), f"{name} is a tensor of another kind")
+
+
+def test_a_tokenizer_that_stops_its_library(tmp_path: Path) -> None:
+    """A prefix longer than a piece is no exception to Python where the library is written in Rust."""
+    model = BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])
+    tokenizer = json.loads(Tokenizer(model).to_str())
+    tokenizer["model"]["continuing_subword_prefix"] = "None"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    refused(lambda: load_tokenizer(tmp_path, required=True), "cannot be loaded .*out of range")
+
+
+@pytest.mark.parametrize(
+    "address", ["http:-/user:hunter2@host/v1", "http:x/user:hunter2@h", "htt;//user:hunter2@h", "http://u:hunter2@h"]
+)
+def test_a_login_in_an_address_that_is_none(tmp_path: Path, address: str) -> None:
+    (tmp_path / "opd-probe.yaml").write_text(f"teacher: {address}#m")
+    if not address.startswith("http://"):
+        said = refused(lambda: read_manifest(tmp_path / "opd-probe.yaml"))
+        assert "hunter2" not in said
+    assert "hunter2" not in str(InputError(f"teacher {address}: not there"))
+    assert str(InputError("no file a/b@c/d:e")) == "no file a/b@c/d:e"
+
+
+def test_ways_of_sampling_that_are_no_list(tmp_path: Path) -> None:
+    row = lighteval_row()
+    place = lighteval(tmp_path, [{**row, "doc": {**row["doc"], "sampling_methods": 5}}])
+    refused(lambda: read_rollouts(place), "sampling_methods is int; expected a list", InputError)

@@ -14,11 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
 
+import opd_probe
 from opd_probe.errors import InputError, LogitError
+from opd_probe.jobs.sampling import allowed_ids
 from opd_probe.models import filling, generation
 from opd_probe.models.filling import Filling
 from opd_probe.models.generation import invert_cdf, sample_rollouts
 from opd_probe.models.loading import LoadedModel, load_model
+from opd_probe.options.settings import Settings
 from opd_probe.types import Prompt, Rollout
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -46,6 +49,26 @@ def test_the_sampler_s_log_probabilities_are_those_of_a_plain_forward(student: L
         expected = torch.log_softmax(_forward(student, rollout), -1)
         expected = expected.gather(1, torch.tensor(rollout.response_ids)[:, None])[:, 0]
         assert np.allclose(rollout.logprobs, expected, atol=1e-4)
+
+
+def test_an_output_layer_wider_than_the_embeddings() -> None:
+    """What cannot be read is not sampled, and is refused where it stands."""
+    model: Any = tiny_model(40, seed=1, tied=False)
+    narrow = model.lm_head.weight
+    model.lm_head = torch.nn.Linear(narrow.shape[1], 64, bias=False)
+    with torch.no_grad():
+        model.lm_head.weight[:40], model.lm_head.weight[40:] = narrow, 3 * narrow[:24]
+    wide = load_model(model, tokenizer=tiny_tokenizer())
+    assert (wide.width, wide.readable) == (64, 40)
+    given = [Prompt("p", ids=(3, 4))]
+    for ids in (None, allowed_ids(wide, [], Settings())):
+        rollouts = sample_rollouts(wide, given, allowed_ids=ids, num_rollouts=4, max_new_tokens=12)
+        assert max(max(rollout.response_ids) for rollout in rollouts) < 40
+    with pytest.raises(InputError, match="token id 41 is outside the vocabulary"):
+        sample_rollouts(wide, [Prompt("p", ids=(3, 41))], max_new_tokens=2)
+    with pytest.raises(InputError, match="token id 41"):
+        opd_probe.replay(wide, wide, [{"prompt_ids": [3], "response_ids": [41, 4]}], k=4)
+    assert opd_probe.replay(wide, wide, [{"prompt_ids": [3], "response_ids": [4, 41]}], k=4).n_states == 2
 
 
 def test_at_another_temperature_and_on_fewer_ids(student: LoadedModel) -> None:

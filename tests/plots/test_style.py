@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import zlib
+from io import BytesIO
 from typing import Literal
 
 import matplotlib as mpl
 import pytest
+from fontTools.ttLib import TTFont
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from opd_probe import plots
-from opd_probe.plots import plot_mass, plot_overlap, render
+from opd_probe.plots import plot_mass, plot_overlap, render, render_all
 from opd_probe.plots.series import shorten
 from opd_probe.plots.style import COLORS, DASHED, DASHES, MARKERS, house_style, mix, series_style, shades
 
@@ -94,3 +98,31 @@ def test_house_style_is_left_behind() -> None:
     with house_style():
         assert mpl.rcParams["pdf.fonttype"] == 42
     assert dict(mpl.rcParams) == before
+
+
+def test_all_files_of_a_figure_are_what_each_is_alone() -> None:
+    table = mass_table(("compatible",), (0,))
+    both = render_all(plot_mass(table), ["pdf", "png"])
+    assert both == [render(plot_mass(table), "pdf"), render(plot_mass(table), "png")]
+
+
+def test_a_figure_that_was_changed_is_laid_out_again() -> None:
+    figure = plot_overlap(lab_table())
+    engine, before = figure.get_layout_engine(), figure.axes[0].get_position().x0
+    render(figure)
+    figure.axes[0].set_ylabel("three\nlines\nof text")
+    render(figure)
+    assert figure.axes[0].get_position().x0 > before
+    assert figure.get_layout_engine() is engine
+
+
+def test_fonts_in_a_pdf_hold_no_tables_of_layout_and_its_text_stays_text() -> None:
+    pdf = render(plot_mass(mass_table()), "pdf")
+    parts = re.split(rb"(?<!end)stream\r?\n", pdf)[1:]
+    streams = [zlib.decompressobj().decompress(part) for part in parts if part.startswith(b"\x78")]
+    fonts = [TTFont(BytesIO(stream)) for stream in streams if stream.startswith(b"\x00\x01\x00\x00")]
+    assert len(fonts) == 2  # plain and bold
+    for font in fonts:
+        assert {"glyf", "head", "hhea", "hmtx", "loca", "maxp"} <= set(font.keys())
+        assert not {"GDEF", "GPOS", "GSUB"} & set(font.keys())
+    assert b"/ToUnicode" in pdf

@@ -270,9 +270,17 @@ def test_compiled_passes_agree_with_the_plain_ones(temperature: float) -> None:
     assert reduction.is_compiled
     for name in plain.names():
         torch.testing.assert_close(getattr(compiled, name), getattr(plain, name), rtol=1e-6, atol=1e-6, equal_nan=True)
-    shorter = reduction(inputs[0][:4], inputs[1][:4], temperature)
-    for ours, theirs in zip(shorter, reduce_in_tiles(inputs[0][:4], inputs[1][:4], temperature), strict=True):
-        assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
+    whole = reduction(inputs[0], inputs[1], temperature)
+    for rows in ([0, 1, 2, 3], [5], [0, 1, 2, 3, 4, 5, 5, 4, 3, 1, 2]):  # fewer than a tile, and tiles that overlap
+        part = reduction(inputs[0][rows], inputs[1][rows], temperature)
+        for ours, theirs in zip(part, (whole[0][rows], whole[1][rows], whole[2][:, rows]), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+    if temperature != 1.0:  # another layout is another compilation
+        return
+    spaced = [torch.cat([one, one], dim=1)[:4, :3_000] for one in inputs[:2]]  # as the shared ids of a wider layer
+    for ours, theirs in zip(reduction(*spaced, temperature), reduce_in_tiles(*spaced, temperature), strict=True):
+        assert torch.equal(torch.isfinite(ours), torch.isfinite(theirs))
+        torch.testing.assert_close(ours[torch.isfinite(ours)], theirs[torch.isfinite(theirs)], rtol=1e-12, atol=1e-12)
 
 
 def test_without_a_compiler_the_plain_passes_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

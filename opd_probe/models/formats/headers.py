@@ -160,7 +160,9 @@ def read_json_object(file: Path) -> dict[str, Any]:
     """
     try:
         content = read_json(file)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); copy the checkpoint again") from None
+    except ValueError as error:
         raise InputError(f"{file}: not valid JSON ({error}); save or copy the checkpoint again") from None
     if not isinstance(content, dict):
         raise InputError(f"{file}: expected a JSON object, got {type(content).__name__}")

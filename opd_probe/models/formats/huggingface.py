@@ -75,6 +75,8 @@ def _indexed(path: Path) -> list[str]:
     try:
         names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
         return [name for name in names if within(path, name)]
+    except FileNotFoundError:
+        raise InputError(f"{path / SINGLE}: is no longer there, nor is {INDEX}; copy the checkpoint again") from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{index}: not a safetensors index ({error}); save the checkpoint again") from None
 

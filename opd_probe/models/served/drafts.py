@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -51,6 +52,9 @@ class Drafts:
             with self._path.open(mode, encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in lines)
         except OSError as error:
+            if len(self.known) <= 1 and self._path.is_file():  # it holds nothing that is whole
+                with suppress(OSError):
+                    self._path.unlink()
             raise OutputError(
                 f"samples {self._path}: cannot be written ({error.strerror}); choose another place with --out"
             ) from None

@@ -26,7 +26,7 @@ GENERATIVE = "GENERATIVE"
 
 def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skipped]:
     place, doc, response = where.place, _struct(where.place, row, "doc"), _struct(where.place, row, "model_response")
-    if GENERATIVE not in (doc.get("sampling_methods") or [GENERATIVE]):
+    if GENERATIVE not in (_list(place, doc, "sampling_methods") or [GENERATIVE]):
         yield Skipped("of a task that samples nothing")
         return
     texts = _list(place, response, "text")
