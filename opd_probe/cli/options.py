@@ -324,6 +324,16 @@ AverageOption = Annotated[
     Average | None,
     _option("--average", panel=_RESULT, help="Mean over all states, or over rollouts' means (default: token)."),
 ]
+By = Annotated[
+    str | None,
+    _option(
+        "--by",
+        panel=_RESULT,
+        metavar="FIELD",
+        help="A row and a curve for each value of a field: turn, tool_call, correct, finish_reason, or what the "
+        "rollouts carry, such as data_source.",
+    ),
+]
 Jsd = Annotated[
     bool | None,
     _option("--jsd/--no-jsd", panel=_REPLAY, help="Measure the Jensen-Shannon divergence too (one more pass)."),

@@ -55,6 +55,10 @@ def report(
     Raises:
         OpdProbeError: bad input, in one line.
     """
+    if request.by is not None:
+        raise InputError(
+            "report --by: a verdict is of a whole run; see groups with opd-probe align --by, or leave it out"
+        )
     logs = log_files(training_logs)
     if doctor and request.traces:
         raise InputError("--doctor and --traces: the doctor runs the models; give --ckpts, or leave --doctor out")

@@ -33,7 +33,7 @@ from opd_probe.results.responses import Responses, read_responses
 from opd_probe.results.states import describe_state
 from opd_probe.results.tables import json_row
 from opd_probe.results.tokens_page import build_page
-from opd_probe.runs.stored import Measured, find_traces, warn_of_states
+from opd_probe.runs.stored import Measured, find_trace, warn_of_states
 
 MAX_ROLLOUTS = 12
 TOP = 20
@@ -89,8 +89,8 @@ def tokens(
     directory = output_path(out or DEFAULT_OUT)
     check_writable(directory)
     given = parse_options(options)
-    measured = _one_trace(trace, given, "tokens TRACE")
-    earlier = None if against is None else _one_trace(against, given, "--against")
+    measured = find_trace(trace, given, what="tokens TRACE")
+    earlier = None if against is None else find_trace(against, given, what="--against")
     warn_of_states([measured, *([] if earlier is None else [earlier])])
     settings = measured.settings
     stored = measured.trace
@@ -132,14 +132,6 @@ def tokens(
     html = build_page(document, found, chosen, (measure, apart), responses, decoder, room, change)
     file = write_bytes(directory / "tokens.html", html.encode())
     return TokenReport(document, (file,))
-
-
-def _one_trace(place: str, given: Any, what: str) -> Measured:
-    found = find_traces([place], given, what=what)
-    if len(found) > 1:
-        paths = ", ".join(str(one.trace.path) for one in found[:4])
-        raise InputError(f"{what} {place}: holds {len(found)} traces; give one of {paths}{' …' * (len(found) > 4)}")
-    return found[0]
 
 
 def _names(measured: Measured) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import SharedVocabulary, special_ids, template_digest, text_digest
 from opd_probe.output import write_bytes
+from opd_probe.rollouts.fields import carried_fields
 from opd_probe.rollouts.files import prompt_key
 from opd_probe.rollouts.grading import grade_rollout
 from opd_probe.rollouts.sampling import sampling_words
@@ -150,6 +151,7 @@ class Job:
                     "score": self._score(rollout),
                     "token_source": rollout.token_source,
                     "sampling": sampling_words(rollout.sampling),
+                    "fields": carried_fields(rollout.extra),
                     "skipped": skip_reason(rollout),
                 }
             )

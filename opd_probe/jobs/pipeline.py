@@ -133,7 +133,7 @@ class _Station:
     def measured(self) -> list[Measured]:
         wanted = [self._request(teacher) for teacher in self.run.teachers]
         fingerprints = [request.fingerprint(self.rollouts) for request in wanted]
-        traces = {number: request.stored(fingerprints[number]) for number, request in enumerate(wanted)}
+        traces = {number: request.stored(fingerprints[number], self.rollouts) for number, request in enumerate(wanted)}
         lacking = [number for number, trace in traces.items() if trace is None]
         if lacking:
             orders = {n: wanted[n].begun(self.rollouts, fingerprints[n]).order for n in lacking}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from opd_probe.engine.provenance import reduced_matmul_precision
 from opd_probe.engine.replay import Progress
@@ -26,6 +29,7 @@ from opd_probe.models.sampled_states import SampledStates
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import shared_vocabulary
 from opd_probe.options.precision import Precision
+from opd_probe.rollouts.fields import carried_fields
 from opd_probe.rollouts.files import rollouts_digest
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts
 from opd_probe.runs.stored import warn_of
@@ -95,12 +99,16 @@ class TraceRequest:
         models = [one for one in (self.student, self.teacher) if not isinstance(one, ServedModel)]
         return self.settings.length_factors if any(map(has_length_factors, models)) else None
 
-    def stored(self, fingerprint: Mapping[str, Any]) -> Trace | None:
+    def stored(self, fingerprint: Mapping[str, Any], rollouts: Sequence[Rollout]) -> Trace | None:
         """The trace that is there already, when it fits and is as precise as asked, else None. Loads no model, and
         opens the file once.
 
-        It has today's labels, in the file too, where ``--traces`` reads them. A trace that does not fit any more is
-        warned about, with the reason; from one whose replay stopped too early :meth:`make` goes on.
+        It has today's labels, and what the rollouts carry today, in the file too, where ``--traces`` reads them. A
+        trace that does not fit any more is warned about, with the reason; from one whose replay stopped too early
+        :meth:`make` goes on.
+
+        Args:
+            rollouts: those of ``fingerprint``.
         """
         if self.precision is not None and isinstance(self.teacher, ServedModel):
             check_told(self.precision)
@@ -110,8 +118,9 @@ class TraceRequest:
         if found is None or not self._enough(found):
             return None
         before = found.provenance.get("labels", {})
-        if before != (labels := {**before, **self.labels}):
-            found.provenance["labels"] = labels
+        table = _with_fields(found.rollouts, rollouts)
+        if before != (labels := {**before, **self.labels}) or table is not found.rollouts:
+            found.provenance["labels"], found.rollouts = labels, table
             found = found.save(self.path)
         warn_of(found)
         return found
@@ -181,6 +190,27 @@ class TraceRequest:
         if self.precision is not None and trace.stopped is None:
             warn_of_width(trace, self.precision)
         return trace
+
+
+def _with_fields(table: pa.Table, rollouts: Sequence[Rollout]) -> pa.Table:
+    """The rollout table with what the rollouts carry; the same table where it has all of that."""
+    carried = {rollout.id: carried_fields(rollout.extra) for rollout in rollouts}
+    wanted = [carried.get(name) for name in table.column("rollout_id").to_pylist()]
+    held = table.column("fields").to_pylist() if "fields" in table.column_names else [None] * len(wanted)
+    if all(_within(*pair) for pair in zip(wanted, held, strict=True)):
+        return table
+    without = table.drop_columns(["fields"]) if "fields" in table.column_names else table
+    return without.append_column("fields", pa.array(wanted, type=pa.string()))
+
+
+def _within(fields: str | None, others: str | None) -> bool:
+    """Whether fields are among others, which have more where text was made into ids."""
+    if fields is None or fields == others:
+        return True
+    try:
+        return others is not None and json.loads(fields).items() <= json.loads(others).items()
+    except (ValueError, AttributeError, RecursionError):  # not what was written
+        return False
 
 
 def shared_student(
