@@ -42,6 +42,13 @@ class LengthFactors(StrEnum):
     server = "server"
 
 
+class StudentStates(StrEnum):
+    """Where the student's hidden states of its own responses come from."""
+
+    sampled = "sampled"
+    replayed = "replayed"
+
+
 class DeviceMap(StrEnum):
     """How models are spread over devices, as transformers names it."""
 
@@ -348,6 +355,16 @@ LengthFactorsOption = Annotated[
         panel=_REPLAY,
         help="Whose length decides the rotary factors of a model that has several, as longrope and dynamic scaling: "
         "the prefix's that a token is predicted from, the whole rollout's, or a server's longest (default: prefix).",
+    ),
+]
+StudentStatesOption = Annotated[
+    StudentStates | None,
+    _option(
+        "--student-states",
+        panel=_REPLAY,
+        help="Where the student's hidden states come from, with --prompts: sampled, what was read while the responses "
+        "were sampled, which saves a pass of the student; replayed, it runs over them again (default: sampled where "
+        "that is exact, as in float32).",
     ),
 ]
 AllowSpecialMismatch = Annotated[

@@ -13,6 +13,7 @@ import numpy as np
 
 from opd_probe.engine.provenance import command_line, float32_precision
 from opd_probe.engine.replay import Progress, Replay
+from opd_probe.engine.sampled import SampledModel
 from opd_probe.engine.sequences import skip_reason, straddling
 from opd_probe.engine.served import TOLD, ServedReplay
 from opd_probe.engine.settings import ReplaySettings
@@ -97,6 +98,7 @@ class Job:
         said = told_warnings(spool, engine, rows) if isinstance(engine, ServedReplay) else []
         provenance |= begun.said(taken, table, spool) | {
             "length_factors": self._length_factors(engine, taken),
+            "student_states": student.origin if isinstance(student, SampledModel) else {"from": "replay"},
             "ways": ways,
             "warnings": [*said, *self._outside_warnings(spool, rows)],
             "made_by": {"command": command_line(), "settings": self._asked(), "rollouts": rollouts_from},

@@ -19,11 +19,13 @@ from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import TraceError, warn_in_passing
 from opd_probe.jobs.making import Job
 from opd_probe.jobs.memory import memory_advice
+from opd_probe.jobs.own_states import sampled_model
 from opd_probe.jobs.served import served_identity, tokenizer_of_served
 from opd_probe.jobs.stopping import Begun, Order, check_told, kept_order, narrow, warn_of_width
 from opd_probe.models.digests import check_unchanged, tokenizer_files_digest, weights_digest
 from opd_probe.models.lengths import has_length_factors
 from opd_probe.models.loading import LoadedModel
+from opd_probe.models.sampled_states import SampledStates
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import shared_vocabulary
 from opd_probe.options.precision import Precision
@@ -220,9 +222,11 @@ def shared_student(
     *,
     alone: bool,
     progress: Progress | None,
+    sampled: SampledStates | None = None,
     order: Order | None = None,
 ) -> LoadedModel | StoredModel:
-    """What replays of one student need of it: itself, or its hidden states when several replays share them.
+    """What replays of one student need of it: itself, or its hidden states when several replays share them, or when
+    sampling has read them.
 
     The states are kept on disk and not in memory: there the system holds on to them as long as nothing else needs the
     room, so that one way serves small and large jobs. They are computed in the batches of the first of all replays,
@@ -233,6 +237,7 @@ def shared_student(
         lacking: the numbers of those among them that are to be made.
         place: the directory whose disk takes the hidden states.
         alone: run the student now, in batches of its own, so that it can be let go before a teacher is loaded.
+        sampled: what it read while it was sampled from.
         order: of the replays.
 
     Raises:
@@ -240,8 +245,11 @@ def shared_student(
     """
     settings, first = wanted[0].settings, wanted[0].sides(rollouts)
     units = None if order is None else order.units(rollouts)
+    own = sampled_model(student, rollouts, sampled, settings, place)
+    if own is not None and not alone:
+        return own
     if alone:
-        kept = StoredModel(student, rollouts, place, settings.length_factors)
+        kept = own or StoredModel(student, rollouts, place, settings.length_factors)
         with memory_advice("replaying"):
             kept.fill(settings.batch_tokens, progress, units)
         return kept
