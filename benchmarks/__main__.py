@@ -51,6 +51,14 @@ def _filling(small: bool) -> list[Row]:
     return sampling.measure_filling(2, 2, 2, longest=12) if small else sampling.measure_filling()
 
 
+def _on_policy(small: bool) -> list[Row]:
+    from benchmarks import on_policy
+
+    if small:
+        return on_policy.measure(2, 2, 1, 12, on_policy.Shape(64, 128, 1, 1, 1, 500))
+    return on_policy.measure()
+
+
 def _sampling(small: bool) -> list[Row]:
     from benchmarks import sampling
 
@@ -88,6 +96,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "prompts": _prompts,
     "sampling": _sampling,
     "filling": _filling,
+    "on-policy": _on_policy,
     "memory": _memory,
     "checkpoints": _checkpoints,
     "after-trace": _after_trace,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from opd_probe.engine.provenance import software
+from opd_probe.versions import software
 
 Row = dict[str, Any]
 """One line of the table: ``workload``, ``path``, and whichever of :data:`FIGURES` were measured."""

@@ -8,7 +8,10 @@ held against itself in batches that wait for their last, with room kept for the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from benchmarks.lengths import SHAPE
 from benchmarks.measuring import Row, paired
 from benchmarks.replay import Shape, build
 from opd_probe.models import generation
+from opd_probe.models.filling import Filling
 from opd_probe.models.generation import sample_rollouts
 from opd_probe.models.loading import LoadedModel
 from opd_probe.types import Prompt
@@ -87,6 +91,51 @@ def ending_lengths(count: int, longest: int) -> list[int]:
     return [int(length) for length in lengths]
 
 
+def planned_lengths(prompts: list[Prompt], samples: int, longest: int) -> dict[tuple[str, int], int]:
+    """The length of each response, by prompt and sample."""
+    names = [(prompt.id, number) for prompt in prompts for number in range(samples)]
+    return dict(zip(names, ending_lengths(len(names), longest), strict=True))
+
+
+@contextmanager
+def ending_at(lengths: dict[tuple[str, int], int]) -> Iterator[None]:
+    """While the block runs, the end, which is the first id of all, is drawn where it is planned and nowhere else."""
+    plain = generation._uniforms
+
+    def uniforms(seed: int, prompt: str, sample: int, size: int) -> NDArray[np.float64]:
+        found = np.maximum(plain(seed, prompt, sample, size), 0.01)
+        found[lengths[prompt, sample] - 1] = 0.0
+        return found
+
+    generation._uniforms = uniforms
+    try:
+        yield
+    finally:
+        generation._uniforms = plain
+
+
+class Waiting(Filling[Any]):
+    """Batches that wait for their last response, with room for the longest in each row."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.joins = False
+
+    def _fitting(self) -> tuple[list[Any], list[Any]]:
+        count = max(1, self.bound // (len(self._tokens(self.waiting[0])) + self.max_new_tokens))
+        return [], [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
+
+
+@contextmanager
+def room_for_the_longest() -> Iterator[None]:
+    """While the block runs, sampling goes in such batches."""
+    vars(generation)["Filling"] = Waiting
+    try:
+        yield
+    finally:
+        vars(generation)["Filling"] = Filling
+
+
 def measure_filling(
     count: int = 32, samples: int = 4, width: int = 32, repeats: int = 1, longest: int = LONGEST
 ) -> list[Row]:
@@ -95,33 +144,18 @@ def measure_filling(
     model.model.generation_config.eos_token_id = END
     model = replace(model, eos_ids=(END,))
     prompts = prompts_of(count, SHAPE.width)
-    lengths = dict(
-        zip([(p.id, n) for p in prompts for n in range(samples)], ending_lengths(count * samples, longest), strict=True)
-    )
-
-    def uniforms(seed: int, prompt: str, sample: int, size: int) -> NDArray[np.float64]:
-        """Those of a stream; the end, which is the first id of all, is drawn where it is planned and nowhere else."""
-        found = np.maximum(plain(seed, prompt, sample, size), 0.01)
-        found[lengths[prompt, sample] - 1] = 0.0
-        return found
+    lengths = planned_lengths(prompts, samples, longest)
 
     def drawn(bound: int) -> int:
-        generation._uniforms = uniforms
-        try:
+        with ending_at(lengths):
             found = sample_rollouts(model, prompts, num_rollouts=samples, max_new_tokens=longest, batch_tokens=bound)
-        finally:
-            generation._uniforms = plain
         assert [len(one.response_ids) for one in found] == list(lengths.values())
         return len(found)
 
     def waiting() -> int:
-        known, model.paths.verdicts["joined"] = model.cache_for("joined"), None
-        try:
+        with room_for_the_longest():
             return drawn(BATCH)
-        finally:
-            model.paths.verdicts["joined"] = known
 
-    plain = generation._uniforms
     paths = {
         "opd-probe": lambda: drawn(width * (longest + 96)),
         "in batches with room for the longest": waiting,

@@ -14,6 +14,10 @@ StateOrigin = Literal["own", "fixed", "unknown"]
 checkpoints, or ``unknown``."""
 
 
+StudentStates = Literal["sampled", "replayed"]
+"""Where a student's hidden states of its own responses come from: what was read while these were sampled, or a replay,
+in which the student runs over them again."""
+
 LengthRule = Literal["prefix", "whole", "server"]
 """Whose length decides the rotary factors of a model that has several (longrope, dynamic scaling)."""
 

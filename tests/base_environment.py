@@ -175,6 +175,7 @@ def run_commands(call: Commands) -> None:
     call("report", "--traces", "opd-probe-out", "--k", "4", "--format", "json")
     call("compare", traces[0], traces[1], "--k", "4")
     call("tokens", traces[1], "--against", traces[0], "--k", "4")
+    call("losses", traces[1], "--k", "4")
     call("show", traces[0], "--k", "4")
     call("verify", traces[0], "--states", "8")
     run = Path("runs/compatible")
@@ -264,6 +265,8 @@ def draw_figures(api: Recorded, trace: Any, later: Any) -> None:
     log = pd.DataFrame({"run": "mine", "step": [0, 1], "loss": [2.0, 1.0]})
     assert len(api.state_metrics(trace, k=4)) == trace.n_states
     assert np.isfinite(list(api.diagnose(trace, resamples=20).values())).any()
+    assert sum(part.n_states for part in api.groups(trace, "correct").values()) == trace.n_states
+    assert api.correlations(trace)["n"].max() == len(rewards) // 2
     assert api.summarize_variant(trace, "verl", k=4, resamples=20)["n_states"] == trace.n_states
     figures = [
         api.plot_overlap(steps),
@@ -271,6 +274,7 @@ def draw_figures(api: Recorded, trace: Any, later: Any) -> None:
         api.plot_mass(tabled(lambda one: api.mass_curve(one, resamples=20)).assign(n_prompts=3), steps),
         api.plot_heatmap(tabled(lambda one: api.position_curve(one, k=4, resamples=20)).assign(k=4)),
         api.plot_depth(tabled(api.reward_by_depth), tabled(lambda one: api.signal_by_depth(one, resamples=20))),
+        api.plot_losses(api.losses(trace, [4])),
         api.plot_comparison(api.compare(trace, later, k=4, resamples=20)),
         api.plot_rewards(first, steps[steps["step"] == 0]),
         api.plot_bars(recovery),

@@ -23,6 +23,7 @@ from opd_probe.results import verdict
 from opd_probe.rollouts.sources import SOURCES
 from opd_probe.runs.log_files import NAMES
 from opd_probe.trace.schema import FORMAT_VERSION, ROLLOUT_COLUMNS, STATE_COLUMNS
+from tests.lab_verdicts import confusion
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,6 +55,11 @@ def test_the_rules_of_verdicts_are_those_of_the_page() -> None:
     assert f"reverse KL at most {verdict.ALIGNED_KL} nats" in text
     assert f"at least {verdict.CLOSED:.0%} of".replace("%", " %") in text
     assert f"grew by {-verdict.APART:.0%} or more".replace("%", " %") in text
+
+
+def test_the_verdicts_on_the_lab_are_those_of_its_curves() -> None:
+    text = page("docs/report.md")
+    assert all(f"| {' | '.join(map(str, row))} |" in text for row in confusion())
 
 
 @pytest.mark.parametrize("column", [*STATE_COLUMNS, *ROLLOUT_COLUMNS], ids=lambda column: column.name)

@@ -49,7 +49,7 @@ class Side:
     """What the checks know of a model; the attributes mean what they mean of a :class:`LoadedModel`.
 
     Attributes:
-        width: None for a served model, which does not tell.
+        width, readable: None for a served model, which does not tell.
         generation_eos: end-of-sequence ids of generation_config alone.
         served: whether it is behind HTTP.
         dtype: what it computes in; empty for a served model.
@@ -64,6 +64,7 @@ class Side:
     generation_eos: tuple[int, ...]
     served: bool = False
     placeholder_ids: tuple[int, ...] = ()
+    readable: int | None = None
     dtype: str = ""
     experts: int = 0
 

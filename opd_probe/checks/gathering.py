@@ -107,7 +107,7 @@ def side_of(model: LoadedModel | ServedModel) -> Side:
     known = model.eos_ids
     return Side(
         model.name, model.tokenizer, model.width, model.max_positions, known, generation,
-        placeholder_ids=model.placeholder_ids, dtype=str(model.dtype).removeprefix("torch."),
+        placeholder_ids=model.placeholder_ids, readable=model.readable, dtype=str(model.dtype).removeprefix("torch."),
         experts=experts_of(model.model.config),
     )  # fmt: skip
 

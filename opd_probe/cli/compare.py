@@ -18,6 +18,7 @@ def compare(
     b: Annotated[str, typer.Argument(metavar="B", help=f"The second side: {_PLACE}.", show_default=False)],
     k: options.K = None,
     average: options.AverageOption = None,
+    by: options.By = None,
     seed: options.Seed = None,
     out: options.Out = None,
     format: options.FormatOption = None,
@@ -33,7 +34,7 @@ def compare(
         from opd_probe.commands.compare import compare as run
 
     given = {"k": k, "average": str(average) if average else None, "seed": seed}
-    finish(run(a, b, progress, options=given, out=out, format=str(format) if format else "table"))
+    finish(run(a, b, progress, options=given, by=by, out=out, format=str(format) if format else "table"))
 
 
 def register(app: typer.Typer) -> None:

@@ -49,6 +49,7 @@ def figures(
     ] = None,
     k: options.K = None,
     average: options.AverageOption = None,
+    by: options.By = None,
     seed: options.Seed = None,
     out: options.Out = None,
     format: options.FormatOption = None,
@@ -66,6 +67,7 @@ def figures(
     request = Request(
         traces=tuple(traces),
         options={"k": k, "average": str(average) if average else None, "seed": seed},
+        by=by,
         out=out,
         format=str(format) if format else None,
     )

@@ -42,6 +42,13 @@ class LengthFactors(StrEnum):
     server = "server"
 
 
+class StudentStates(StrEnum):
+    """Where the student's hidden states of its own responses come from."""
+
+    sampled = "sampled"
+    replayed = "replayed"
+
+
 class DeviceMap(StrEnum):
     """How models are spread over devices, as transformers names it."""
 
@@ -317,6 +324,16 @@ AverageOption = Annotated[
     Average | None,
     _option("--average", panel=_RESULT, help="Mean over all states, or over rollouts' means (default: token)."),
 ]
+By = Annotated[
+    str | None,
+    _option(
+        "--by",
+        panel=_RESULT,
+        metavar="FIELD",
+        help="A row and a curve for each value of a field: turn, tool_call, correct, finish_reason, or what the "
+        "rollouts carry, such as data_source.",
+    ),
+]
 Jsd = Annotated[
     bool | None,
     _option("--jsd/--no-jsd", panel=_REPLAY, help="Measure the Jensen-Shannon divergence too (one more pass)."),
@@ -338,6 +355,16 @@ LengthFactorsOption = Annotated[
         panel=_REPLAY,
         help="Whose length decides the rotary factors of a model that has several, as longrope and dynamic scaling: "
         "the prefix's that a token is predicted from, the whole rollout's, or a server's longest (default: prefix).",
+    ),
+]
+StudentStatesOption = Annotated[
+    StudentStates | None,
+    _option(
+        "--student-states",
+        panel=_REPLAY,
+        help="Where the student's hidden states come from, with --prompts: sampled, what was read while the responses "
+        "were sampled, which saves a pass of the student; replayed, it runs over them again (default: sampled where "
+        "that is exact, as in float32).",
     ),
 ]
 AllowSpecialMismatch = Annotated[

@@ -12,7 +12,7 @@ from opd_probe.options.request import Request
 from opd_probe.progress import Progress
 from opd_probe.results.files import write_csv
 from opd_probe.results.measures import Gathered, curves, position_curves, summaries
-from opd_probe.results.tables import json_row, records
+from opd_probe.results.tables import by_series, json_row, records
 
 ALIGN_COLUMNS = (
     *NAMES, "overlap_ratio", "overlap_advantage", "entropy_gap", "student_entropy", "teacher_entropy",
@@ -22,6 +22,7 @@ POSITION_COLUMNS = (
     "run",
     "step",
     "teacher",
+    "group",
     "k",
     "token_source",
     "sampling",
@@ -33,7 +34,8 @@ POSITION_COLUMNS = (
     *ALIGN_COLUMNS[len(NAMES) :],
 )
 DEPTH_COLUMNS = (
-    "run", "step", "teacher", "token_source", "sampling", "quantised", "stopped", "position_lo", "position_hi",
+    "run", "step", "teacher", "group", "token_source", "sampling", "quantised", "stopped", "position_lo",
+    "position_hi",
     "n_states", "sampled_reward",
     *(f"sampled_reward_q{end}" for end in ("05", "25", "50", "75", "95")),
 )  # fmt: skip
@@ -68,7 +70,7 @@ def _depth(gathered: Gathered, bins: int) -> Result:
     """Quantiles of the sampled reward by position, and where its signal lies."""
     reward = curves(gathered, "reward by depth", lambda m: reward_by_depth(m.trace, bins=bins))
     signal = curves(gathered, "signal by depth", lambda m: signal_by_depth(m.trace, bins=bins, seed=m.settings.seed))
-    files = write(gathered, "depth", reward, [("", lambda: plots.plot_depth(reward, signal))])
+    files = write(gathered, "depth", reward, [("", lambda: plots.plot_depth(by_series(reward), by_series(signal)))])
     files += (write_csv(signal, gathered.out / "depth-signal.csv"),)
     rows = [json_row(row) for row in records(reward)]
     return Result(rows, shown_columns(DEPTH_COLUMNS, rows), gathered.format, files)

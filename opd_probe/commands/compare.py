@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,22 @@ from opd_probe.output import check_writable, output_path
 from opd_probe.progress import Progress
 from opd_probe.results.files import draw_figure, write_csv
 from opd_probe.results.tables import as_table, json_row, present
-from opd_probe.runs.stored import Measured, find_traces, stopped_columns
+from opd_probe.runs.stored import Measured, by_group, find_traces, stopped_columns
 
-COLUMNS = ("step_a", "step_b", "metric", "unit", "a", "b", "difference", "n_prompts")
+COLUMNS = ("step_a", "step_b", "group", "metric", "unit", "a", "b", "difference", "n_prompts")
 
 Pair = tuple[Measured, Measured]
 
 
 def compare(
-    a: str, b: str, progress: Progress, *, options: Mapping[str, Any], out: str | None = None, format: str = "table"
+    a: str,
+    b: str,
+    progress: Progress,
+    *,
+    options: Mapping[str, Any],
+    by: str | None = None,
+    out: str | None = None,
+    format: str = "table",
 ) -> Result:
     """Differences B − A of every metric over the same prompts: ``compare.csv`` and a figure.
 
@@ -34,6 +42,7 @@ def compare(
         a, b: a trace each, or a directory each with the traces of one run, which are paired by step; of a run's own
             directory those that ``out`` holds.
         options: ``k``, ``average`` and ``seed`` as for the other commands.
+        by: a field whose values are compared each by itself (:func:`opd_probe.groups`).
 
     Raises:
         OpdProbeError: bad input, in one line; among it two runs without a common step or prompt.
@@ -42,7 +51,7 @@ def compare(
     check_writable(directory)
     given = parse_options(options)
     sides = [_side(name, place, given, directory) for name, place in (("A", a), ("B", b))]
-    pairs = pair_up(*sides)
+    pairs = [part for pair in pair_up(*sides) for part in parts_of(pair, by)]
     rows: list[dict[str, Any]] = []
     progress.begin("compare")
     for done, (first, second) in enumerate(pairs):
@@ -54,7 +63,7 @@ def compare(
     shown_pairs = table.assign(pair=[_pair(row) for row in rows])
     files += draw_figure(lambda: plots.plot_comparison(shown_pairs, a=names[0], b=names[1]), directory / "compare")
     clean = [json_row(row) for row in rows]
-    shown = COLUMNS if len(pairs) > 1 else COLUMNS[2:]
+    shown = COLUMNS if len(pairs) > 1 else COLUMNS[3:]
     return Result(clean, present(shown, clean), format, tuple(files))
 
 
@@ -113,6 +122,29 @@ def pair_up(a: Sequence[Measured], b: Sequence[Measured]) -> list[Pair]:
     return [(keyed[0][key], keyed[1][key]) for key in ordered]
 
 
+def parts_of(pair: Pair, by: str | None) -> list[Pair]:
+    """The parts of a pair by a field, those of one value beside each other; values of one side alone are left out with
+    a warning.
+
+    Raises:
+        InputError: no value is on both sides, or as :func:`opd_probe.groups`.
+    """
+    if by is None:
+        return [pair]
+    first, second = ({one.group: one for one in by_group([side], by)} for side in pair)
+    common = [name for name in first if name in second]
+    if not common:
+        raise InputError(
+            f"compare --by {by}: no value is in both traces (A has {', '.join(map(str, first))}; B has "
+            f"{', '.join(map(str, second))})"
+        )
+    for side, found in (("A", first), ("B", second)):
+        alone = [str(name) for name in found if name not in common]
+        if alone:
+            warn(f"compare: left out of {side}, for want of a counterpart: {by} {', '.join(alone)}")
+    return [(first[name], second[name]) for name in common]
+
+
 def _rows(a: Measured, b: Measured) -> list[dict[str, Any]]:
     settings = a.settings
     try:
@@ -120,8 +152,10 @@ def _rows(a: Measured, b: Measured) -> list[dict[str, Any]]:
     except OpdProbeError as error:
         where = " and ".join(str(side.trace.path) for side in (a, b))
         raise InputError(f"{where}: {error}") from None
-    keys = [{**one.key, "sampling": sampling_label(one.trace), **stopped_columns(one.trace)} for one in (a, b)]
+    whole = [replace(one, by=None, group=None) for one in (a, b)]
+    keys = [{**one.key, "sampling": sampling_label(one.trace), **stopped_columns(one.trace)} for one in whole]
     names = {f"{name}_{side}": value for side, key in zip("ab", keys, strict=True) for name, value in key.items()}
+    names |= {} if a.by is None else {"by": a.by, "group": a.group}
     return [{**names, **row} for row in table.to_dict("records")]  # type: ignore[dict-item]
 
 
@@ -135,7 +169,8 @@ def _step_order(step: int | None) -> tuple[bool, int]:
 
 def _pair(row: Mapping[str, Any]) -> str:
     steps = ["?" if row[f"step_{side}"] is None else str(row[f"step_{side}"]) for side in "ab"]
-    return f"step {steps[0]}" if steps[0] == steps[1] else f"step {steps[0]} and {steps[1]}"
+    at = f"step {steps[0]}" if steps[0] == steps[1] else f"step {steps[0]} and {steps[1]}"
+    return f"{at}, {row['by']} {row['group']}" if "by" in row else at
 
 
 def _names(pairs: Sequence[Pair]) -> list[str]:

@@ -20,7 +20,7 @@ from opd_probe.results.measures import Gathered, in_order
 from opd_probe.results.peers import draw_variant, file_name, variant_rows
 from opd_probe.results.tables import as_table
 from opd_probe.runs.logs import log_files
-from opd_probe.runs.stored import find_traces, warn_of_states
+from opd_probe.runs.stored import by_group, find_traces, warn_of_states
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,10 +55,12 @@ def figures(
     names = _chosen(only)
     peers = [parse_variant(text) for text in variants]
     logs = log_files(training_logs)
+    if logs and request.by is not None:
+        raise InputError("--by and --training-log: a trainer logs whole batches and no groups; leave one of them out")
     shares = {teacher: _share(teacher, text) for teacher, text in map(_pair, teacher_accuracies)}
     out = output_path(request.out or DEFAULT_OUT)
     check_writable(out / "figures")
-    measured = in_order(find_traces(request.traces, parse_options(request.options)))
+    measured = in_order(by_group(find_traces(request.traces, parse_options(request.options)), request.by))
     warn_of_states(measured)
     _refuse_unknown_teachers(shares, [one.teacher for one in measured])
     gathered = Gathered(measured, out, request.format or "table", progress)

@@ -18,8 +18,8 @@ from opd_probe.output import check_writable, claimed, output_path
 from opd_probe.progress import Progress
 from opd_probe.results.files import draw_figure, write_csv
 from opd_probe.results.measures import Gathered, in_order
-from opd_probe.results.tables import as_table, json_row, present
-from opd_probe.runs.stored import find_traces, warn_of_prompts, warn_of_states
+from opd_probe.results.tables import as_table, by_series, json_row, present
+from opd_probe.runs.stored import by_group, find_traces, warn_of_prompts, warn_of_states
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Drawing = tuple[str, Callable[[], "Figure"]]
 """What is added to a table's name for a figure of it, and what draws it, once the table is written."""
 
-NAMES = ("run", "step", "teacher", "k", "states", "token_source", "sampling", "quantised", "stopped")
+NAMES = ("run", "step", "teacher", "group", "k", "states", "token_source", "sampling", "quantised", "stopped")
 DRY_RUN_COLUMNS = (
     "run", "step", "teacher", "states", "states_are", "tokens", "bytes", "seconds",
 )  # fmt: skip
@@ -50,7 +50,7 @@ def gather(request: Request, progress: Progress) -> Iterator[Gathered | Result]:
         measured = find_traces(request.traces, parse_options(request.options))
         warn_of_states(measured)
         warn_of_prompts(measured)
-        yield Gathered(in_order(measured), out, request.format or "table", progress)
+        yield Gathered(in_order(by_group(measured, request.by)), out, request.format or "table", progress)
         return
     # What looks at checkpoints is not waited for where traces are given, and torch not where they are there already.
     from opd_probe.jobs.finished import job_key, noted, stored_job
@@ -74,7 +74,7 @@ def gather(request: Request, progress: Progress) -> Iterator[Gathered | Result]:
                 found += measure(plan, progress)
         warn_of_states(found)
         warn_of_prompts(found)
-        yield Gathered(in_order(found), plan.out, plan.format, progress)
+        yield Gathered(in_order(by_group(found, request.by)), plan.out, plan.format, progress)
 
 
 def _refuse_inputs_beside_traces(request: Request) -> None:
@@ -92,7 +92,7 @@ def _refuse_inputs_beside_traces(request: Request) -> None:
 
 def by_k(rows: Sequence[dict[str, Any]], draw: Callable[[pd.DataFrame], Figure]) -> list[Drawing]:
     """One figure for each k, since curves of different k are different quantities."""
-    table = as_table(rows)
+    table = by_series(as_table(rows))
     parts = [(k, part) for k, part in table.groupby("k", sort=True)]
     return [("" if len(parts) == 1 else f"-k{k}", partial(draw, part)) for k, part in parts]
 

@@ -11,7 +11,7 @@ from opd_probe.commands.variant import as_variant
 from opd_probe.options.request import Request
 from opd_probe.progress import Progress
 from opd_probe.results.measures import mass_table, summaries
-from opd_probe.results.tables import as_table, json_row, records
+from opd_probe.results.tables import as_table, by_series, json_row, records
 
 MASS_COLUMNS = (
     *NAMES, "student_topk_mass", "teacher_topk_mass", "student_overlap_mass", "teacher_overlap_mass",
@@ -32,7 +32,9 @@ def mass(request: Request, progress: Progress, *, variant: str | None = None) ->
             return gathered
         totals = summaries(gathered)
         table = mass_table(gathered, totals)
-        files = write(gathered, "mass", table, [("", lambda: plots.plot_mass(table, as_table(totals)))])
+        files = write(
+            gathered, "mass", table, [("", lambda: plots.plot_mass(by_series(table), by_series(as_table(totals))))]
+        )
         if gathered.format == "table":  # K rows for each checkpoint are for files, not for eyes
             depths = [one.trace.K for one in gathered.measured]
             rows = [_counts(json_row(row), depth) for row, depth in zip(totals, depths, strict=True)]

@@ -13,6 +13,7 @@ from opd_probe.commands.gathering import NAMES, by_k, finish, gather, write
 from opd_probe.commands.result import Result
 from opd_probe.commands.variant import as_variant
 from opd_probe.curves import join_training_log
+from opd_probe.errors import InputError
 from opd_probe.options.naming import user_path
 from opd_probe.options.request import Request
 from opd_probe.progress import Progress
@@ -43,6 +44,8 @@ def overlap(
         OpdProbeError: bad input, in one line.
     """
     logs = log_files(training_logs)
+    if logs and request.by is not None:
+        raise InputError("--by and --training-log: a trainer logs whole batches and no groups; leave one of them out")
     if variant is not None:
         return as_variant(request, progress, "overlap", variant, logs)
     for file in logs.values():

@@ -11,29 +11,29 @@ import numpy as np
 
 from opd_probe.curves import diagnose, summarize
 from opd_probe.curves.intervals import Floats
+from opd_probe.curves.timeline import OverlapChange, overlap_change
 from opd_probe.curves.tokens import (
     EXTREMES,
-    OverlapChange,
     Survey,
     disagreement_by_rollout,
-    overlap_change,
     response_tokens,
     spread_choice,
     survey,
 )
-from opd_probe.errors import InputError, warn
+from opd_probe.errors import InputError
 from opd_probe.jobs.plan import model_path
-from opd_probe.metrics.context import special_ids, with_special_ids
-from opd_probe.models.decoding import Decoder, find_decoder
+from opd_probe.metrics.context import special_ids
+from opd_probe.models.decoding import Decoder
 from opd_probe.options.request import DEFAULT_OUT
 from opd_probe.options.settings import parse_options
 from opd_probe.output import check_writable, output_path, write_bytes
 from opd_probe.progress import Progress
+from opd_probe.results.decoders import decoder_of
 from opd_probe.results.responses import Responses, read_responses
 from opd_probe.results.states import describe_state
 from opd_probe.results.tables import json_row
 from opd_probe.results.tokens_page import build_page
-from opd_probe.runs.stored import Measured, find_traces, warn_of_states
+from opd_probe.runs.stored import Measured, find_trace, warn_of_states
 
 MAX_ROLLOUTS = 12
 TOP = 20
@@ -89,15 +89,15 @@ def tokens(
     directory = output_path(out or DEFAULT_OUT)
     check_writable(directory)
     given = parse_options(options)
-    measured = _one_trace(trace, given, "tokens TRACE")
-    earlier = None if against is None else _one_trace(against, given, "--against")
+    measured = find_trace(trace, given, what="tokens TRACE")
+    earlier = None if against is None else find_trace(against, given, what="--against")
     warn_of_states([measured, *([] if earlier is None else [earlier])])
     settings = measured.settings
     stored = measured.trace
     depth = min(one.trace.K for one in (measured, earlier) if one is not None)
     k = settings.k if given.k is not None else min(settings.k, depth)
     missing: list[str] = []
-    decoder = _decoder(measured, model_path("--tokenizer", tokenizer), missing)
+    decoder = decoder_of(measured.trace, model_path("--tokenizer", tokenizer), missing)
     measure, apart = disagreement_by_rollout(stored)
     chosen = spread_choice(apart, max_rollouts)
     if not chosen and stored.n_states:
@@ -132,37 +132,6 @@ def tokens(
     html = build_page(document, found, chosen, (measure, apart), responses, decoder, room, change)
     file = write_bytes(directory / "tokens.html", html.encode())
     return TokenReport(document, (file,))
-
-
-def _one_trace(place: str, given: Any, what: str) -> Measured:
-    found = find_traces([place], given, what=what)
-    if len(found) > 1:
-        paths = ", ".join(str(one.trace.path) for one in found[:4])
-        raise InputError(f"{what} {place}: holds {len(found)} traces; give one of {paths}{' …' * (len(found) > 4)}")
-    return found[0]
-
-
-def _decoder(measured: Measured, given: str | None, missing: list[str]) -> Decoder:
-    """A decoder that fits the trace; says what is missing, and warns when it is not the trace's own tokenizer."""
-    trace = measured.trace
-    student, teacher = (trace.provenance.get(side, {}) for side in ("student", "teacher"))
-    decoder = find_decoder(given, [student.get("path"), student.get("base"), teacher.get("path")])
-    vocabulary = trace.provenance.get("vocabulary", {})
-    if decoder.name is None:
-        where = student.get("path") or "a model in memory"
-        missing.append(
-            f"Text: no tokenizer is where the trace's student was ({where}), so ids are shown; give --tokenizer PATH."
-        )
-        return decoder
-    known = {vocabulary.get(f"{side}_tokenizer_sha256") for side in ("student", "teacher")} - {None}
-    if known and decoder.digest not in known:
-        warn(
-            f"tokenizer {decoder.name}: is not the one that the trace was made with (their tokens differ); decoded "
-            "text may be wrong, give the right one with --tokenizer"
-        )
-    if special_ids(trace) is None:
-        with_special_ids(trace, decoder.special_ids)
-    return decoder
 
 
 def _names(measured: Measured) -> dict[str, Any]:

@@ -14,17 +14,14 @@ from opd_probe.options.naming import user_path
 from opd_probe.progress import Progress
 from opd_probe.results.responses import beside
 from opd_probe.runs.stored import warn_of
+from opd_probe.stats.rounding import rerun_tolerance
 from opd_probe.trace import Trace, read_trace
 from opd_probe.trace.table import is_sealed
 
 STATES = 64
 
-TOLERANCES = {"float64": 1e-4, "float32": 1e-4, "float16": 0.02, "bfloat16": 0.2}
-"""Nats by which a value may differ when a model of a type is run again: other batches round otherwise. The statistics
-are float32 even of a float64 model."""
-
 RELATIVE = 1e-5
-"""And by this share of the value: a log-probability of −50 has fewer digits behind the point."""
+"""The share of a value that it may differ by besides: a log-probability of −50 has fewer digits behind the point."""
 
 _TOLD = ("path", "url", "model", "dtype", "device", "attention", "quantisation")
 
@@ -155,9 +152,8 @@ def _rollouts(trace: Trace, given: str | None) -> Path | None:
 def tolerance_of(trace: Trace) -> float:
     """Nats that rounding alone may change a value by: of the coarser of the two models."""
     types = [str((trace.provenance.get(side) or {}).get("dtype")) for side in SIDES]
-    found = max((TOLERANCES[kind] for kind in types if kind in TOLERANCES), default=TOLERANCES["float32"])
     reduced = (trace.provenance.get("fingerprint") or {}).get("matmul precision")
-    return max(found, TOLERANCES["bfloat16"]) if reduced is not None else found
+    return rerun_tolerance(types, reduced=reduced is not None)
 
 
 def differences(

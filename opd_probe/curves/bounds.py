@@ -6,6 +6,7 @@ from typing import Any
 
 from opd_probe.curves.accumulate import RolloutSums, clusters_of, stack
 from opd_probe.curves.intervals import ends
+from opd_probe.curves.looks import level_of
 from opd_probe.metrics.bounds import BOUNDS, NEEDS, state_bounds
 from opd_probe.metrics.registry import UNIT_RANGES
 from opd_probe.trace import Trace
@@ -31,6 +32,6 @@ def bounds_row(trace: Trace, *, average: str = "token") -> dict[str, Any]:
     estimate = sums.clustered(codes, n, average)[0].estimate([UNIT_RANGES["nats"]] * len(BOUNDS))
     defined = sums.count[:, 0].sum(0)
     row: dict[str, Any] = {}
-    for index, (name, value, lo, hi) in enumerate(zip(BOUNDS, *ends(estimate, True), strict=True)):
+    for index, (name, value, lo, hi) in enumerate(zip(BOUNDS, *ends(estimate, level_of(trace)), strict=True)):
         row |= {name: float(value), f"{name}_lo": float(lo), f"{name}_hi": float(hi), f"{name}_n": int(defined[index])}
     return row

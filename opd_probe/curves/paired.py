@@ -16,7 +16,7 @@ from opd_probe.curves.looks import level_of
 from opd_probe.curves.remarks import difference_remark
 from opd_probe.curves.rollouts import ROLLOUT_QUANTITIES, Auroc, rollout_sums, rollout_values
 from opd_probe.curves.sampling import sampling_label, sampling_remark
-from opd_probe.curves.tokens import same_states
+from opd_probe.curves.timeline import same_states
 from opd_probe.curves.whole import whole_sums
 from opd_probe.errors import InputError, OpdProbeWarning
 from opd_probe.metrics import METRICS, TRACE_METRICS

@@ -6,7 +6,7 @@ rows that are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from opd_probe.curves.accumulate import RolloutSums
 from opd_probe.curves.intervals import Floats, Ints
 from opd_probe.metrics import METRICS
-from opd_probe.metrics.overlap import IDS
 from opd_probe.metrics.states import BLOCK_STATES, check_k
 from opd_probe.metrics.view import TopView
 from opd_probe.trace import Trace
@@ -57,6 +56,10 @@ class TokenCounts:
         """The sums by id, [size], or as long as they are."""
         held = self._sums.get(name, np.zeros(0))
         return held if size is None else np.concatenate([held, np.zeros(max(0, size - len(held)))])[:size]
+
+    def sizes(self) -> list[int]:
+        """One more than the largest id of each of the sums."""
+        return [len(held) for held in self._sums.values()]
 
 
 @dataclass
@@ -223,74 +226,3 @@ def response_tokens(trace: Trace, rollouts: Sequence[int]) -> dict[int, tuple[In
         index: tuple(np.concatenate([part[side] for part in found]) if found else none for side in (0, 1))  # type: ignore[misc]
         for index, found in parts.items()
     }
-
-
-@dataclass(frozen=True)
-class OverlapChange:
-    """How often each token enters and leaves the overlap set between two traces.
-
-    Attributes:
-        paired: whether both traces have the same states. Then ``entered`` and ``left`` are numbers of states where the
-            token is in the overlap of the later trace alone, or of the earlier alone. Otherwise the states differ, and
-            they are the two sides of the change of the token's rate, in states per state of a trace.
-        n: states of the earlier and of the later trace.
-    """
-
-    paired: bool
-    entered: Floats
-    left: Floats
-    n: tuple[int, int]
-
-
-def overlap_change(earlier: Trace, later: Trace, k: int) -> OverlapChange:
-    """What enters and leaves S_p ∩ S_q from one trace to another.
-
-    Raises:
-        InputError, TraceError: a k that one of the traces cannot answer for.
-    """
-    for trace in (earlier, later):
-        check_k(trace, k)
-    n = earlier.n_states, later.n_states
-    if not same_states(earlier, later):
-        counts = TokenCounts()
-        for name, trace in (("earlier", earlier), ("later", later)):
-            for block in trace.blocks(IDS, BLOCK_STATES):
-                counts.add(name, overlap_tokens(TopView(block, k))[1])
-        size = max(len(counts.of(name)) for name in ("earlier", "later"))
-        rates = [counts.of(name, size) / max(m, 1) for name, m in zip(("earlier", "later"), n, strict=True)]
-        return OverlapChange(False, np.maximum(rates[1] - rates[0], 0), np.maximum(rates[0] - rates[1], 0), n)
-    counts = TokenCounts()
-    for before, after in _together(earlier, later, IDS):
-        keys = []
-        for side in (before, after):
-            rows, ids = overlap_tokens(TopView(side, k))
-            keys.append(rows << 32 | ids.astype(np.int64))
-        counts.add("entered", np.setdiff1d(keys[1], keys[0], assume_unique=True) & 0xFFFFFFFF)
-        counts.add("left", np.setdiff1d(keys[0], keys[1], assume_unique=True) & 0xFFFFFFFF)
-    size = max(len(counts.of(name)) for name in ("entered", "left"))
-    return OverlapChange(True, counts.of("entered", size), counts.of("left", size), n)
-
-
-def same_states(a: Trace, b: Trace) -> bool:
-    """Whether two traces have the same rollouts with the same tokens at the same positions."""
-    for name in ("rollout_id", "n_states"):
-        if a.rollouts.column(name).to_pylist() != b.rollouts.column(name).to_pylist():
-            return False
-    names = ["position", "token_id"]
-    return all(all(np.array_equal(x[name], y[name]) for name in names) for x, y in _together(a, b, names))
-
-
-def _together(a: Trace, b: Trace, columns: Sequence[str]) -> Iterator[tuple[Block, Block]]:
-    """Blocks of the same rows of two traces with equally many, whatever the row groups of their files."""
-    streams = [trace.blocks(columns, BLOCK_STATES) for trace in (a, b)]
-    held: list[dict[str, NDArray[Any]]] = [{}, {}]
-    while True:
-        for side, stream in enumerate(streams):
-            if not held[side] or not len(held[side]["rollout"]):
-                held[side] = next(stream, {})
-        if not held[0] or not held[1]:
-            return
-        n = min(len(block["rollout"]) for block in held)
-        first, second = ({name: values[:n] for name, values in block.items()} for block in held)
-        held = [{name: values[n:] for name, values in block.items()} for block in held]
-        yield first, second

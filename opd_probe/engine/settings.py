@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import Any
 
 from opd_probe.errors import InputError
-from opd_probe.types import LENGTH_RULES, LengthRule
+from opd_probe.types import LENGTH_RULES, LengthRule, StudentStates
 
 TRACE_K = 64
 """K of a trace unless asked otherwise; more when the k of the metrics is larger."""
@@ -32,6 +32,8 @@ class ReplaySettings:
             the product of bf16 weights is: as ``compiled`` says where that is given. None: as fits the job.
         job_states: states of all traces that were asked for together, stored or not, from which it is decided whether
             compiling pays; None: those of this trace.
+        student_states: where the student's states of its own responses come from, None: from sampling where that is
+            exact, see :func:`opd_probe.jobs.own_states.are_exact`.
     """
 
     k: int = TRACE_K
@@ -44,6 +46,7 @@ class ReplaySettings:
     chunk: int | None = None
     compiled: bool | None = None
     length_factors: LengthRule = "prefix"
+    student_states: StudentStates | None = None
     native: bool | None = None
     job_states: int | None = None
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from opd_probe.atomic import reserve
-from opd_probe.engine.sequences import Members, StateSequence, build_sequences, pending_batches, state_counts
+from opd_probe.engine.sequences import Members, StateSequence, build_sequences, pending_batches
 from opd_probe.errors import OutputError, warn_in_passing
 from opd_probe.stats.threads import fitting_threads
 from opd_probe.types import Rollout
@@ -65,13 +65,17 @@ class StoredModel:
         self._batches, self._optional = batches, optional
         self.refused = False
         self._batch_of = {one.rollout: number for number, (some, _) in enumerate(batches or ()) for one in some}
-        self._sequences = build_sequences(rollouts, [model]) if batches is None else _in_order(batches)
-        counts = np.array(state_counts(rollouts, self._sequences), dtype=np.int64)
-        self._ends = np.cumsum(counts)
-        self._counts = counts
         self._known = np.zeros(len(rollouts), dtype=bool)
-        self._left = len(self._sequences)
         self._states: Tensor | None = None
+        self._compute_only(build_sequences(rollouts, [model]) if batches is None else _in_order(batches))
+
+    def _compute_only(self, sequences: list[StateSequence]) -> None:
+        """Whose states the model computes, before any is."""
+        self._sequences = sequences
+        self._counts = np.zeros(len(self._known), dtype=np.int64)
+        self._counts[[one.rollout for one in sequences]] = [len(one.positions) for one in sequences]
+        self._ends = np.cumsum(self._counts)
+        self._left = len(sequences)
 
     def fill(
         self,

@@ -15,12 +15,14 @@ import yaml
 
 from opd_probe.curves.summary import summary_row
 from opd_probe.errors import InputError, MissingError, warn
+from opd_probe.jobs.own_states import sampled_model, states_to_keep
 from opd_probe.jobs.rendering import template_source, thinking_of
 from opd_probe.jobs.sampling import check_pair, draw, step_name
 from opd_probe.jobs.served import settings_for
 from opd_probe.jobs.tracing import TraceRequest
 from opd_probe.models.checkpoints import looks_like_hub_id
 from opd_probe.models.loading import LoadedModel
+from opd_probe.models.sampled_states import SampledStates
 from opd_probe.models.served.endpoint import is_url
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import chat_template_of
@@ -29,7 +31,7 @@ from opd_probe.options.naming import file_names, user_path
 from opd_probe.options.request import PromptOptions
 from opd_probe.options.settings import Settings, parse_options, settle
 from opd_probe.options.variants import variant_names, variants
-from opd_probe.output import check_writable, output_path, write_bytes
+from opd_probe.output import check_writable, existing_directory, output_path, write_bytes
 from opd_probe.progress import Silent
 from opd_probe.rollouts.chat import prompts_with, rollouts_with
 from opd_probe.rollouts.encoding import encode_rollouts
@@ -44,7 +46,7 @@ from opd_probe.types import Checkpoint, Prompt, Rollout
 OPTIONS = (
     "k", "trace_k", "temperature", "sample_temperature", "max_new_tokens", "num_rollouts", "max_states", "seed",
     "batch_tokens", "average", "jsd", "dtype", "allow_special_mismatch",
-    "length_factors", "thinking", "template_kwargs",
+    "length_factors", "student_states", "thinking", "template_kwargs",
 )  # fmt: skip
 """The options of ``opd-probe.yaml`` that make sense for models that are loaded already."""
 
@@ -145,7 +147,7 @@ class Probe:
             OpdProbeError: models that do not fit each other or the prompts, no memory, or logits that are not finite.
         """
         check_pair(student, teacher, self.settings)
-        rollouts = self._states(student, teacher, step)
+        rollouts, own = self._states(student, teacher, step)
         path = self.trace_path(step)
         # The weights are not hashed: whatever an earlier process left unfinished here may be of other ones.
         shutil.rmtree(path.with_name(f".{path.name}.partial"), ignore_errors=True)
@@ -158,20 +160,25 @@ class Probe:
         read = self._teacher_prompts(student, teacher, rollouts)
         request = TraceRequest(student, teacher, path, settings, named, read)
         known = request.teacher_parts() if isinstance(teacher, ServedModel) else {}
-        return request.make(student, teacher, rollouts, {"rollouts": rollouts_digest(rollouts), **known}, None)
+        place = existing_directory(path.parent)
+        read_already = sampled_model(student, rollouts, own, settings, place) or student
+        return request.make(read_already, teacher, rollouts, {"rollouts": rollouts_digest(rollouts), **known}, None)
 
-    def _states(self, student: LoadedModel, teacher: LoadedModel | ServedModel, step: int) -> list[Rollout]:
+    def _states(
+        self, student: LoadedModel, teacher: LoadedModel | ServedModel, step: int
+    ) -> tuple[list[Rollout], SampledStates | None]:
         settings, variables = self.settings, self._variables(student)
         if not self.prompts:
             rollouts = rollouts_with(self.rollouts, variables)
             given = encode_rollouts(rollouts, student.tokenizer, student.eos_ids)
-            return drawn(given, settings.max_states, settings.seed)
+            return drawn(given, settings.max_states, settings.seed), None
         checkpoint = Checkpoint("", run=self.run, step=step)
         prompts = prompts_with(self.prompts, variables)
-        sampled = draw(student, [teacher], checkpoint, prompts, settings, Silent())
         path = self.trace_path(step)
+        own = states_to_keep(student, settings, existing_directory(path.parent))
+        sampled = draw(student, [teacher], checkpoint, prompts, settings, Silent(), states=own)
         write_rollouts(self.out / "rollouts" / path.parents[1].name / path.name, sampled)
-        return drawn(sampled, settings.max_states, settings.seed)
+        return drawn(sampled, settings.max_states, settings.seed), own
 
     def _variables(self, student: LoadedModel) -> dict[str, Any]:
         """What options give the template of chat messages, as ``opd-probe overlap`` reads them."""

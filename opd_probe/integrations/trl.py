@@ -60,9 +60,9 @@ class OverlapCallback(TrainerCallback):
         options: as in ``opd-probe.yaml``, with the same defaults: ``k``, ``trace_k``, ``num_rollouts``,
             ``max_new_tokens``, ``temperature``, ``sample_temperature``, ``seed``, ``max_states``, ``batch_tokens``,
             ``jsd``, ``average``, ``dtype`` (of a teacher given by path), ``allow_special_mismatch``,
-            ``length_factors``, ``thinking``, ``template_kwargs`` (None: the trainer's ``chat_template_kwargs``); and
-            what the teacher reads, one value each: ``teacher_context``, ``teacher_template``, ``teacher_system``,
-            ``teacher_thinking``.
+            ``length_factors``, ``student_states``, ``thinking``, ``template_kwargs`` (None: the trainer's
+            ``chat_template_kwargs``); and what the teacher reads, one value each: ``teacher_context``,
+            ``teacher_template``, ``teacher_system``, ``teacher_thinking``.
 
     Raises:
         OpdProbeError: at once or when training starts, whatever cannot be used, in one line. A measurement that fails

@@ -37,7 +37,7 @@ from opd_probe.versions import software
 RECORDS = ".finished"
 """The folder of the records, below ``--out``."""
 
-_VERSION = 2
+_VERSION = 3
 _ENVIRONMENT = ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE")
 """Variables that change how torch multiplies."""
 

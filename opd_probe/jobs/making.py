@@ -13,6 +13,7 @@ import numpy as np
 
 from opd_probe.engine.provenance import command_line, float32_precision
 from opd_probe.engine.replay import Progress, Replay
+from opd_probe.engine.sampled import SampledModel
 from opd_probe.engine.sequences import skip_reason, straddling
 from opd_probe.engine.served import TOLD, ServedReplay
 from opd_probe.engine.settings import ReplaySettings
@@ -23,6 +24,7 @@ from opd_probe.models.loading import LoadedModel
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import SharedVocabulary, special_ids, template_digest, text_digest
 from opd_probe.output import write_bytes
+from opd_probe.rollouts.fields import carried_fields
 from opd_probe.rollouts.files import prompt_key
 from opd_probe.rollouts.grading import grade_rollout
 from opd_probe.rollouts.sampling import sampling_words
@@ -96,6 +98,7 @@ class Job:
         said = told_warnings(spool, engine, rows) if isinstance(engine, ServedReplay) else []
         provenance |= begun.said(taken, table, spool) | {
             "length_factors": self._length_factors(engine, taken),
+            "student_states": student.origin if isinstance(student, SampledModel) else {"from": "replay"},
             "ways": ways,
             "warnings": [*said, *self._outside_warnings(spool, rows)],
             "made_by": {"command": command_line(), "settings": self._asked(), "rollouts": rollouts_from},
@@ -148,6 +151,7 @@ class Job:
                     "score": self._score(rollout),
                     "token_source": rollout.token_source,
                     "sampling": sampling_words(rollout.sampling),
+                    "fields": carried_fields(rollout.extra),
                     "skipped": skip_reason(rollout),
                 }
             )

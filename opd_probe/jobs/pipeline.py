@@ -27,6 +27,7 @@ from opd_probe.jobs.size import states_asked
 from opd_probe.jobs.stopping import Order
 from opd_probe.jobs.tracing import TraceRequest, shared_student
 from opd_probe.models.loading import LoadedModel
+from opd_probe.models.sampled_states import SampledStates
 from opd_probe.models.served.model import ServedModel
 from opd_probe.output import existing_directory
 from opd_probe.plain import visible
@@ -65,8 +66,8 @@ def measure(plan: Plan, progress: Progress) -> list[Measured]:
     ahead = ReadAhead([(checkpoint, not _all_there(traces, run, checkpoint)) for run, checkpoint in pairs])
     for number, (run, checkpoint) in enumerate(pairs):
         with ahead.during(number):
-            rollouts, states = _rollouts(run, checkpoint, files, sampler)
-            station = _Station(traces, run, checkpoint, rollouts, states, pool, kept, prompter, progress, asked)
+            rollouts, states, own = _rollouts(run, checkpoint, files, sampler)
+            station = _Station(traces, run, checkpoint, rollouts, states, own, pool, kept, prompter, progress, asked)
             measured += station.measured()
         kept.passed(run, checkpoint)
         pool.passed(run, checkpoint)
@@ -95,10 +96,11 @@ def sequential(run: RunPlan) -> bool:
 
 def _rollouts(
     run: RunPlan, checkpoint: Checkpoint, files: Files, sampler: Sampler
-) -> tuple[list[Rollout], StateOrigin]:
+) -> tuple[list[Rollout], StateOrigin, SampledStates | None]:
     if run.source.kind == "prompts":
-        return sampler.sampled(run, checkpoint), "own"
-    return files.replayed(run, checkpoint)
+        rollouts, own = sampler.sampled(run, checkpoint)
+        return rollouts, "own", own
+    return *files.replayed(run, checkpoint), None
 
 
 def _path(traces: Path, run: RunPlan, checkpoint: Checkpoint, teacher: Teacher) -> Path:
@@ -113,13 +115,15 @@ def _all_there(traces: Path, run: RunPlan, checkpoint: Checkpoint) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Station:
-    """One checkpoint with its rollouts, to be replayed against each teacher. The student runs once for all of them."""
+    """One checkpoint with its rollouts, to be replayed against each teacher. The student runs once for all of them, or
+    not again where its hidden states are its ``own``, from sampling."""
 
     directory: Path
     run: RunPlan
     checkpoint: Checkpoint
     rollouts: Sequence[Rollout]
     states: StateOrigin
+    own: SampledStates | None
     pool: ModelPool
     kept: KeptTeachers
     prompter: Prompter
@@ -129,7 +133,7 @@ class _Station:
     def measured(self) -> list[Measured]:
         wanted = [self._request(teacher) for teacher in self.run.teachers]
         fingerprints = [request.fingerprint(self.rollouts) for request in wanted]
-        traces = {number: request.stored(fingerprints[number]) for number, request in enumerate(wanted)}
+        traces = {number: request.stored(fingerprints[number], self.rollouts) for number, request in enumerate(wanted)}
         lacking = [number for number, trace in traces.items() if trace is None]
         if lacking:
             orders = {n: wanted[n].begun(self.rollouts, fingerprints[n]).order for n in lacking}
@@ -180,6 +184,7 @@ class _Station:
             wanted,
             lacking,
             existing_directory(self.directory),
+            sampled=self.own,
             alone=alone,
             progress=self.progress.update,
             order=order,

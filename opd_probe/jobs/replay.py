@@ -232,7 +232,7 @@ def _traces(
         states = len(requests) * states_of(given)
         requests = [replace(one, settings=replace(one.settings, job_states=states)) for one in requests]
     fingerprints = [request.fingerprint(given) for request in requests]
-    traces = {n: one.stored(fingerprints[n]) for n, one in enumerate(requests)}
+    traces = {n: one.stored(fingerprints[n], given) for n, one in enumerate(requests)}
     lacking = [number for number, trace in traces.items() if trace is None]
     if not lacking:
         return [trace for trace in traces.values() if trace is not None]

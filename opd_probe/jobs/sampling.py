@@ -16,6 +16,7 @@ import numpy as np
 from opd_probe.errors import InputError, OpdProbeError, OutOfMemoryError, OutputError, ServerError, warn_in_passing
 from opd_probe.jobs.files import Files, tokenizer_of
 from opd_probe.jobs.memory import memory_advice
+from opd_probe.jobs.own_states import states_to_keep
 from opd_probe.jobs.plan import RunPlan
 from opd_probe.jobs.pool import ModelPool
 from opd_probe.jobs.prompting import Prompter
@@ -25,6 +26,7 @@ from opd_probe.models.generation import sample_rollouts
 from opd_probe.models.hub import home_of
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.outline import Outline
+from opd_probe.models.sampled_states import SampledStates
 from opd_probe.models.samplers import sampler_version
 from opd_probe.models.served.endpoint import is_url, parse_endpoint
 from opd_probe.models.served.model import ServedModel
@@ -32,7 +34,7 @@ from opd_probe.models.served.sampling import sample_from_server, served_checkpoi
 from opd_probe.models.vllm_sampling import sample_with_vllm
 from opd_probe.models.vocabulary import shared_vocabulary, template_digest, tokenizer_digest
 from opd_probe.options.settings import Settings
-from opd_probe.output import remove_file, write_bytes
+from opd_probe.output import existing_directory, remove_file, write_bytes
 from opd_probe.progress import Progress
 from opd_probe.rollouts.chat import chat_variables
 from opd_probe.rollouts.files import read_rollouts, rollouts_digest, write_rollouts
@@ -62,8 +64,8 @@ class Sampler:
     prompter: Prompter
     progress: Progress
 
-    def sampled(self, plan: RunPlan, checkpoint: Checkpoint) -> list[Rollout]:
-        """A checkpoint's own responses to its run's prompts.
+    def sampled(self, plan: RunPlan, checkpoint: Checkpoint) -> tuple[list[Rollout], SampledStates | None]:
+        """A checkpoint's own responses to its run's prompts, and its hidden states where they were kept.
 
         Raises:
             OpdProbeError: prompts that cannot be encoded, or responses longer than the model's positions.
@@ -72,7 +74,7 @@ class Sampler:
         path = self.directory / plan.folder / f"{step_name(checkpoint)}.parquet"
         teachers = [teacher.checkpoint for teacher in plan.teachers]
         key = sampling_key(checkpoint, teachers, prompts, plan.settings, plan.tokenizer)
-        rollouts = stored_samples(path, key)
+        rollouts, states = stored_samples(path, key), None
         if rollouts is None:
             others = self.pool.sampled_teachers(plan)
             for teacher, model in zip(plan.teachers, others, strict=True):
@@ -82,14 +84,15 @@ class Sampler:
             student = self.pool.sampled_student(plan, checkpoint)
             check_unchanged(checkpoint, key["weights"])
             drafts = drafts_path(path, checkpoint)
-            rollouts = draw(student, others, checkpoint, prompts, plan.settings, self.progress, drafts, key)
+            states = states_to_keep(student, plan.settings, existing_directory(self.directory))
+            rollouts = draw(student, others, checkpoint, prompts, plan.settings, self.progress, drafts, key, states)
             store_samples(path, rollouts, key)
             with suppress(OSError):  # what is left there is of no harm
                 drafts.unlink(missing_ok=True)
         # What rollouts carry along decides no draw: it is as the prompts say today, whenever they were drawn.
         carried = {prompt.id: prompt.carried for prompt in prompts}
         rollouts = [replace(rollout, extra=carried[rollout.prompt_id or ""]) for rollout in rollouts]
-        return drawn(rollouts, plan.settings.max_states, plan.settings.seed)
+        return drawn(rollouts, plan.settings.max_states, plan.settings.seed), states
 
 
 def step_name(checkpoint: Checkpoint) -> str:
@@ -144,6 +147,7 @@ def draw(
     progress: Progress,
     drafts: Path | None = None,
     key: Mapping[str, Any] | None = None,
+    states: SampledStates | None = None,
 ) -> list[Rollout]:
     """Sample ``num_rollouts`` responses to each prompt, of ids that all teachers share.
 
@@ -151,6 +155,7 @@ def draw(
         student: loaded; in outline, vLLM or the server of the settings samples from the checkpoint.
         drafts: the file that keeps responses as they end, for when the same is asked for again; vLLM keeps none.
         key: what decides the draws, see :func:`sampling_key`.
+        states: takes the hidden states of a loaded student.
 
     Raises:
         OpdProbeError: prompts that cannot be encoded, models that do not fit, or responses that could become
@@ -182,6 +187,7 @@ def draw(
                 length_factors=settings.length_factors,
                 drafts=drafts,
                 key=json.dumps(key, sort_keys=True),
+                states=states,
                 **how,
             )
         if is_url(settings.sampler):

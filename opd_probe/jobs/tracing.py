@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from opd_probe.engine.provenance import reduced_matmul_precision
 from opd_probe.engine.replay import Progress
@@ -16,14 +19,17 @@ from opd_probe.engine.stored import StoredModel
 from opd_probe.errors import TraceError, warn_in_passing
 from opd_probe.jobs.making import Job
 from opd_probe.jobs.memory import memory_advice
+from opd_probe.jobs.own_states import sampled_model
 from opd_probe.jobs.served import served_identity, tokenizer_of_served
 from opd_probe.jobs.stopping import Begun, Order, check_told, kept_order, narrow, warn_of_width
 from opd_probe.models.digests import check_unchanged, tokenizer_files_digest, weights_digest
 from opd_probe.models.lengths import has_length_factors
 from opd_probe.models.loading import LoadedModel
+from opd_probe.models.sampled_states import SampledStates
 from opd_probe.models.served.model import ServedModel
 from opd_probe.models.vocabulary import shared_vocabulary
 from opd_probe.options.precision import Precision
+from opd_probe.rollouts.fields import carried_fields
 from opd_probe.rollouts.files import rollouts_digest
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts
 from opd_probe.runs.stored import warn_of
@@ -93,12 +99,16 @@ class TraceRequest:
         models = [one for one in (self.student, self.teacher) if not isinstance(one, ServedModel)]
         return self.settings.length_factors if any(map(has_length_factors, models)) else None
 
-    def stored(self, fingerprint: Mapping[str, Any]) -> Trace | None:
+    def stored(self, fingerprint: Mapping[str, Any], rollouts: Sequence[Rollout]) -> Trace | None:
         """The trace that is there already, when it fits and is as precise as asked, else None. Loads no model, and
         opens the file once.
 
-        It has today's labels, in the file too, where ``--traces`` reads them. A trace that does not fit any more is
-        warned about, with the reason; from one whose replay stopped too early :meth:`make` goes on.
+        It has today's labels, and what the rollouts carry today, in the file too, where ``--traces`` reads them. A
+        trace that does not fit any more is warned about, with the reason; from one whose replay stopped too early
+        :meth:`make` goes on.
+
+        Args:
+            rollouts: those of ``fingerprint``.
         """
         if self.precision is not None and isinstance(self.teacher, ServedModel):
             check_told(self.precision)
@@ -108,8 +118,9 @@ class TraceRequest:
         if found is None or not self._enough(found):
             return None
         before = found.provenance.get("labels", {})
-        if before != (labels := {**before, **self.labels}):
-            found.provenance["labels"] = labels
+        table = _with_fields(found.rollouts, rollouts)
+        if before != (labels := {**before, **self.labels}) or table is not found.rollouts:
+            found.provenance["labels"], found.rollouts = labels, table
             found = found.save(self.path)
         warn_of(found)
         return found
@@ -181,6 +192,27 @@ class TraceRequest:
         return trace
 
 
+def _with_fields(table: pa.Table, rollouts: Sequence[Rollout]) -> pa.Table:
+    """The rollout table with what the rollouts carry; the same table where it has all of that."""
+    carried = {rollout.id: carried_fields(rollout.extra) for rollout in rollouts}
+    wanted = [carried.get(name) for name in table.column("rollout_id").to_pylist()]
+    held = table.column("fields").to_pylist() if "fields" in table.column_names else [None] * len(wanted)
+    if all(_within(*pair) for pair in zip(wanted, held, strict=True)):
+        return table
+    without = table.drop_columns(["fields"]) if "fields" in table.column_names else table
+    return without.append_column("fields", pa.array(wanted, type=pa.string()))
+
+
+def _within(fields: str | None, others: str | None) -> bool:
+    """Whether fields are among others, which have more where text was made into ids."""
+    if fields is None or fields == others:
+        return True
+    try:
+        return others is not None and json.loads(fields).items() <= json.loads(others).items()
+    except (ValueError, AttributeError, RecursionError):  # not what was written
+        return False
+
+
 def shared_student(
     student: LoadedModel,
     rollouts: Sequence[Rollout],
@@ -190,9 +222,11 @@ def shared_student(
     *,
     alone: bool,
     progress: Progress | None,
+    sampled: SampledStates | None = None,
     order: Order | None = None,
 ) -> LoadedModel | StoredModel:
-    """What replays of one student need of it: itself, or its hidden states when several replays share them.
+    """What replays of one student need of it: itself, or its hidden states when several replays share them, or when
+    sampling has read them.
 
     The states are kept on disk and not in memory: there the system holds on to them as long as nothing else needs the
     room, so that one way serves small and large jobs. They are computed in the batches of the first of all replays,
@@ -203,6 +237,7 @@ def shared_student(
         lacking: the numbers of those among them that are to be made.
         place: the directory whose disk takes the hidden states.
         alone: run the student now, in batches of its own, so that it can be let go before a teacher is loaded.
+        sampled: what it read while it was sampled from.
         order: of the replays.
 
     Raises:
@@ -210,8 +245,11 @@ def shared_student(
     """
     settings, first = wanted[0].settings, wanted[0].sides(rollouts)
     units = None if order is None else order.units(rollouts)
+    own = sampled_model(student, rollouts, sampled, settings, place)
+    if own is not None and not alone:
+        return own
     if alone:
-        kept = StoredModel(student, rollouts, place, settings.length_factors)
+        kept = own or StoredModel(student, rollouts, place, settings.length_factors)
         with memory_advice("replaying"):
             kept.fill(settings.batch_tokens, progress, units)
         return kept

@@ -9,21 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from opd_probe.models.checkpoints import format_of, resolve_checkpoint
 from opd_probe.models.hub import home_of, localized
 from opd_probe.models.quantised import quantisation_of_model
+from opd_probe.stats.contents import contents
 from opd_probe.types import Checkpoint
 
 State = list[tuple[str, int, int, int]]
 """Files with their sizes, times of change and inodes."""
-
-
-_STEP, _LEAST = 4_099, 1_024
-"""Of a large weight every so many words of eight bytes are looked at, of smaller ones at least so many."""
 
 
 @dataclass
@@ -31,7 +27,7 @@ class _Base:
     about: tuple[object, ...]
     state: State
     model: PreTrainedModel
-    marks: list[tuple[int, int]]
+    marks: list[bytes]
 
 
 class Bases:
@@ -106,19 +102,10 @@ def _can_be_shared(model: PreTrainedModel) -> bool:
     return plain and quantisation_of_model(model) is None and not hasattr(model, "hf_device_map")
 
 
-def _marks(model: PreTrainedModel) -> list[tuple[int, int]]:
-    """For each weight how often torch wrote into it, and a number over a sample of its bytes, for what writes past that
-    count. Both change when the weight does."""
-    return [(parameter._version, _sampled(parameter.detach())) for parameter in model.parameters()]
-
-
-def _sampled(values: Tensor) -> int:
-    whole = values.contiguous().reshape(-1).view(torch.uint8)
-    if whole.storage_offset() % 8:
-        whole = whole.clone()
-    words = len(whole) // 8
-    step = max(1, min(_STEP, words // _LEAST))
-    return int(whole[: 8 * words].view(torch.int64)[::step].sum()) + int(whole[8 * words :].sum())
+def _marks(model: PreTrainedModel) -> list[bytes]:
+    """A number over all bytes of each weight, which changes when the weight does. What torch counts as a write may have
+    left every byte as it was."""
+    return [contents(parameter.detach()) for parameter in model.parameters()]
 
 
 def _state_of(checkpoint: Checkpoint) -> State:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from opd_probe.models.growing import let_grow
 from opd_probe.models.placement import input_device
 from opd_probe.models.readout import output_module
 
@@ -161,6 +162,8 @@ def last_of_prompts(body: Body, prompts: Tensor, mask: Tensor | None, past: Past
 
 def next_tokens(body: Body, tokens: Tensor, mask: Tensor | None, past: Past) -> tuple[Tensor, Tensor | None]:
     """Outputs [B, d] at one more token [B] of each row, and the mask that counts it."""
+    for cache in past.values.values():
+        let_grow(cache)
     if mask is None:
         return body(tokens[:, None], past)[:, -1], None
     positions = mask.sum(-1, keepdim=True)

@@ -57,16 +57,18 @@ class Continuation:
 
     @property
     def width(self) -> int:
-        """Columns of what is kept of the sequences, padding included."""
-        return self.past.length
+        """Columns of what is kept of the sequences, padding included; of those that are read anew, the longest."""
+        return max(len(sequence) for sequence in self.read) if self.caching is None else self.past.length
 
     def repeated(self, times: int) -> Continuation:
         """The only sequence, that many times, to go on by itself; what is here stays as it is."""
         copy = Continuation.__new__(Continuation)
-        copy.__dict__.update(self.__dict__, past=copied(self.past), read=[list(self.read[0]) for _ in range(times)])
+        copy.__dict__.update(self.__dict__, read=[list(self.read[0]) for _ in range(times)])
         rows = torch.zeros(times, dtype=torch.int64)
-        copy.past.select(rows)
-        copy.mask = None if self.mask is None else self.mask[rows.to(self.mask.device)]
+        if self.caching is not None:
+            copy.past = copied(self.past)
+            copy.past.select(rows)
+            copy.mask = None if self.mask is None else self.mask[rows.to(self.mask.device)]
         copy.hidden = self.hidden[rows.to(self.hidden.device)]
         return copy
 

@@ -26,6 +26,7 @@ class Decoder:
         self.name = name
         self.tokenizer = tokenizer
         self.label = lru_cache(maxsize=None)(self._label)
+        self._added = lru_cache(maxsize=None)(self._adds)
 
     @property
     def special_ids(self) -> set[int]:
@@ -72,6 +73,32 @@ class Decoder:
         """
         if self.tokenizer is None:
             return [f"#{token} " for token in ids]
+        # Most tokens add the same text wherever they stand, so that each is decoded once. The whole text decides
+        # whether that held: it is one call, where a call for each token takes minutes for long responses.
+        pieces = self._gathered(ids)
+        return pieces if "".join(pieces) == self.decode(ids) else self._walked(ids)
+
+    def _adds(self, token: int) -> str | None:
+        """The text that a token adds behind another one (itself); None where it ends within a character."""
+        alone, twice = self.decode([token]), self.decode([token, token])
+        return None if _BROKEN in twice or not twice.startswith(alone) else twice[len(alone) :]
+
+    def _gathered(self, ids: Sequence[int]) -> list[str]:
+        """The pieces of single tokens, and those of characters that are made of several."""
+        pieces: list[str] = []
+        while len(pieces) < len(ids):
+            start = len(pieces)
+            text = self._added(ids[start])
+            if text is not None:
+                pieces.append(text if start else self.decode(ids[:1]))
+                continue
+            stop = next((at for at in range(start, len(ids)) if self._added(ids[at]) is not None), len(ids))
+            before = min(start, 1)
+            pieces += self._walked(ids[start - before : stop])[before:]
+        return pieces
+
+    def _walked(self, ids: Sequence[int]) -> list[str]:
+        """The pieces by decoding ever longer beginnings."""
         pieces: list[str] = []
         start, told = 0, ""  # the window's first token, and its text that pieces already hold
         for index in range(len(ids)):

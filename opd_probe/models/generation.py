@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from opd_probe.errors import InputError, LogitError, OutOfMemoryError, warn
-from opd_probe.models.continuation import Continuation, one_length
-from opd_probe.models.filling import Filling, take
+from opd_probe.models.filling import Filling
 from opd_probe.models.lengths import check_rule
 from opd_probe.models.loading import LoadedModel
 from opd_probe.models.outline import Outline
+from opd_probe.models.sampled_states import SampledStates
 from opd_probe.models.samplers import sampler_version
 from opd_probe.models.served.dialects import Drawn
 from opd_probe.models.served.drafts import Drafts
@@ -63,6 +63,7 @@ def sample_rollouts(
     length_factors: LengthRule = "prefix",
     drafts: Path | None = None,
     key: str = "",
+    states: SampledStates | None = None,
 ) -> list[Rollout]:
     """Sample responses, whatever the checkpoint's generation_config says: no top-k, no top-p, no penalties.
 
@@ -83,6 +84,7 @@ def sample_rollouts(
         drafts: the file that keeps responses as they end, for a later call with the same ``key``, which draws the
             others alone; None: none. The caller removes it.
         key: all that decides the draws.
+        states: takes what the output layer reads at each token that is drawn now, by rollout.
 
     Returns:
         Rollouts by prompt, then sample: ``id`` is ``<prompt id>/<sample>``; EOS, when sampled, is the last
@@ -106,8 +108,7 @@ def sample_rollouts(
         for index, prompt in enumerate(prompts)
         for sample in range(num_rollouts)
     ]
-    lengths = [len(prompt.ids or ()) for prompt in prompts]
-    sampler = _Sampler(student, prompts, allowed_ids, max_new_tokens, temperature, length_factors)
+    sampler = _Sampler(student, prompts, allowed_ids, max_new_tokens, temperature, length_factors, states)
     done = 0
 
     def finished(ended: Sequence[_Draft]) -> None:
@@ -115,7 +116,7 @@ def sample_rollouts(
         done += len(ended)
         for one in ended:
             reason = "stop" if one.stopped else "length"
-            kept.keep(f"{prompts[one.prompt].id}/{one.sample}", Drawn(one.ids, one.logprobs, reason))
+            kept.keep(_rollout_id(prompts[one.prompt], one.sample), Drawn(one.ids, one.logprobs, reason))
         if progress is not None:
             progress(done, len(wanted))
 
@@ -123,12 +124,8 @@ def sample_rollouts(
     todo = [draft for draft in wanted if not draft.ids]
     try:
         with fitting_threads(student.output_layer.weight):
-            if todo and student.length_factors is None and student.cache_for("joined") is not None:
+            if todo:
                 sampler.fill(todo, finished, batch_tokens)
-            else:
-                apart = len(set(lengths)) > 1 and one_length(student)
-                for batch in _batches(todo, lengths, max_new_tokens, batch_tokens, apart=apart):
-                    sampler.run(batch, finished)
     except (torch.OutOfMemoryError, MemoryError):
         raise OutOfMemoryError("out of memory while sampling; lower --batch-tokens or --max-new-tokens") from None
     made_by = sampler_version("transformers")
@@ -144,11 +141,15 @@ def _take_kept(wanted: Sequence[_Draft], kept: Drafts, prompts: Sequence[Prompt]
     """Fill what is known already; those that are filled."""
     filled = []
     for draft in wanted:
-        known = kept.known.get(f"{prompts[draft.prompt].id}/{draft.sample}")
+        known = kept.known.get(_rollout_id(prompts[draft.prompt], draft.sample))
         if known is not None:
             draft.ids, draft.logprobs, draft.stopped = known.ids, known.logprobs, known.reason == "stop"
             filled.append(draft)
     return filled
+
+
+def _rollout_id(prompt: Prompt, sample: int) -> str:
+    return f"{prompt.id}/{sample}"
 
 
 def check_sampling(
@@ -204,27 +205,8 @@ def stream_digest(seed: int, prompt_id: str, sample: int) -> bytes:
     return hashlib.sha256(f"{seed}\x00{prompt_id}\x00{sample}".encode()).digest()
 
 
-def _batches(
-    drafts: Sequence[_Draft], lengths: Sequence[int], max_new_tokens: int, batch_tokens: int, *, apart: bool
-) -> Iterator[list[_Draft]]:
-    """Drafts by falling prompt length, so that the padding of a batch is small; at least one a batch.
-
-    Args:
-        apart: prompts of different lengths are not in one batch.
-    """
-    order = sorted(drafts, key=lambda draft: -lengths[draft.prompt])
-    start = 0
-    while start < len(order):
-        longest = lengths[order[start].prompt]
-        batch = order[start : start + max(1, batch_tokens // (longest + max_new_tokens))]
-        if apart:
-            batch = [draft for draft in batch if lengths[draft.prompt] == longest]
-        yield batch
-        start += len(batch)
-
-
 class _Sampler:
-    """Draws the tokens of one batch after another."""
+    """Draws tokens from the allowed ids."""
 
     def __init__(
         self,
@@ -234,8 +216,9 @@ class _Sampler:
         max_new_tokens: int,
         temperature: float,
         rule: LengthRule,
+        states: SampledStates | None,
     ) -> None:
-        self.student, self.prompts, self.rule = student, prompts, rule
+        self.student, self.prompts, self.rule, self.states = student, prompts, rule, states
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         ids = np.arange(student.readable) if allowed_ids is None else np.asarray(allowed_ids, dtype=np.int64)
         ids = np.setdiff1d(ids, student.placeholder_ids)
@@ -245,37 +228,10 @@ class _Sampler:
         self.scratch = Scratch()
 
     def fill(self, todo: list[_Draft], finished: Callable[[Sequence[_Draft]], None], bound: int) -> None:
-        """Fill drafts of a model whose sequences may join others, as :class:`opd_probe.models.filling.Filling`."""
+        """Fill drafts, as :class:`opd_probe.models.filling.Filling`."""
         args = self.student, self.prompts, self.rule, bound, self.max_new_tokens, self._draw
-        Filling[_Draft](*args).run(todo, finished)
-
-    @torch.inference_mode()
-    def run(self, batch: list[_Draft], finished: Callable[[Sequence[_Draft]], None]) -> None:
-        """Fill the drafts of one batch; ``finished`` hears which came to their end."""
-        growing = self._begin(batch)
-        eos = set(self.student.eos_ids)
-        uniforms = torch.from_numpy(np.stack([draft.uniforms for draft in batch])).to(growing.hidden.device)
-        for t in range(self.max_new_tokens):
-            tokens, logprobs = self._draw(batch, growing.hidden, uniforms[:, t])
-            take(batch, tokens, logprobs, eos)
-            keep = [index for index, draft in enumerate(batch) if not draft.stopped]
-            if not keep or t + 1 == self.max_new_tokens:
-                finished(batch)
-                return
-            if len(keep) < len(batch):
-                finished([draft for draft in batch if draft.stopped])
-                growing.keep(keep)
-                kept = torch.tensor(keep)
-                tokens, uniforms = tokens[kept], uniforms[kept]
-                batch = [batch[index] for index in keep]
-            growing.append(tokens)
-
-    def _begin(self, batch: Sequence[_Draft]) -> Continuation:
-        """The prompts of a batch, each read once."""
-        members = sorted({draft.prompt for draft in batch})
-        places = {prompt: row for row, prompt in enumerate(members)}
-        prompts = [self.prompts[index].ids or () for index in members]
-        return Continuation(self.student, prompts, [places[draft.prompt] for draft in batch], self.rule)
+        filling: Filling[_Draft] = Filling(*args)
+        filling.run(todo, finished)
 
     def _draw(self, batch: Sequence[_Draft], hidden: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [B] and their float64 log-probabilities [B] at hidden states [B, d]."""
@@ -287,6 +243,8 @@ class _Sampler:
                 f"prompt {self.prompts[draft.prompt].id!r}, sample {draft.sample}, position {len(draft.ids)}: "
                 f"{self.student.name} gives logits that are not finite; check the checkpoint's weights"
             )
+        if self.states is not None:
+            self.states.add([_rollout_id(self.prompts[draft.prompt], draft.sample) for draft in batch], hidden)
         scaled = logits.sub_(top).div_(self.temperature)
         places, log_partition = invert_cdf(scaled.exp(), uniforms)
         logprobs = scaled.gather(1, places[:, None])[:, 0].double() - log_partition
@@ -335,7 +293,7 @@ def make_rollout(
     if student.tokenizer is not None:
         text = str(student.tokenizer.decode(list(ids), skip_special_tokens=True))
     return Rollout(
-        id=f"{prompt.id}/{sample}",
+        id=_rollout_id(prompt, sample),
         prompt_ids=tuple(prompt.ids or ()),
         response_ids=tuple(ids),
         prompt_id=prompt.id,

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from opd_probe.models.bodies import Past
+from opd_probe.models.growing import GrowingLayer
 
 _KEPT = ("keys", "values")
 """What layers of a cache keep of every token, [B, heads, T, d]."""
@@ -61,6 +62,9 @@ def trim(past: Past, columns: int) -> bool:
         return False
     width = past.length - columns
     for layer in layers:
+        if isinstance(layer, GrowingLayer):
+            layer.trim(columns)
+            continue
         for name in _KEPT:
             setattr(layer, name, getattr(layer, name)[..., -width:, :])
         if hasattr(layer, "cumulative_length"):
@@ -80,6 +84,9 @@ def _trimmable(layer: Any, length: int) -> bool:
 def _joined(one: Any, other: Any) -> Any:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return _joined_tensors(one, other)
+    if isinstance(one, GrowingLayer) and isinstance(other, DynamicLayer):
+        one.join(other)
+        return one
     if type(one) is not type(other):
         raise RuntimeError(f"a {type(one).__name__} beside a {type(other).__name__}")
     if one is None or isinstance(one, (bool, str, float, torch.dtype, torch.device)):

@@ -37,6 +37,7 @@ class Request:
         rollouts, prompts: files; None: the manifests name them.
         step_pattern: how the step is read from a checkpoint's name; None: as it usually is.
         options: options by name (``Options`` in ``options/settings.py``); absent or None: not given.
+        by: a field whose values are rows and curves of their own; None: none.
         out, format, dry_run: None: not given.
     """
 
@@ -51,6 +52,7 @@ class Request:
     base: str | None = None
     step_pattern: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    by: str | None = None
     out: str | None = None
     format: str | None = None
     dry_run: bool | None = None

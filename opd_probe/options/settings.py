@@ -13,7 +13,7 @@ from opd_probe.engine.settings import TRACE_K, ReplaySettings
 from opd_probe.errors import InputError
 from opd_probe.options.precision import METRICS_K, Precision, parse_widths
 from opd_probe.texts import parse_json
-from opd_probe.types import LengthRule
+from opd_probe.types import LengthRule, StudentStates
 
 Count = Annotated[int, Field(ge=1)]
 Url = Annotated[str, Field(pattern=r"^https?://")]
@@ -65,6 +65,7 @@ class Options(_Strict):
     average: Literal["token", "rollout"] | None = None
     jsd: bool | None = None
     length_factors: LengthRule | None = None
+    student_states: StudentStates | None = None
     step_offset: int | None = None
     template: Annotated[str, Field(min_length=1)] | None = None
     allow_special_mismatch: bool | None = None
@@ -103,6 +104,7 @@ class Settings(_Strict):
     average: Literal["token", "rollout"] = "token"
     jsd: bool = False
     length_factors: LengthRule = "prefix"
+    student_states: StudentStates | None = None
     step_offset: int = 0
     template: str | None = None
     allow_special_mismatch: bool = False
@@ -131,7 +133,8 @@ def settle(given: Options, manifest: Options | None, *, where: str) -> Settings:
         where: names the run in an error message.
 
     Raises:
-        InputError: ``k`` is larger than a ``trace_k`` that was asked for.
+        InputError: ``k`` is larger than a ``trace_k`` that was asked for, or states are asked of a sampler that tells
+            none.
     """
     fields = set(Options.model_fields)
     chosen: dict[str, Any] = manifest.model_dump(include=fields, exclude_none=True) if manifest else {}
@@ -140,6 +143,11 @@ def settle(given: Options, manifest: Options | None, *, where: str) -> Settings:
     if "trace_k" in chosen and chosen["trace_k"] < k:
         raise InputError(
             f"{where}: k = {k} is beyond the trace's K = {chosen['trace_k']}; raise --trace-k or lower --k"
+        )
+    if chosen.get("student_states") == "sampled" and chosen.get("sampler", "transformers") != "transformers":
+        raise InputError(
+            f"{where}: student_states = sampled, but {chosen['sampler']} tells no hidden states; expected the built-in "
+            "sampler; drop --student-states or --sampler"
         )
     chosen.setdefault("trace_k", max(TRACE_K, k))
     return Settings(**chosen)

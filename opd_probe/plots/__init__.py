@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from opd_probe.plots.continuation import plot_continuation
     from opd_probe.plots.depth import plot_depth
     from opd_probe.plots.heatmap import plot_heatmap
+    from opd_probe.plots.losses import plot_losses
     from opd_probe.plots.mass import plot_mass
     from opd_probe.plots.overlap import plot_overlap
     from opd_probe.plots.overview import plot_overview
@@ -38,6 +39,7 @@ _HOME = {
     "plot_overview": "overview",
     "plot_reference": "reference",
     "plot_rewards": "rewards",
+    "plot_losses": "losses",
     "plot_mass": "mass",
     "plot_overlap": "overlap",
     "render": "style",
@@ -51,6 +53,7 @@ __all__ = [
     "plot_continuation",
     "plot_depth",
     "plot_heatmap",
+    "plot_losses",
     "plot_mass",
     "plot_overlap",
     "plot_overview",

@@ -15,7 +15,7 @@ from opd_probe import plots
 from opd_probe.curves import join_training_log, rollout_table
 from opd_probe.metrics.recovery import gap_recovery
 from opd_probe.results.measures import Gathered, curves, mass_curves, position_curves, summaries
-from opd_probe.results.tables import as_table
+from opd_probe.results.tables import as_table, by_series
 from opd_probe.runs.log_files import QUANTITIES
 from opd_probe.runs.logs import training_log
 
@@ -52,16 +52,18 @@ class Tables:
         self._gathered = gathered
         self._group = group_seeds
         self._teacher_accuracy = teacher_accuracy
-        self._log = training_log(gathered.measured, logs)  # read first: bad input is found before any work
+        # Read first: bad input is found before any work. A trainer logs whole batches, and no groups of them.
+        grouped = any(one.by is not None for one in gathered.measured)
+        self._log = pd.DataFrame() if grouped else training_log(gathered.measured, logs)
 
     def named(self, table: pd.DataFrame) -> pd.DataFrame:
         """With ``--group-seeds``, runs that differ only in their seed as one run with a column ``seed``."""
         if not self._group:
-            return table
+            return by_series(table)
         found = [_SEED.search(str(run)) for run in table["run"]]
         seeds = [int(match.group(1)) if match else 0 for match in found]
         runs = [_SEED.sub("", str(run), count=1) or str(run) for run in table["run"]]
-        return table.assign(run=runs, seed=seeds)
+        return by_series(table.assign(run=runs, seed=seeds))
 
     @cached_property
     def _summaries(self) -> pd.DataFrame:

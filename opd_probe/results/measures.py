@@ -11,6 +11,7 @@ import pandas as pd
 
 from opd_probe.curves import diagnose, mass_curve, position_curve
 from opd_probe.curves.bounds import bounds_row, is_served
+from opd_probe.curves.correlations import correlation_columns
 from opd_probe.curves.remarks import list_remarks
 from opd_probe.curves.summary import summary_row
 from opd_probe.errors import warn
@@ -45,7 +46,8 @@ def summaries(gathered: Gathered, *, whole: bool = False) -> list[dict[str, Any]
     """One row per trace: its names and its summary.
 
     Args:
-        whole: with the quantities of whole traces too, which read the trace a few more times.
+        whole: with the quantities of whole traces and the correlations over rollouts too, which read the trace a few
+            more times.
     """
     rows = []
     gathered.progress.begin("summarise")
@@ -53,7 +55,7 @@ def summaries(gathered: Gathered, *, whole: bool = False) -> list[dict[str, Any]
         gathered.progress.update(done, len(gathered.measured))
         row = summary_row(measured.trace, measured.settings.k, average=measured.settings.average)
         if whole:
-            row |= diagnose(measured.trace, seed=measured.settings.seed)
+            row |= diagnose(measured.trace, seed=measured.settings.seed) | correlation_columns(measured.trace)
             if is_served(measured.trace):
                 row |= bounds_row(measured.trace, average=measured.settings.average)
         k = row.pop("k")

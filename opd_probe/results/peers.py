@@ -20,6 +20,7 @@ NAMES = (
     "run",
     "step",
     "teacher",
+    "group",
     "variant",
     "k",
     "states",

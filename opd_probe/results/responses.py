@@ -90,11 +90,16 @@ class Responses:
 
 
 def read_responses(
-    trace: Trace, tokens: Mapping[int, tuple[Ints, Ints]], given: str | None, decoder: Decoder, missing: list[str]
+    trace: Trace,
+    tokens: Mapping[int, tuple[Ints, Ints]],
+    given: str | None,
+    decoder: Decoder,
+    missing: list[str],
+    advice: str = "give the replayed rollouts with --rollouts FILE",
 ) -> Responses:
     """The responses, with the rollouts of ``given`` or of the samples that lie beside the trace.
 
-    Appends to ``missing`` what cannot be shown.
+    Appends to ``missing`` what cannot be shown, and what would help (``advice``).
 
     Raises:
         OpdProbeError: ``given`` cannot be read, or holds other rollouts than the trace.
@@ -109,11 +114,9 @@ def read_responses(
             if given is not None:
                 raise
     if not rollouts:
-        missing.append("Prompts: a trace does not hold them; give the replayed rollouts with --rollouts FILE.")
+        missing.append(f"Prompts: a trace does not hold them; {advice}.")
         if any(len(tokens[i][0]) < int(table[i]["response_length"] or 0) for i in tokens):
-            missing.append(
-                "Masked tokens: a trace holds states alone; give the replayed rollouts with --rollouts FILE."
-            )
+            missing.append(f"Masked tokens: a trace holds states alone; {advice}.")
     return Responses(table, tokens, rollouts, decoder)
 
 

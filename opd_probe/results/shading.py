@@ -72,7 +72,7 @@ class PageData:
         for place, state in enumerate(self._states):
             state["v"] = [_plain(float(values[name][place])) for name in names]
         return {
-            "quantities": [_quantity(name, values[name], self._k) for name in names],
+            "quantities": [scale_of(name, values[name], self._k) for name in names],
             "labels": {str(token): self._decoder.label(token) for token in sorted(self._ids)},
             "states": self._states,
         }
@@ -87,7 +87,7 @@ def _plain(value: float) -> float | str | None:
     return float(f"{value:.4g}")
 
 
-def _quantity(name: str, values: Floats, k: int) -> dict[str, Any]:
+def scale_of(name: str, values: Floats, k: int) -> dict[str, Any]:
     """Title, unit and scale of one quantity; the scale leaves the 2 % of the most extreme states to its end."""
     finite = values[np.isfinite(values)]
     label = LABELS[name]

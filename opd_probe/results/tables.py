@@ -54,6 +54,14 @@ def as_table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def by_series(table: pd.DataFrame) -> pd.DataFrame:
+    """A table for a figure, in which the parts of a run by a field are runs of their own: ``mine, turn: 2``."""
+    if "group" not in table:
+        return table
+    runs = [f"{run}, {by}: {group}" for run, by, group in zip(table["run"], table["by"], table["group"], strict=True)]
+    return table.assign(run=runs)
+
+
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table as mappings; a missing step is None."""
     import pandas as pd

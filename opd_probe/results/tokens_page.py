@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from opd_probe.curves.intervals import Floats
-from opd_probe.curves.tokens import OverlapChange, Survey
+from opd_probe.curves.timeline import OverlapChange
+from opd_probe.curves.tokens import Survey
 from opd_probe.digits import digits, true_minus
 from opd_probe.metrics.context import CORRECT_FROM
 from opd_probe.models.decoding import Decoder

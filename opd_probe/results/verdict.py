@@ -17,6 +17,7 @@ import numpy as np
 from opd_probe.curves.intervals import FEW_PROMPTS, Floats
 from opd_probe.curves.sampling import AS_SCORED
 from opd_probe.curves.trend import Course, Found, trend_weights
+from opd_probe.digits import true_minus, with_interval
 
 VerdictName = Literal["aligning", "aligned", "stagnating", "drifting", "unclear"]
 
@@ -199,20 +200,23 @@ def _verdict(course: Course) -> tuple[VerdictName, Evidence]:
 def closed_share(course: Course) -> Found:
     """The share of the initial distance that is closed from the first to the last step: the mean of the shares of
     1 − overlap ratio and of the reverse KL (of −overlap advantage where that is not known), each along its trend."""
-    weights = trend_weights(len(course.steps))
+    distances = [name for name in ("reverse_kl", "overlap_advantage") if np.isfinite(course.values(name)).all()]
+    return course.derived(("overlap_ratio", *distances[:1]), share_closed, exact=True)
+
+
+def share_closed(overlap: Floats, *distances: Floats) -> Floats:
+    """[...], the mean of what is closed of 1 − overlap ratio and of each distance, from values [..., s] at the steps:
+    the change along the trend over what there was at the first step, cut off at −1 and 1."""
+    weights = trend_weights(overlap.shape[-1])
 
     def of(change: Floats, start: Floats) -> Floats:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.clip(change / start, -1.0, 1.0)
 
-    def combine(overlap: Floats, *apart: Floats) -> Floats:
-        shares = [of(overlap @ weights, 1.0 - overlap[..., 0])]
-        shares += [of(-(distance @ weights), distance[..., 0]) for distance in apart]
-        closed: Floats = np.mean(shares, axis=0)
-        return closed
-
-    distances = [name for name in ("reverse_kl", "overlap_advantage") if np.isfinite(course.values(name)).all()]
-    return course.derived(("overlap_ratio", *distances[:1]), combine, exact=True)
+    shares = [of(overlap @ weights, 1.0 - overlap[..., 0])]
+    shares += [of(-(distance @ weights), distance[..., 0]) for distance in distances]
+    closed: Floats = np.mean(shares, axis=0)
+    return closed
 
 
 def _aligned(course: Course) -> str | None:
@@ -285,8 +289,8 @@ def _known(course: Course, name: str, *, steps: int = 2) -> bool:
     advice="whether the teacher knows more at all: its own accuracy, and its accuracy when it goes on from the "
     "student's prefixes",
 )
-def accuracy_flat(course: Course, _: Facts) -> Evidence | None:
-    change = _accuracy(course)
+def accuracy_flat(course: Course, facts: Facts) -> Evidence | None:
+    change = _accuracy(course, facts)
     if change is None or _falls(change) or not (change.value < GAIN and not change.lo > 0):
         return None
     return _change_of(course, "accuracy", change, "The accuracy is flat")
@@ -298,15 +302,18 @@ def accuracy_flat(course: Course, _: Facts) -> Evidence | None:
     source="chosen on the lab's runs of seed 0",
     advice="responses that became wrong: opd-probe tokens of the last step",
 )
-def accuracy_falls(course: Course, _: Facts) -> Evidence | None:
-    change = _accuracy(course)
+def accuracy_falls(course: Course, facts: Facts) -> Evidence | None:
+    change = _accuracy(course, facts)
     return (
         _change_of(course, "accuracy", change, "The accuracy falls") if change is not None and _falls(change) else None
     )
 
 
-def _accuracy(course: Course) -> Found | None:
-    return course.trend("accuracy") if np.isfinite(course.values("accuracy")).all() and len(course.steps) > 1 else None
+def _accuracy(course: Course, facts: Facts) -> Found | None:
+    """Its trend; None where it is not known of each checkpoint, as where all are at the same responses."""
+    if "fixed" in facts.states or len(course.steps) < 2 or not np.isfinite(course.values("accuracy")).all():
+        return None
+    return course.trend("accuracy")
 
 
 def _falls(change: Found) -> bool:
@@ -315,11 +322,13 @@ def _falls(change: Found) -> bool:
 
 @qualifier(
     "accuracy_unknown",
-    rule="no rollout of the last step has an answer or a score",
+    rule="no rollout of the last step has an answer or a score, or all checkpoints are at the same responses",
     source="",
     advice="give answers or scores with the prompts: alignment is not yet success",
 )
-def accuracy_unknown(course: Course, _: Facts) -> Evidence | None:
+def accuracy_unknown(course: Course, facts: Facts) -> Evidence | None:
+    if "fixed" in facts.states:
+        return Evidence("The responses are the same at every step, so that it is not known whether they become right.")
     if not math.isnan(course.values("accuracy")[-1]):
         return None
     return Evidence("Whether responses are right is not known: the verdict is about alignment alone.")
@@ -506,7 +515,7 @@ def few_steps(course: Course, _: Facts) -> Evidence | None:
 
 
 def _interval(found: Found) -> str:
-    return f"{found.value:+.3g} [{found.lo:.3g}, {found.hi:.3g}]".replace("-", "−")
+    return true_minus(with_interval(found.value, found.lo, found.hi))
 
 
 def _change_of(course: Course, name: str, change: Found, said: str) -> Evidence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,12 @@ from opd_probe.texts import parse_json
 
 _LARGEST = 2**62
 """Of ids and steps: beyond, integers of 64 bits end; which ids a model knows is checked when it is known."""
+
+LONGEST_FIELD = 200
+"""Characters of a text that still names something; longer ones are content."""
+
+MOST_FIELDS = 100
+"""Fields that a trace keeps of a rollout."""
 
 ANSWERS = "answers"
 """The key in ``extra`` of all reference answers, where there are several."""
@@ -183,3 +190,34 @@ def several(answers: Sequence[str]) -> dict[str, Any]:
 def others(row: Fields, used: Collection[str]) -> dict[str, Any]:
     """The fields of a row without those named."""
     return {name: value for name, value in row.items() if name not in used}
+
+
+def scalars(row: Fields) -> dict[str, Any]:
+    """The fields of a row that are short texts, numbers or truth values."""
+    return {str(name): value for name, value in row.items() if _is_scalar(value)}
+
+
+def carried_fields(extra: Fields) -> str | None:
+    """Of what a rollout carries along, the short texts, numbers and truth values, as JSON for a trace; those in objects
+    under dotted names, as ``extra_info.level``. None where there are none."""
+    found: dict[str, Any] = {}
+    waiting: list[tuple[str, Any]] = list(extra.items())
+    for name, value in waiting:  # grows while it is walked: what is deeper comes after
+        if isinstance(value, Mapping):
+            below = [(f"{name}.{key}", entry) for key, entry in value.items() if len(name) <= LONGEST_FIELD]
+            waiting += below[: max(0, _SEEN - len(waiting))]
+        elif len(found) < MOST_FIELDS and _is_scalar(value):
+            found[str(name)] = value.item() if isinstance(value, np.generic) else value
+    return json.dumps(found, sort_keys=True) if found else None
+
+
+_SEEN = 10_000
+"""Entries of a row that are looked at."""
+
+
+def _is_scalar(value: Any) -> bool:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, (bool, int)) or (isinstance(value, str) and 0 < len(value) <= LONGEST_FIELD)

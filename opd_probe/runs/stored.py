@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from opd_probe.curves.groups import groups
 from opd_probe.curves.sampling import sampling_label, sampling_remark
 from opd_probe.errors import InputError, MissingError, TraceError, warn
 from opd_probe.options.naming import user_path
@@ -27,11 +28,14 @@ class Measured:
     states: str
     trace: Trace
     settings: Settings
+    by: str | None = None
+    group: str | None = None
 
     @property
     def key(self) -> dict[str, Any]:
-        """The columns that name a row."""
-        return {"run": self.run, "step": self.step, "teacher": self.teacher}
+        """The columns that name a row; of a part of a trace also the field and its value there."""
+        names = {"run": self.run, "step": self.step, "teacher": self.teacher}
+        return names if self.by is None else {**names, "by": self.by, "group": self.group}
 
     @property
     def token_source(self) -> str:
@@ -50,6 +54,21 @@ class Measured:
             **({"quantised": quantised} if quantised else {}),
             **stopped_columns(self.trace),
         }
+
+
+def by_group(measured: Sequence[Measured], field: str | None) -> list[Measured]:
+    """The parts of each trace by a field (:func:`opd_probe.groups`); None: the traces themselves.
+
+    Raises:
+        InputError: a trace without such a field.
+    """
+    if field is None:
+        return list(measured)
+    return [
+        replace(one, trace=part, by=field, group=name)
+        for one in measured
+        for name, part in groups(one.trace, field).items()
+    ]
 
 
 def stopped_columns(trace: Trace) -> dict[str, Any]:
@@ -178,6 +197,20 @@ def find_traces(arguments: Sequence[str], given: Options, *, what: str = "--trac
     for measured in found.values():
         warn_of(measured.trace)
     return list(found.values())
+
+
+def find_trace(argument: str, given: Options, *, what: str) -> Measured:
+    """The one trace that ``what`` names: a file, or a directory that holds one alone.
+
+    Raises:
+        InputError: several; and as :func:`find_traces`.
+    """
+    found = find_traces([argument], given, what=what)
+    if len(found) > 1:
+        paths = ", ".join(str(one.trace.path) for one in found[:4])
+        more = " …" * (len(found) > 4)
+        raise InputError(f"{what} {argument}: holds {len(found)} traces; give one of {paths}{more}")
+    return found[0]
 
 
 def _trace_or_none(path: Path) -> Trace | None:

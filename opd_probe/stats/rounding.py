@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
+
+TOLERANCES = {"float64": 1e-4, "float32": 1e-4, "float16": 0.02, "bfloat16": 0.2}
+"""Nats by which a value may differ when a model of a type is run again: other batches round otherwise. The statistics
+are float32 even of a float64 model."""
+
+
+def rerun_tolerance(types: Iterable[str], *, reduced: bool) -> float:
+    """Nats that rounding alone may change a value by when models are run again: of the coarsest of their types.
+
+    Args:
+        types: by name, such as ``bfloat16``; others do not count.
+        reduced: whether products of float32 matrices are taken in less.
+    """
+    found = max((TOLERANCES[kind] for kind in types if kind in TOLERANCES), default=TOLERANCES["float32"])
+    return max(found, TOLERANCES["bfloat16"]) if reduced else found
 
 
 def is_narrow(values: Tensor) -> bool:

@@ -216,6 +216,15 @@ ROLLOUT_COLUMNS: tuple[Column, ...] = (
         "temperature and truncation that it was sampled with, as far as its file says",
         optional=True,
     ),
+    Column(
+        "fields",
+        "string",
+        "state",
+        "",
+        "",
+        "what else its file said of it in texts, numbers and truth values, as JSON; of objects under dotted names",
+        optional=True,
+    ),
     Column("skipped", "string", "state", "", "", "why the rollout has no states; null when it has"),
 )
 

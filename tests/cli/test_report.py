@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from opd_probe.results.verdict import RULES, SENTENCES
-from tests.cli.workspace import Caller
+from tests.cli.workspace import Caller, files_below, write_lines
+from tests.pages.looking import Page, external_references
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +66,80 @@ def test_nothing_to_report_is_one_line(call: Caller, tmp_path: Path) -> None:
     done = call("report", "--traces", tmp_path)
     assert (done.code, len(done.errors)) == (2, 1)
     assert "no trace in it" in done.err
+
+
+def page_of(directory: Path) -> Page:
+    return Page((directory / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_says_what_is_printed(call: Caller, out: Path, tmp_path: Path) -> None:
+    done = call("report", "--traces", out, "--k", "8", "--out", tmp_path, "--format", "json")
+    assert files_below(tmp_path) == {"report.html"}
+    assert f"wrote {tmp_path}/report.html" in done.err
+    page = page_of(tmp_path)
+    assert external_references((tmp_path / "report.html").read_text(encoding="utf-8")) == []
+    assert [text for _, text in page.all("p", "word")] == [row["verdict"] for row in done.rows]
+    assert [text for _, text in page.all("p", "says")] == [row["says"] for row in done.rows]
+    for row in done.rows:
+        assert all(found["text"] in page.text for found in row["evidence"].values())
+    assert page.data["series"] == ["bad", "good"]
+    assert [group["name"] for group in page.data["samples"]["groups"]] == ["bad", "good"]
+    assert "missing: Prompts: a trace does not hold them; make the report of --ckpts" in done.err
+
+
+def test_several_teachers_in_one_panel(call: Caller, tmp_path: Path) -> None:
+    words = ("--rollouts", "rollouts.jsonl", "--k", "8", "--out", tmp_path, "--teacher", "teacher", "--teacher", "base")
+    done = call("report", "--ckpts", "runs/good", *words)
+    assert done.code == 0, done.err
+    page = page_of(tmp_path)
+    assert page.data["series"] == ["good ← base", "good ← teacher"]
+    stops = page.data["charts"]["chart-overlap_ratio"]["stops"]
+    assert [[series for series, _ in stop["texts"]] for stop in stops] == [[0, 1]] * 3
+    texts = [text for _, text in page.all("pre", "prompt")]
+    assert texts == [""]  # filled by the script
+    assert all(unit["prompt"] for group in page.data["samples"]["groups"] for unit in group["units"])
+
+
+def test_a_training_log_stands_beside(call: Caller, out: Path, tmp_path: Path) -> None:
+    log = write_lines(tmp_path / "log.jsonl", [{"step": step, "loss": 1 / (1 + step)} for step in range(400)])
+    words = ("report", "--traces", out, "--k", "8", "--out", tmp_path / "page", "--training-log")
+    assert call(*words, f"good={log}").code == 0
+    page = page_of(tmp_path / "page")
+    stops = page.data["charts"]["chart-loss"]["stops"]
+    assert len(stops) == 160
+    assert {series for stop in stops for series, _ in stop["texts"]} == {1}
+    assert "Means of neighbouring steps" in page.text
+    done = call(*words, f"nobody={log}")
+    assert (done.code, len(done.errors)) == (2, 1)
+    assert "no trace of run 'nobody'" in done.err
+
+
+def test_the_doctors_findings_when_asked(call: Caller, out: Path) -> None:
+    words = ("--teacher", "teacher", "--rollouts", "rollouts.jsonl", "--k", "8", "--out", out)
+    assert call("report", "--ckpts", "runs/good", *words).code == 0
+    assert "What the doctor finds" not in page_of(out).text
+    assert call("report", "--ckpts", "runs/good", *words, "--doctor").code == 0
+    page = page_of(out)
+    assert {text for _, text in page.all("code")} >= {"tokenizers", "truncation"}
+    (expected,) = [
+        row["figure"]
+        for row in call("doctor", "--ckpts", "runs/good", *words[:6], "--format", "json").rows
+        if row["check"] == "tokenizers"
+    ]
+    assert expected in page.text
+    assert call("report", "--ckpts", "runs/good", *words, "--doctor", "--no-text").code == 0
+    assert expected not in page_of(out).text
+    done = call("report", "--traces", out, "--doctor")
+    assert (done.code, len(done.errors)) == (2, 1)
+    assert "--doctor and --traces" in done.err
+
+
+def test_the_papers_values_stand_behind_curves_of_their_k_alone(call: Caller, out: Path, tmp_path: Path) -> None:
+    for k, bands in (("16", 3), ("8", 0)):
+        assert call("report", "--traces", out, "--k", k, "--out", tmp_path).code == 0
+        page = page_of(tmp_path)
+        assert len(page.all("rect", "band")) == bands
+        assert len(page.all("path", "paper")) == (1 if bands else 0)
+        assert len(page.all("path", "lab")) == 2 * bands
+        assert ("two runs of opd-probe's lab" in page.text) is bool(bands)
+        assert ("are left out" in page.text) is not bool(bands)

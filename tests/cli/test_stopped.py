@@ -181,6 +181,7 @@ def test_a_checkpoint_that_is_written_over_while_it_is_read(workspace: Path, wor
 
 
 @pytest.mark.filterwarnings("ignore:4 prompts")
+@pytest.mark.filterwarnings("ignore:trace .*: rollouts changed since it was made; made anew")
 def test_a_checkpoint_that_goes_once_it_is_read_and_a_trace_that_goes(workspace: Path, world: Path) -> None:
     gone = Meanwhile("replay", lambda: shutil.rmtree(world / "checkpoint-5"))
     assert overlap(asked(workspace, world), gone).rows

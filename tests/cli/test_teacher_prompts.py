@@ -122,6 +122,14 @@ def test_templates_and_contexts_are_compared(probe: Caller, chat: Path, tmp_path
     assert "The teacher's prompts: those here are the student's" in page.out
     again = probe("mass", "--traces", tmp_path, "--out", tmp_path / "mass", "--format", "csv")
     assert all(name in again.out for name in names)
+    sides = [tmp_path / "traces" / "run" / folder for folder in folders[:2]]
+    contrast = probe("compare", *sides, "--out", tmp_path / "compare", "--format", "json")
+    assert contrast.code == 0, contrast.err
+    by_name = {row["metric"]: row for row in contrast.rows}
+    assert (by_name["reverse_kl"]["teacher_a"], by_name["reverse_kl"]["teacher_b"]) == (names[0], names[1])
+    apart = traces[1].column("reverse_kl").mean() - traces[0].column("reverse_kl").mean()
+    assert by_name["reverse_kl"]["difference"] == pytest.approx(apart, rel=1e-5)
+    assert by_name["student_entropy"]["difference"] == 0.0  # of the same states, which the student read alike
 
 
 def test_thinking_and_system_in_a_sequential_run(probe: Caller, chat: Path, tmp_path: Path) -> None:

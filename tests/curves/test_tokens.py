@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +14,7 @@ from opd_probe.curves import tokens as module
 from opd_probe.curves.tokens import (
     EXTREMES,
     disagreement_by_rollout,
-    overlap_change,
     response_tokens,
-    same_states,
     spread_choice,
     survey,
 )
@@ -160,48 +156,6 @@ def test_tokens_of_responses(trace: Trace) -> None:
         np.testing.assert_array_equal(found[index][1], trace.column("token_id")[rows])
 
 
-def later_of(rollouts: list[dict[str, Any]], seed: int) -> tuple[Trace, Trace]:
-    """Two checkpoints at the same states: other logits, the same tokens."""
-    total = sum(row["n_states"] for row in rollouts)
-    student, teacher, tokens = random_pair(total, 40, seed=seed)
-    moved = student + np.random.default_rng(9).normal(0, 1, student.shape).astype(np.float32)
-    return grouped_trace(rollouts, logits=(student, teacher, tokens)), grouped_trace(
-        rollouts, logits=(moved, teacher, tokens)
-    )
-
-
-def test_what_enters_and_leaves_at_the_same_states(tmp_path: Path) -> None:
-    earlier, later = later_of(many_prompts(20), 1)
-    assert same_states(earlier, later)
-    entered, left = Counter[int](), Counter[int]()
-    for before, after in zip(state_sets(earlier, K), state_sets(later, K), strict=True):
-        entered.update(after - before)
-        left.update(before - after)
-    for pair in ((earlier, later), (earlier.save(tmp_path / "a.parquet"), later)):
-        change = overlap_change(*pair, K)
-        assert change.paired
-        size = len(change.entered)
-        np.testing.assert_array_equal(change.entered, [entered[token] for token in range(size)])
-        np.testing.assert_array_equal(change.left, [left[token] for token in range(size)])
-    assert sum(entered.values()) > 20
-    none = overlap_change(earlier, earlier, K)
-    assert none.entered.sum() == none.left.sum() == 0
-
-
-def test_what_enters_and_leaves_at_other_states(trace: Trace) -> None:
-    other = grouped_trace(many_prompts(12, seed=5), seed=8)
-    change = overlap_change(other, trace, K)
-    assert not change.paired
-    rates = []
-    for one in (other, trace):
-        counts = Counter(token for members in state_sets(one, K) for token in members)
-        rates.append(np.array([counts[token] / one.n_states for token in range(len(change.entered))]))
-    np.testing.assert_allclose(change.entered, np.maximum(rates[1] - rates[0], 0))
-    np.testing.assert_allclose(change.left, np.maximum(rates[0] - rates[1], 0))
-
-
 def test_a_k_beyond_a_trace_is_refused(trace: Trace) -> None:
     with pytest.raises(TraceError, match="k = 9"):
         survey(trace, 9, n_extremes=1, rollouts={})
-    with pytest.raises(TraceError, match="k = 9"):
-        overlap_change(trace, trace, 9)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import struct
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from opd_probe.options.manifest import read_manifest
 from opd_probe.rollouts.files import read_rollouts
 from opd_probe.rollouts.prompts import ids_of, read_prompts
 from opd_probe.runs.log_files import read_log
+from opd_probe.runs.training_logs.sqlite import database
 from opd_probe.trace import Trace, TraceSpool, read_trace
 from opd_probe.trace.schema import STATE_COLUMN
 from tests.fuzz.checkpoints import MAKERS
@@ -335,3 +338,18 @@ def test_ways_of_sampling_that_are_no_list(tmp_path: Path) -> None:
     row = lighteval_row()
     place = lighteval(tmp_path, [{**row, "doc": {**row["doc"], "sampling_methods": 5}}])
     refused(lambda: read_rollouts(place), "sampling_methods is int; expected a list", InputError)
+
+
+@pytest.mark.parametrize("modes", [b"\2\2", b"\1\2", b"\2\1", b"\2\3"])
+def test_a_database_that_logs_ahead_for_readers_alone(tmp_path: Path, modes: bytes) -> None:
+    """Nothing is made beside it, whichever of its two words for how it is written and read says so."""
+    path = tmp_path / "opd.db"
+    with closing(sqlite3.connect(path)) as writer:
+        writer.execute("CREATE TABLE held (value INTEGER)")
+        writer.commit()
+    whole = path.read_bytes()
+    for content in (whole[:18] + modes + whole[20:], whole[:18] + modes):
+        path.write_bytes(content)
+        with suppress(ValueError), database(path) as connection:
+            connection.execute("SELECT name FROM sqlite_master").fetchall()
+        assert [file.name for file in tmp_path.iterdir()] == ["opd.db"]

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 import opd_probe
-from opd_probe.curves.tokens import overlap_change, survey
+from opd_probe.curves.timeline import overlap_change
+from opd_probe.curves.tokens import survey
 from opd_probe.engine.served import known_at
 from opd_probe.integrations.verl import overlap_metrics, topk_trace
 from opd_probe.metrics import METRICS

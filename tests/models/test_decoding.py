@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -47,6 +49,20 @@ def test_pieces_keep_the_spaces_between_words() -> None:
     assert Decoder(words).pieces([3, 4, 15]) == ["0", " 1", " 12"]
     assert Decoder(piece_tokenizer()).pieces([1, 2, 3]) == ["the", " cat", "s"]
     assert Decoder(words).pieces([]) == []
+
+
+@pytest.mark.parametrize("make", [byte_tokenizer, piece_tokenizer, lambda: tiny_tokenizer(20)])
+def test_pieces_are_those_of_decoding_ever_longer_beginnings(make: Callable[[], PreTrainedTokenizerFast]) -> None:
+    tokenizer = make()
+    decoder = Decoder(tokenizer)
+    generator = np.random.default_rng(0)
+    sequences = [generator.integers(0, len(tokenizer), 40).tolist() for _ in range(5)]
+    if make is byte_tokenizer:
+        sequences = [tokenizer(text)["input_ids"] for text in ("漢字 a🙂ééééééééé x", "🙂z")]
+    for ids in sequences:
+        found = decoder.pieces(ids)
+        assert found == decoder._walked(ids)
+        assert "".join(found) == decoder.decode(ids)
 
 
 def test_a_character_that_never_ends_is_still_shown() -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
 import opd_probe
 from opd_probe.errors import InputError, LogitError
 from opd_probe.jobs.sampling import allowed_ids
-from opd_probe.models import generation
+from opd_probe.models import filling, generation
 from opd_probe.models.filling import Filling
 from opd_probe.models.generation import invert_cdf, sample_rollouts
 from opd_probe.models.loading import LoadedModel, load_model
@@ -100,6 +100,9 @@ def test_padded_batches_of_other_architectures(config: Any) -> None:
         assert np.allclose(rollout.logprobs, expected, atol=1e-4)
 
 
+_PATHS = ("joined", "padded prompts", "prompts of one length")
+
+
 def test_the_order_of_the_prompts_does_not_change_their_draws(student: LoadedModel) -> None:
     forth = sample_rollouts(student, PROMPTS, max_new_tokens=25)
     back = sample_rollouts(student, PROMPTS[::-1], max_new_tokens=25)
@@ -148,6 +151,38 @@ def test_a_response_that_ends_makes_room_for_the_next(monkeypatch: pytest.Monkey
     lengths = {len(one.response_ids) for one in alone}
     assert min(lengths) < 15
     assert max(lengths) == 80
+
+
+@pytest.mark.parametrize("unknown", [["joined"], ["joined", "padded prompts"], list(_PATHS)])
+def test_batches_that_none_can_join_take_room_by_tokens_too(
+    student: LoadedModel, unknown: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that have least go back and are read again; before that each prompt is read once."""
+    begun, widths = [], []
+    begin, draw = Filling._begin, generation._Sampler._draw
+
+    def counted(self: Any, drafts: Any) -> Any:
+        begun.extend({draft.prompt for draft in drafts if not draft.ids})
+        return begin(self, drafts)
+
+    def watched(self: Any, batch: Any, hidden: torch.Tensor, uniforms: torch.Tensor) -> Any:
+        widths.append(len(batch) * max(len(PROMPTS[one.prompt].ids or ()) + len(one.ids) for one in batch))
+        return draw(self, batch, hidden, uniforms)
+
+    how: dict[str, Any] = {"num_rollouts": 4, "max_new_tokens": 25}
+    alone = sample_rollouts(student, PROMPTS, batch_tokens=1, **how)
+    monkeypatch.setattr(Filling, "_begin", counted)
+    monkeypatch.setattr(generation._Sampler, "_draw", watched)
+    for what in _PATHS:
+        monkeypatch.setitem(student.paths.verdicts, what, None if what in unknown else student.cache_for(what))
+    for bound, guess in ((70, 5), (150, 1), (4000, 256)):
+        begun.clear()
+        widths.clear()
+        monkeypatch.setattr(filling, "_GUESS", guess)
+        together = sample_rollouts(student, PROMPTS, batch_tokens=bound, **how)
+        assert [(one.id, one.response_ids) for one in together] == [(one.id, one.response_ids) for one in alone]
+        assert sorted(begun) == sorted(range(len(PROMPTS)))
+        assert 25 < max(widths) <= bound
 
 
 @pytest.mark.parametrize("config", OTHERS.values(), ids=OTHERS)
@@ -222,6 +257,22 @@ def test_bf16_weights_are_sampled_from_float32_logits() -> None:
     expected = torch.log_softmax(logits, -1)[rollout.response_ids[0]]
     assert rollout.logprobs is not None
     assert abs(rollout.logprobs[0] - float(expected)) < 1e-5
+
+
+def test_the_company_of_bf16_changes_no_distribution() -> None:
+    """Which token comes third, in narrow batches and in wide ones: two samples of one distribution."""
+    student = load_model(tiny_model(seed=1, dtype=torch.bfloat16))
+    prompts = [Prompt(f"p{n}", ids=tuple(range(3, 3 + length))) for n, length in enumerate((2, 9))]
+    counts = np.zeros((2, 64))
+    for number, (seed, bound) in enumerate(((0, 150), (1, 10**5))):
+        how: dict[str, Any] = {"num_rollouts": 800, "max_new_tokens": 3, "seed": seed, "batch_tokens": bound}
+        for one in sample_rollouts(student, prompts, **how):
+            counts[number, one.response_ids[-1]] += 1
+    expected = counts.sum(1, keepdims=True) * counts.sum(0) / counts.sum()
+    known = expected > 0
+    statistic = float(((counts - expected)[known] ** 2 / expected[known]).sum())
+    freedom = int((counts.sum(0) > 0).sum()) - 1
+    assert abs(statistic - freedom) < 5 * np.sqrt(2 * freedom)
 
 
 def test_progress_counts_rollouts(student: LoadedModel) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from opd_probe.pages import render_tokens
-from opd_probe.pages.tokens import embed, number
+from opd_probe.pages.rendering import embed, number
 from tests.pages.looking import Page, external_references
 
 NASTY = "</script><img src=x onerror=alert(1)>&amp;\"'<!--{{ 7*7 }}"

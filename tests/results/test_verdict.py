@@ -106,6 +106,12 @@ def test_unknown_accuracy_is_said() -> None:
     assert "accuracy_unknown" in verdict([at(1.6, given), at(1.6, given, seed=1)]).qualifiers
 
 
+def test_the_same_responses_at_every_step_say_nothing_of_accuracy() -> None:
+    traces = [at(1.6, rows(60)), at(1.6, rows(60), seed=1)]
+    fixed = verdict(traces, Facts(("fixed",) * 2, ("sampled_ids",) * 2, (None,) * 2))
+    assert [name for name in fixed.qualifiers if name.startswith("accuracy")] == ["accuracy_unknown"]
+
+
 def test_lengths_and_entropies() -> None:
     longer = verdict([at(1.6, rows(30, length=4)), at(1.6, rows(30, length=9), seed=1)])
     assert "length_drift" in longer.qualifiers

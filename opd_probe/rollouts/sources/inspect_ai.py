@@ -53,6 +53,7 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
         token_source="retokenized",
         sampling=_sampling(row),
         extra={"messages": [{"role": m["role"], "content": m["content"]} for m in messages[:-1]], "epoch": number,
+               **({"metadata": fields.scalars(row["metadata"])} if isinstance(row.get("metadata"), Mapping) else {}),
                **fields.several(answers)},
     )  # fmt: skip
 

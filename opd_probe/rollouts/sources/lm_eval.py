@@ -37,6 +37,8 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
             raise InputError(f"{place}: resps holds {type(texts).__name__}; expected lists of texts")
         prompt, messages = _prompt(place, request[0])
         extra = {name: row[name] for name in KEPT if name in row} | fields.several(answers)
+        if isinstance(row.get("doc"), Mapping):
+            extra["doc"] = fields.scalars(row["doc"])
         sampling = sampling_of(request[1])
         for number, text in enumerate(texts):
             yield Rollout(

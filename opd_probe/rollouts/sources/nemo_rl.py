@@ -40,7 +40,7 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
         response_mask=mask[start:length],
         step=where.step if step is None else step,
         score=fields.number(place, row, "reward"),
-        extra={name: row[name] for name in KEPT if name in row},
+        extra={**fields.scalars(row), **{name: row[name] for name in KEPT if name in row}},
     )
 
 

@@ -51,7 +51,7 @@ def _rollouts(where: Where, row: Mapping[str, Any]) -> Iterator[Rollout | Skippe
         response_mask=own[start:],
         step=where.step if step is None else step,
         logprobs=unmasked(of_response("inference_logprobs"), own[start:]),
-        extra={**{name: row[name] for name in KEPT if name in row}, **lists},
+        extra={**fields.scalars(row), **{name: row[name] for name in KEPT if name in row}, **lists},
     )
 
 
