@@ -250,7 +250,7 @@ def _broken(
     for cells in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*cells)
     buffer = io.StringIO()
-    # a name such as a:100:b is no picture
+    # a name such as a:key:b is no picture
     Console(file=buffer, width=width, markup=False, emoji=False, color_system=None).print(table)
     return [line.rstrip() for line in buffer.getvalue().splitlines()]
 
