@@ -89,6 +89,12 @@ def _after_trace(small: bool) -> list[Row]:
     return after_trace.rows(report)
 
 
+def _commands(small: bool) -> list[Row]:
+    from benchmarks import commands
+
+    return commands.measure_small() if small else commands.measure()
+
+
 BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "replay-float32": _replay("float32", 64),
     "replay-bfloat16": _replay("bfloat16", 16),
@@ -100,6 +106,7 @@ BENCHMARKS: dict[str, Callable[[bool], list[Row]]] = {
     "memory": _memory,
     "checkpoints": _checkpoints,
     "after-trace": _after_trace,
+    "commands": _commands,
 }
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import subprocess
@@ -12,13 +13,13 @@ import pytest
 from matplotlib.figure import Figure
 
 import opd_probe
-from opd_probe.errors import OutputError
+from opd_probe.errors import OpdProbeError, OutputError
 from opd_probe.integrations.probe import make_probe
 from opd_probe.jobs.sampling import store_samples
 from opd_probe.models.served.dialects import Drawn
 from opd_probe.models.served.drafts import Drafts
 from opd_probe.output import check_file_writable, check_writable, claimed, make_folder, write_bytes
-from opd_probe.results.files import save_figure
+from opd_probe.results.files import draw_figure, save_figure
 from opd_probe.rollouts.files import write_rollouts
 from opd_probe.trace import TraceSpool
 from opd_probe.trace.schema import STATE_COLUMN
@@ -113,6 +114,18 @@ def test_figures_are_saved_twice_and_without_dates(tmp_path: Path) -> None:
     assert [path.name for path in first] == ["a.b.pdf", "a.b.png"]
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     assert first[0].read_bytes().startswith(b"%PDF")
+
+
+def test_drawing_leaves_the_search_for_garbage_as_it_was(tmp_path: Path) -> None:
+    usual, during = gc.get_threshold(), []
+
+    def draw() -> None:
+        during.append(gc.get_threshold())
+        raise OpdProbeError("nothing to draw")
+
+    with pytest.raises(OpdProbeError, match="nothing to draw"):
+        draw_figure(draw, tmp_path / "a")
+    assert during[0] > usual == gc.get_threshold()
 
 
 def test_one_process_at_a_time_works_in_a_directory(tmp_path: Path) -> None:

@@ -210,18 +210,48 @@ def _counted(value: str) -> bool:
 
 
 def _render(columns: Sequence[_Column], width: int, *, gap: int, most: Mapping[str, int] | None = None) -> list[str]:
+    """The lines of a table: padded here where each cell fits its column, since laying out whole lines costs more than
+    the rest of a command; broken by rich where one does not."""
+    headers = [one.name if most is None else one.name.replace("_", " ") for one in columns]  # broken between words
+    contents = [[header, *one.cells] for header, one in zip(headers, columns, strict=True)]
+    sizes = [[_cell_width(cell) for cell in cells] for cells in contents]
+    widths = [max(held) if most is None else most[one.name] for one, held in zip(columns, sizes, strict=True)]
+    fits = all(max(held) <= room for held, room in zip(sizes, widths, strict=True))
+    if not fits or sum(widths) + gap * (len(widths) - 1) > width:
+        return _broken(columns, headers, width, gap, most)
+    padded = []
+    for one, cells, held, room in zip(columns, contents, sizes, widths, strict=True):
+        spaces = [" " * (room - size) for size in held]
+        sides = zip(cells, spaces, strict=True) if one.text else zip(spaces, cells, strict=True)
+        padded.append([left + right for left, right in sides])
+    return [(" " * gap).join(line).rstrip() for line in zip(*padded, strict=True)]
+
+
+def _cell_width(text: str) -> int:
+    """The places that a text takes in a terminal, where some characters take two and others none."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _broken(
+    columns: Sequence[_Column], headers: Sequence[str], width: int, gap: int, most: Mapping[str, int] | None
+) -> list[str]:
+    """The lines of a table some of whose cells take several."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
-    for column in columns:
-        header = column.name if most is None else column.name.replace("_", " ")  # a narrow one is broken between words
+    for column, header in zip(columns, headers, strict=True):
         room = None if most is None else most[column.name]
         table.add_column(header, justify="left" if column.text else "right", overflow="fold", width=room)
     for cells in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*cells)
     buffer = io.StringIO()
-    Console(file=buffer, width=width, markup=False, color_system=None).print(table)
+    # a name such as a:key:b is no picture
+    Console(file=buffer, width=width, markup=False, emoji=False, color_system=None).print(table)
     return [line.rstrip() for line in buffer.getvalue().splitlines()]
 
 

@@ -12,6 +12,8 @@ from opd_probe.curves.intervals import LEVEL, Floats
 RESAMPLES = 2_000
 
 _BLOCK = 50
+_DRAWS = 32_768
+"""Resamples drawn at once: at least the first number, and with few clusters as many as make the second of draws."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,9 @@ class Resampling:
     def weights(self, n_clusters: int) -> Iterator[Floats]:
         """Yield blocks [b, n_clusters] of how often each cluster was drawn, ``resamples`` rows in all."""
         generator = np.random.default_rng(self.seed)
-        for start in range(0, self.resamples, _BLOCK):
-            rows = min(_BLOCK, self.resamples - start)
+        block = max(_BLOCK, _DRAWS // n_clusters)  # which draws a resample has does not depend on it
+        for start in range(0, self.resamples, block):
+            rows = min(block, self.resamples - start)
             drawn = generator.integers(0, n_clusters, size=(rows, n_clusters))
             flat = drawn + np.arange(rows)[:, None] * n_clusters
             counts = np.bincount(flat.reshape(-1), minlength=rows * n_clusters)

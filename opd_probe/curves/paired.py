@@ -179,7 +179,8 @@ def _differ(first: _Part, second: _Part, resampling: Resampling, *, exact: bool)
     ones = np.ones((1, len(histograms[0])))
 
     def quantiles(histogram: Floats, weights: Floats) -> Floats:
-        return np.stack([histogram_quantile(weights @ histogram, q) for q in _QUANTILES.values()], axis=1)
+        counts = weights @ histogram
+        return np.stack([histogram_quantile(counts, q) for q in _QUANTILES.values()], axis=1)
 
     def drawn(weights: Floats) -> Floats:
         return quantiles(histograms[1], weights) - quantiles(histograms[0], weights)

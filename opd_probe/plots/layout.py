@@ -93,7 +93,7 @@ def finish(
     for ax in figure.axes:
         scale_y(ax)
     _pad_titles(figure)
-    figure.align_ylabels()
+    figure.align_ylabels(_beside_names(figure.axes))
     body = rows * row_height
     most = max((len(named) for _, named in direct), default=0)
     for ax, named in direct:
@@ -133,9 +133,21 @@ def _pad_titles(figure: house.HouseFigure) -> None:
                 text.xyann = (0, pad + 14.0)
 
 
+def _beside_names(axes: Sequence[Axes]) -> list[Axes]:
+    """The axes of columns in which some y axis has a name. To align a column asks every row for the ticks of all rows,
+    at each pass of the layout and each drawing."""
+    named = {_column(ax) for ax in axes if ax.get_ylabel()}
+    return [ax for ax in axes if ax.get_subplotspec() and _column(ax) in named]
+
+
 def _row(ax: Axes) -> int:
     spec = ax.get_subplotspec()
     return int(spec.rowspan.start) if spec else 0
+
+
+def _column(ax: Axes) -> int:
+    spec = ax.get_subplotspec()
+    return int(spec.colspan.start) if spec else 0
 
 
 def _frame(figure: house.HouseFigure, title: str, note: str, body: float, entries: Sequence[Entry]) -> None:

@@ -15,6 +15,7 @@ from io import BytesIO
 from typing import Any, Literal
 
 import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
@@ -174,7 +175,9 @@ class HouseFigure(Figure):
 def new_figure(columns: int = 2) -> HouseFigure:
     """An empty figure of one or two columns' width; call inside :func:`house_style`. ``finish`` sets the
     height."""
-    return HouseFigure(figsize=(WIDTH[columns], 3.0), layout="constrained")
+    figure = HouseFigure(figsize=(WIDTH[columns], 3.0), layout="constrained")
+    FigureCanvasAgg(figure)  # keeps what measures text; a bare canvas makes room for a whole picture at each question
+    return figure
 
 
 Format = Literal["png", "pdf", "svg"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 
 from opd_probe.errors import OpdProbeError, warn
+from opd_probe.imports import seldom_collected
 from opd_probe.output import write_bytes
 from opd_probe.plain import csv_cell
 
@@ -32,8 +33,9 @@ def draw_figure(draw: Callable[[], Figure | None], stem: Path) -> list[Path]:
         OpdProbeError: there is nothing to draw, or it cannot be written.
     """
     try:
-        figure = draw()
-        return [] if figure is None else save_figure(figure, stem)
+        with seldom_collected():
+            figure = draw()
+            return [] if figure is None else save_figure(figure, stem)
     except OpdProbeError:
         raise
     except Exception as error:  # whatever a drawing library raises: the numbers are paid for

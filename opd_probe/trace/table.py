@@ -62,6 +62,7 @@ class Trace:
         self.provenance = dict(provenance)
         self._arrays = dict(arrays) if arrays is not None else None
         self._path = path
+        self._columns: tuple[str, ...] | None = None
         self._rows = rows  # of the arrays, where the trace is a part of them
         counts = np.asarray(rollouts.column("n_states").to_numpy(zero_copy_only=False), dtype=np.int64)
         self._offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -110,9 +111,11 @@ class Trace:
         """The numeric state columns that this trace has."""
         if self._arrays is not None:
             return tuple(self._arrays)
-        assert self._path is not None
-        with _reading(self._path) as file:
-            return tuple(name for name in file.schema_arrow.names if name != ROLLOUT_ID.name)
+        if self._columns is None:  # asked for before each pass over the file
+            assert self._path is not None
+            with _reading(self._path) as file:
+                self._columns = tuple(name for name in file.schema_arrow.names if name != ROLLOUT_ID.name)
+        return self._columns
 
     @property
     def rollout_offsets(self) -> Array:

@@ -127,3 +127,14 @@ def test_an_encoding_without_a_character(format: str, expected: str, monkeypatch
     said = held.getvalue().decode("ascii")
     assert expected in said
     assert said.endswith("\\u03a3\n")
+
+
+def test_what_wraps_nowhere_looks_as_where_a_library_lays_it_out() -> None:
+    """Wide and combining characters take the places that a terminal gives them, and no name becomes a picture."""
+    names = ["學生", "e\u0301tude", "a:key:b", "😀 run", "plain", ""]
+    rows = [{"run": name, "n_states": 7**index, "x": 0.5} for index, name in enumerate(names)]
+    columns = printing._cells(rows, ("run", "n_states", "x"), intervals=True)
+    own = printing._render(columns, printing.WIDE, gap=2)
+    assert own == printing._broken(columns, ["run", "n_states", "x"], printing.WIDE, 2, None)
+    assert own[1] == "學生            1  0.5000"
+    assert own[3].startswith("a:key:b")

@@ -80,6 +80,8 @@ def test_weights_draw_each_cluster_with_replacement() -> None:
     assert abs(weights.var() - 29 / 30) < 0.03
     np.testing.assert_array_equal(weights, np.concatenate(list(Resampling(2000, 0).weights(30))))
     assert (weights != np.concatenate(list(Resampling(2000, 1).weights(30)))).any()
+    drawn = np.random.default_rng(0).integers(0, 30, (2000, 30))  # whatever the blocks that they come in
+    np.testing.assert_array_equal(weights, [np.bincount(row, minlength=30) for row in drawn])
 
 
 def test_prompts_are_resampled_not_tokens() -> None:
