@@ -64,5 +64,6 @@ def _text(number: float, last: int, plain: bool) -> str:
     if abs(number) < 0.5 * 10.0**last:
         return "0"
     if plain:
-        return f"{number:.{max(0, -last)}f}"
+        text = f"{number:.{max(0, -last)}f}"
+        return "0" if not float(text) else text
     return f"{number:.{max(0, _power(abs(number)) - last)}e}"

@@ -56,7 +56,8 @@ def prompts_needed(
                 needed = prompts * variance * (ndtri((1 + LEVEL) / 2) / width) ** 2
                 for end, p in (("", None), ("_lo", (1 + LEVEL) / 2), ("_hi", (1 - LEVEL) / 2)):
                     times = 1.0 if p is None else freedom / float(2 * gammaincinv(freedom / 2, p))
-                    row[f"prompts{end}"] = max(2, math.ceil(min(needed * times, 1e15)))
+                    if not math.isnan(needed * times):  # as where no prompt differs from the others
+                        row[f"prompts{end}"] = max(2, math.ceil(min(needed * times, 1e15)))
             rows.append(row)
     return rows
 

@@ -33,8 +33,9 @@ from opd_probe.rollouts.fields import carried_fields
 from opd_probe.rollouts.files import rollouts_digest
 from opd_probe.rollouts.teacher_prompts import TeacherPrompts
 from opd_probe.runs.stored import warn_of
+from opd_probe.texts import real_path
 from opd_probe.trace import Trace, read_trace
-from opd_probe.types import LengthRule, Rollout
+from opd_probe.types import Checkpoint, LengthRule, Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,13 @@ class TraceRequest:
     rollouts_from: str | None = None
     precision: Precision | None = None
     reuse: bool = True
+
+    @property
+    def is_of_one_model(self) -> bool:
+        """Whether student and teacher are the same weights on this machine's disk."""
+        places = [one.path if isinstance(one, Checkpoint) else one for one in (self.student, self.teacher)]
+        named = [real_path(place) for place in places if isinstance(place, (str, Path)) and Path(place).exists()]
+        return len(named) == 2 and named[0] == named[1]
 
     def fingerprint(self, rollouts: Sequence[Rollout]) -> dict[str, Any]:
         """Everything that a stored trace must agree on, flat, so that the first difference can be named.
@@ -245,6 +253,8 @@ def shared_student(
     """
     settings, first = wanted[0].settings, wanted[0].sides(rollouts)
     units = None if order is None else order.units(rollouts)
+    if settings.student_states is None and any(one.is_of_one_model for one in wanted):
+        sampled = None  # its own divergence from itself is 0 to the last bit where both sides come out of one replay
     own = sampled_model(student, rollouts, sampled, settings, place)
     if own is not None and not alone:
         return own

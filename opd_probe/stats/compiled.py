@@ -34,15 +34,31 @@ def whole_tiles(states: int) -> int:
     return states // TILE * TILE or states
 
 
+SHAPES = 256
+"""Shapes that may be compiled in one process: torch gives up at 8 unless told otherwise, and a job of several
+vocabularies, depths or temperatures has as many."""
+
+
 @functools.cache
 def _definition(device: str) -> Callable[..., Any]:
     """The compiled definition; one for the whole process, since another one would be traced and looked up anew."""
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
+    _allow_shapes()
     if device != "cpu":
         return torch.compile(reduce_pair, dynamic=False, fullgraph=True)
     # A product and a sum in one instruction, rounded once.
     options: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
     return torch.compile(_reduce_on_cpu, dynamic=False, fullgraph=True, options=options)
+
+
+def _allow_shapes() -> None:
+    """Let torch compile :data:`SHAPES` of one definition."""
+    from torch._dynamo import config
+
+    for name in ("recompile_limit", "cache_size_limit"):  # as it is called from torch 2.7 on, and before
+        if hasattr(config, name):
+            setattr(config, name, max(getattr(config, name), SHAPES))
+            return
 
 
 def _reduce_on_cpu(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

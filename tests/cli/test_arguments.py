@@ -38,7 +38,7 @@ def test_an_option_without_a_value_is_an_error(typed: str) -> None:
 
 def test_the_command_line_and_the_manifest_have_the_same_options() -> None:
     declared = set(Options.model_fields) | set(CommandOptions.model_fields)
-    inputs = {"ckpts", "traces", "teacher", "teacher_tokenizer", "rollouts", "prompts", "tokenizer", "base"}
+    inputs = {"ckpts", "traces", "teacher", "teacher_tokenizer", "rollouts", "prompts", "tokenizer", "base", "by"}
     prompts = {f"teacher_{field.name}" for field in fields(PromptOptions)}
     assert set(inspect.signature(build_request).parameters) == declared | inputs | prompts
     assert prompts <= set(Manifest.model_fields)

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 from opd_probe.cli.printing import print_rows
 from opd_probe.cli.progress import StderrProgress
-from opd_probe.pages import tokens as page
+from opd_probe.pages import rendering as page
 from opd_probe.plain import csv_cell, visible
 from opd_probe.plots.style import house_style, new_figure, render
 from opd_probe.results.files import draw_figure, write_csv
