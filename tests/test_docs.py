@@ -54,6 +54,7 @@ def test_the_rules_of_verdicts_are_those_of_the_page() -> None:
     assert f"overlap ratio is at least {verdict.ALIGNED_OVERLAP}" in text
     assert f"reverse KL at most {verdict.ALIGNED_KL} nats" in text
     assert f"at least {verdict.CLOSED:.0%} of".replace("%", " %") in text
+    assert f"leaves out {verdict.CLEARLY:.0%}".replace("%", " %") in text
     assert f"grew by {-verdict.APART:.0%} or more".replace("%", " %") in text
 
 

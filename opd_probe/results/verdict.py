@@ -26,6 +26,10 @@ CLOSED = 0.15
 counts as aligning. Chosen on the lab's runs of seed 0; of the paper's pairs the successful one closes .68 of its
 1 − overlap ratio (.72 → .91), the failing one .12 (.75 → .78)."""
 
+CLEARLY = 0.3
+"""The share that a run stagnates without: where the interval reaches it, too little is known. The lab's runs that
+became better closed .42 of the distance in the mean."""
+
 APART = -0.05
 """The share at or below which the distance grew."""
 
@@ -190,11 +194,9 @@ def _verdict(course: Course) -> tuple[VerdictName, Evidence]:
         return "aligning", Evidence(f"{said} ({bound}).", values)
     if closed.value <= APART and closed.hi < 0:
         return "drifting", Evidence(f"{said}: it grew.", values)
-    if closed.hi < CLOSED:
+    if closed.value < CLOSED and closed.hi < CLEARLY:
         return "stagnating", Evidence(f"{said} ({bound}).", values)
-    return "unclear", Evidence(
-        f"{said}: the interval holds both {CLOSED:.0%}, which would be aligning, and less.", values
-    )
+    return "unclear", Evidence(f"{said}: the interval holds both what stands still and what aligns.", values)
 
 
 def closed_share(course: Course) -> Found:
