@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from scipy import stats
 
@@ -42,7 +43,8 @@ def from_changes(
     if not bounded and n < 4:
         return math.nan, math.nan
     if not math.isfinite(low) and not math.isfinite(high):
-        return tuple(float(stats.norm.ppf(q, value, math.sqrt(variance))) for q in (tail, 1 - tail))  # type: ignore[return-value]
+        normal = stats.norm(value, math.sqrt(variance))
+        return _quantile(normal, tail, upper=False), _quantile(normal, tail, upper=True)
     weight = 0.5 / (units + 0.5)
     ends = []
     for bound, sign in ((low, -1), (high, 1)):
@@ -52,15 +54,23 @@ def from_changes(
         else:
             mean = value + sign * 0.5 * max(0.0, *(sign * change for change in changes))
             spread = variance + (mean - value) ** 2
-        q = tail if sign < 0 else 1 - tail
+        upper = sign > 0
         if bounded:
             share, relative = (mean - low) / (high - low), spread / (high - low) ** 2
             count = share * (1 - share) / relative - 1 if relative else math.inf
             inside = 1e-12 < share < 1 - 1e-12 and count > 0
-            end = low + (high - low) * stats.beta.ppf(q, count * share, count * (1 - share)) if inside else bound
+            beta = stats.beta(count * share, count * (1 - share)) if inside else None
+            end = bound if beta is None else low + (high - low) * _quantile(beta, tail, upper)
         elif math.isfinite(low):
-            end = low + stats.gamma.ppf(q, (mean - low) ** 2 / spread, scale=spread / (mean - low))
+            away = mean - low
+            end = low + _quantile(stats.gamma(away**2 / spread, scale=spread / away), tail, upper)
         else:
-            end = high - stats.gamma.ppf(1 - q, (high - mean) ** 2 / spread, scale=spread / (high - mean))
+            away = high - mean
+            end = high - _quantile(stats.gamma(away**2 / spread, scale=spread / away), tail, not upper)
         ends.append(float(end))
     return ends[0], ends[1]
+
+
+def _quantile(distribution: Any, tail: float, upper: bool) -> float:
+    """Where a tail begins; of an upper one from the tail itself, since 1 − 1e-30 is 1."""
+    return float(distribution.isf(tail) if upper else distribution.ppf(tail))
