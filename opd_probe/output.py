@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from opd_probe.atomic import whole_file
-from opd_probe.errors import OutputError
+from opd_probe.errors import InputError, OutputError
+from opd_probe.texts import real_path
 
 
 def output_path(text: str | Path) -> Path:
@@ -53,6 +54,22 @@ def check_file_writable(path: Path) -> None:
     if path.is_dir():
         raise OutputError(f"output {path}: is a directory; give a file name with --out")
     check_writable(path.parent)
+
+
+def rows_file(text: str, read: Sequence[str] = ()) -> Path:
+    """The file of rows that ``--out`` names, checked before any work; ``read`` are the files that are to be read.
+
+    Raises:
+        InputError: its name does not end in .jsonl or .parquet, or it is one of those that are read.
+        OutputError: it cannot be written.
+    """
+    path = output_path(text)
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise InputError(f"--out {text}: expected the .jsonl or .parquet file to write")
+    check_file_writable(path)
+    if any(real_path(path) == real_path(given) for given in read):
+        raise InputError(f"--out {text}: is a file to be read, which is not written over; choose another name")
+    return path
 
 
 @contextmanager

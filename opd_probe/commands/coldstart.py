@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from opd_probe.errors import InputError, MissingError, warn
+from opd_probe.errors import MissingError, warn
 from opd_probe.metrics.context import CORRECT_FROM
 from opd_probe.models.vocabulary import load_tokenizer
-from opd_probe.output import check_file_writable, output_path
+from opd_probe.output import rows_file
 from opd_probe.progress import Progress
 from opd_probe.rollouts.files import prompt_key
 from opd_probe.rollouts.grading import grade_rollout
 from opd_probe.rollouts.reading import read_rollout_set, remarks
 from opd_probe.rollouts.rows import write_rows
 from opd_probe.rollouts.supervised import Layout, choose, examples
-from opd_probe.texts import real_path
 from opd_probe.types import Rollout
 
 
@@ -45,12 +44,7 @@ def coldstart(
     Raises:
         OpdProbeError: bad input, in one line; then nothing is written.
     """
-    path = output_path(out)
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise InputError(f"--out {out}: expected the .jsonl or .parquet file to write")
-    check_file_writable(path)
-    if any(real_path(path) == real_path(given) for given in paths):
-        raise InputError(f"--out {out}: is a file to be read, which is not written over; choose another name")
+    path = rows_file(out, paths)
     progress.begin("read")
     found = read_rollout_set(paths, None, progress.update, besides=path)
     for line in remarks(found):

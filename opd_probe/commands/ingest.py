@@ -11,7 +11,7 @@ from typing import Any
 from opd_probe.engine.nemo_rl import Dump, dump_traces, find_dumps
 from opd_probe.errors import InputError, warn
 from opd_probe.options.naming import file_names
-from opd_probe.output import check_file_writable, check_writable, make_folder, output_path
+from opd_probe.output import check_writable, make_folder, output_path, rows_file
 from opd_probe.progress import Progress
 from opd_probe.rollouts.files import prompt_key, write_rollouts
 from opd_probe.rollouts.grading import grade_rollout
@@ -55,9 +55,7 @@ def ingest(
                 "NeMo-RL's statistics (opd_topk_stats_step1.pt), of which none was given"
             )
         return _ingest_dumps(dumps, path, progress)
-    check_file_writable(path)
-    if any(real_path(path) == real_path(given) for given in paths):
-        raise InputError(f"--out {out}: is a file to be read, which is not written over; choose another name")
+    path = rows_file(out, paths)
     progress.begin("read")
     found = read_rollout_set(paths, kind, progress.update, besides=path, step_pattern=step_pattern)
     rollouts = found.rollouts if score is None else [_scored(rollout, score) for rollout in found.rollouts]

@@ -9,15 +9,14 @@ import numpy as np
 
 from opd_probe.commands.result import Result
 from opd_probe.curves.accumulate import RolloutSums, clusters_of
-from opd_probe.errors import InputError, MissingError, warn
+from opd_probe.errors import MissingError, warn
 from opd_probe.metrics.context import correctness
 from opd_probe.metrics.states import check_k, metric_blocks
-from opd_probe.output import check_file_writable, output_path
+from opd_probe.output import rows_file
 from opd_probe.results.tables import json_row
 from opd_probe.rollouts.prompts import read_prompts
 from opd_probe.rollouts.repeats import near_duplicates
 from opd_probe.rollouts.rows import read_rows, write_rows
-from opd_probe.texts import real_path
 from opd_probe.trace import Trace, read_trace
 from opd_probe.types import Prompt
 
@@ -71,12 +70,7 @@ def prompts(
     Raises:
         OpdProbeError: bad input, in one line; then nothing is written.
     """
-    path = output_path(out)
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise InputError(f"--out {out}: expected the .jsonl or .parquet file to write")
-    check_file_writable(path)
-    if real_path(path) == real_path(file):
-        raise InputError(f"--out {out}: is the file to be read, which is not written over; choose another name")
+    path = rows_file(out, [file])
     stored = read_trace(trace)
     found = measures(stored, check_k(stored, min(k, stored.K)))
     given = read_prompts(file)

@@ -10,6 +10,7 @@ import numpy as np
 from opd_probe.curves.intervals import FEW_UNBOUNDED, Estimate, Floats, interval, of_left_out
 from opd_probe.curves.paired import Side
 from opd_probe.metrics.registry import REAL, Range
+from opd_probe.metrics.states import check_k
 from opd_probe.trace import Trace
 
 
@@ -107,6 +108,8 @@ def course(
     Raises:
         InputError, TraceError: a k or a metric that cannot be used.
     """
+    for trace in traces:
+        check_k(trace, k)
     prompts = [_prompts(trace) for trace in traces]
     everything = sorted(set().union(*prompts))
     sides = [Side.of(trace, everything, k, metrics, average, rollouts=True) for trace in traces]

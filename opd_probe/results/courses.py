@@ -12,6 +12,7 @@ from opd_probe.curves.sampling import sampling_label
 from opd_probe.curves.trend import Course, course
 from opd_probe.curves.whole import diagnose
 from opd_probe.results.verdict import Facts, Judgement, judge
+from opd_probe.rollouts.repeats import TAIL, goes_in_circles
 from opd_probe.runs.stored import Measured
 from opd_probe.trace import Trace
 
@@ -20,10 +21,6 @@ METRICS = (
     "student_entropy", "teacher_entropy", "sampled_reward",
 )  # fmt: skip
 """What verdicts are made of, beside the quantities of rollouts."""
-
-TAIL = 64
-RUN = 4
-DISTINCT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +70,15 @@ def facts_of(traces: Sequence[Measured]) -> Facts:
 
 
 def repetition(trace: Trace) -> float:
-    """The share of a trace's responses of at least 64 states that end in repetition: of the runs of four tokens in
-    their last 64 fewer than half are distinct. NaN where no response is that long, or the tokens are not known."""
+    """The share of a trace's responses of at least 64 states that end in repetition, see
+    :func:`opd_probe.rollouts.repeats.goes_in_circles`; NaN where none is that long, or the tokens are not known."""
     offsets = trace.rollout_offsets
     long = np.flatnonzero(np.diff(offsets) >= TAIL)
     if not len(long):
         return float("nan")
     tails = _tails(trace, offsets[long + 1])
-    known = (tails >= 0).all(1)
-    if not known.any():
-        return float("nan")
-    runs = np.lib.stride_tricks.sliding_window_view(tails[known], RUN, axis=1)
-    distinct = np.array([len(np.unique(one, axis=0)) for one in runs]) / runs.shape[1]
-    return float((distinct < DISTINCT).mean())
+    known = tails[(tails >= 0).all(1)]
+    return float(np.mean([goes_in_circles(tail) for tail in known.tolist()])) if len(known) else float("nan")
 
 
 def _tails(trace: Trace, ends: Ints) -> Ints:

@@ -62,6 +62,14 @@ def test_from_checkpoints_the_same_traces_serve(call: Caller, out: Path) -> None
     assert made.rows == [row for row in stored if row["run"] == "good"]
 
 
+@pytest.mark.parametrize("k", ["0", "9999"])
+def test_a_k_that_traces_cannot_answer_for_is_one_line(call: Caller, out: Path, tmp_path: Path, k: str) -> None:
+    done = call("report", "--traces", out, "--k", k, "--out", tmp_path / "rep")
+    assert (done.code, len(done.errors)) == (2, 1)
+    assert k in done.errors[0]
+    assert not (tmp_path / "rep").exists()
+
+
 def test_nothing_to_report_is_one_line(call: Caller, tmp_path: Path) -> None:
     done = call("report", "--traces", tmp_path)
     assert (done.code, len(done.errors)) == (2, 1)
